@@ -1,0 +1,57 @@
+"""The errors of Entrogate, one class per boundary.
+
+    EntrogateError
+    ├── ConfigError          settings, policies, files named on the command line
+    ├── RequestError         the client's request cannot be served (4xx)
+    ├── UpstreamError        the model server failed
+    │   ├── UpstreamUnavailable   cannot be reached, or refuses (502/503)
+    │   ├── UpstreamTimeout       did not answer in time (504)
+    │   └── UpstreamProtocol      answered what we cannot read (502)
+    └── StoreError           the store cannot be read or written
+
+The pure core raises ``ValueError`` with what was wrong and what would be right. ``cli`` prints an
+EntrogateError as one line and exits with 1; ``serve`` maps it to OpenAI's error envelope in
+``wire.errors`` and nowhere else.
+"""
+
+from __future__ import annotations
+
+
+class EntrogateError(Exception):
+    """Base of all errors that a user may see; the message is meant for them."""
+
+
+class ConfigError(EntrogateError):
+    """Settings, a policy or a file named on the command line is unusable."""
+
+
+class RequestError(EntrogateError):
+    """The client's request cannot be served as it is."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+class UpstreamError(EntrogateError):
+    """The model server failed."""
+
+
+class UpstreamUnavailable(UpstreamError):
+    """The model server cannot be reached or refuses connections."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """The model server did not answer in time."""
+
+
+class UpstreamProtocol(UpstreamError):
+    """The model server answered something that is not what its API promises."""
+
+
+class StoreError(EntrogateError):
+    """The store cannot be read or written."""

@@ -1,0 +1,84 @@
+"""All settings, read once by the command line; every part receives its own branch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from entrogate.types import Mode
+
+
+class _Branch(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class UpstreamSettings(_Branch):
+    """The vLLM that serves the tokens. ``url`` has no ``/v1`` suffix."""
+
+    url: str | None = None
+    api_key: SecretStr | None = None
+    connect_timeout_seconds: float = Field(default=5.0, gt=0)
+    read_timeout_seconds: float = Field(default=600.0, gt=0)
+    max_connections: int = Field(default=1024, ge=1)
+    top_logprobs: int = Field(default=20, ge=1, le=1000)
+    tool_call_token: str = "<tool_call>"
+    reasoning_end_token: str = "</think>"
+
+
+class ManagedSettings(_Branch):
+    """A vLLM that Entrogate starts itself (``--model``)."""
+
+    model: str | None = None
+    served_model_name: str | None = None
+    port: int | None = Field(default=None, ge=1, le=65535)
+    tool_call_parser: str = "hermes"
+    reasoning_parser: str | None = "qwen3"
+    extra_args: tuple[str, ...] = ()
+    startup_timeout_seconds: float = Field(default=900.0, gt=0)
+    restart_limit: int = Field(default=5, ge=0)
+    log_file: Path | None = None
+
+
+class StoreSettings(_Branch):
+    """Where trajectories are kept. ``durability``: ``full`` survives a power cut, ``normal`` a
+    killed process, ``off`` acknowledges before the commit."""
+
+    url: str = "sqlite:///entrogate.db"
+    durability: Literal["full", "normal", "off"] = "normal"
+    commit_interval_seconds: float = Field(default=0.002, ge=0, le=1)
+    queue_limit: int = Field(default=10_000, ge=1)
+    head_cache: int = Field(default=20_000, ge=1)
+
+
+class GateSettings(_Branch):
+    """Which policy decides, and whether its decisions are carried out."""
+
+    policy: str = "observe"  # a bundled name or the path of a YAML file
+    mode: Mode | None = None  # overrides the policy's own mode
+    allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
+
+
+class ServeSettings(_Branch):
+    """The HTTP server itself."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8400, ge=0, le=65535)
+    body_limit_bytes: int = Field(default=32 * 2**20, ge=1024)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(BaseSettings):
+    """The tree. Sources, strongest first: command line, environment (``ENTROGATE_STORE__URL``)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ENTROGATE_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    upstream: UpstreamSettings = UpstreamSettings()
+    managed: ManagedSettings = ManagedSettings()
+    store: StoreSettings = StoreSettings()
+    gate: GateSettings = GateSettings()
+    serve: ServeSettings = ServeSettings()

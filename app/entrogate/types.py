@@ -1,0 +1,249 @@
+"""The values that pass between stages: frozen, slotted, keyword-only.
+
+Entropies are in nats, times in seconds since the epoch, token positions count the sampled tokens of
+one turn from 0. A missing value is ``None`` (``nan`` inside arrays), never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
+
+
+class Mode(StrEnum):
+    """What the gate may change: nothing, what the policy says, or that with logged randomness."""
+
+    OBSERVE = "observe"
+    ENFORCE = "enforce"
+    EXPLORE = "explore"
+
+
+class Action(StrEnum):
+    """What becomes of a tool call (see the vocabulary in docs/concepts.md)."""
+
+    ALLOW = "allow"
+    SUPPRESS = "suppress"
+    REPLAY = "replay"
+    FORCE = "force"
+
+
+class Estimator(StrEnum):
+    """How an entropy was obtained: over the whole vocabulary, or bounded from k log-probs."""
+
+    EXACT = "exact"
+    TOPK = "topk"
+
+
+class SpanKind(IntEnum):
+    """What a sampled token belongs to; the numbers are stored and exported, never renumber."""
+
+    REASONING = 0
+    CALL = 1
+    ANSWER = 2
+    RESULT = 3
+    PROMPT = 4
+    CONTROL = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Bounds of one number; equal for an exact estimator."""
+
+    lower: float
+    upper: float
+
+    @property
+    def midpoint(self) -> float:
+        return (self.lower + self.upper) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Sampled tokens [start, stop) of one kind."""
+
+    kind: SpanKind
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """What the engine said of the sampled tokens of one choice. Every array has length T.
+
+    ``logprobs`` are those of the sampled tokens under the raw distribution. ``margin`` is the gap
+    between the two largest log-probs; ``tail_mass`` the probability outside the k returned ones;
+    ``p_tool_call`` the probability of the tool-call token (``nan`` where it was not returned).
+    """
+
+    token_ids: IntArray
+    logprobs: FloatArray
+    entropy_lower: FloatArray
+    entropy_upper: FloatArray
+    margin: FloatArray
+    tail_mass: FloatArray
+    p_tool_call: FloatArray
+    estimator: Estimator
+    top_k: int | None
+
+    def __post_init__(self) -> None:
+        length = len(self.token_ids)
+        for name in ("logprobs", "entropy_lower", "entropy_upper", "margin", "tail_mass"):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name} has {len(getattr(self, name))} items, token_ids {length}")
+        if len(self.p_tool_call) != length:
+            raise ValueError(f"p_tool_call has {len(self.p_tool_call)} items, token_ids {length}")
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentStats:
+    """Statistics of the token entropies of one reasoning segment (r_k of the paper)."""
+
+    start: int
+    stop: int
+    n_tokens: int
+    estimator: Estimator
+    mean: Interval
+    max: Interval
+    tail_mean: Interval
+    last_window: Interval
+    margin_mean: float
+    margin_min: float
+    p_tool_call: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """Everything the gate may look at for one proposed call; stored with the decision.
+
+    ``segment`` is None when the turn has no usable segment (no tokens, or a capture gap).
+    ``draw`` is uniform on [0, 1): the only randomness a decision may use.
+    """
+
+    tool: str
+    segment: SegmentStats | None
+    capture_complete: bool
+    tool_choice: str  # auto | required | named | none
+    repeats: int  # identical earlier calls (name and canonical arguments) in the message history
+    replayable: bool  # one of them has its result in the history
+    calls_before: int  # calls in the message history
+    tool_calls_before: int  # of them, calls of this tool
+    parallel_calls: int  # calls proposed in this turn, this one included
+    replays_in_turn: int  # results already replayed in this turn
+    draw: float
+    arguments_valid: bool = True  # the arguments parse as a JSON object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the policy said of one call (`action`) and what was done (`applied`)."""
+
+    action: Action
+    applied: Action
+    reason: str  # bounded vocabulary, see gate/reasons
+    propensity: float  # probability of `applied` under the policy and mode
+    mode: Mode
+    policy_name: str
+    policy_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRecord:
+    """One tool call that the model proposed, with the decision on it."""
+
+    call_id: str  # minted by us; what the client sees
+    index: int
+    name: str
+    arguments: str  # as the model wrote them
+    features: Features
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """A result that the client brought back for one of our calls."""
+
+    call_id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyChange:
+    """Label of the call group between a parent turn and this one (paper.md: ΔH_k, I_k).
+
+    ``reduced`` and ``delta`` are None when unknown, and then ``null_reason`` says why
+    (short_segment, overlapping_bounds, incomplete_capture, missing_segment, no_call).
+    """
+
+    before: Interval | None
+    after: Interval | None
+    delta: Interval | None
+    delta_normalised: float | None
+    reduced: bool | None
+    null_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnHead:
+    """What linkage keeps of an earlier turn: enough to attach the next one to it."""
+
+    turn_id: str
+    trajectory_id: str
+    turn_index: int
+    branch_index: int
+    n_messages: int  # messages of the request plus the response: where the next delta starts
+    sequence_length: int  # prompt + sampled tokens
+    sequence_hash: bytes  # blake2b-128 of their int32 bytes
+    segment: SegmentStats | None
+    capture_complete: bool
+    has_calls: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRecord:
+    """One assistant response as it is stored; arrays are parallel to ``capture.token_ids``."""
+
+    turn_id: str
+    trajectory_id: str
+    task_id: str | None
+    parent: TurnHead | None
+    request_id: str
+    response_id: str
+    choice_index: int
+    created_at: float
+    duration_seconds: float
+    model: str
+    new_messages: bytes  # JSON list: request messages after the parent's (all when no parent)
+    n_messages: int  # messages of the request, this response included
+    tools: bytes | None  # JSON as the client sent it
+    params: bytes  # JSON of every other request field
+    response: bytes  # JSON of the assistant message as the client received it
+    finish_reason: str | None
+    prompt_token_ids: IntArray
+    capture: Capture
+    spans: tuple[Span, ...]
+    segment: SegmentStats | None
+    altered: tuple[tuple[int, int], ...]  # token ranges whose distribution the gate changed
+    capture_gap: str | None  # why the capture is incomplete; None when it is complete
+    wasted_tokens: int  # sampled for suppressed calls and thrown away
+    calls: tuple[CallRecord, ...]
+    results: tuple[ToolResult, ...]
+    change: EntropyChange | None
+    fingerprint: bytes  # of the message history including the response, for linkage
+    sequence_hash: bytes
+    replayed: bool = False  # an internal turn: its call was replayed, the client never saw it
+    weight_version: str = ""
+    metadata: dict[str, str] | None = None
+    error: str | None = None  # the turn broke off: the upstream failed or the client went away
+
+    @property
+    def complete(self) -> bool:
+        return self.capture_gap is None
