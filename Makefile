@@ -1,0 +1,45 @@
+# Every target sets up .venv by itself; a second run finds it ready.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help demo test lint check bench format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  ARGS="…" is passed on, e.g. make demo ARGS="--tasks 50"'
+
+demo: $(STAMP) ## Run agents through a real vLLM with the gate off and on; writes demo-report/
+	@$(BIN)/entrogate demo $(ARGS)
+
+test: $(STAMP) ## Run all tests: unit, integration, and e2e on a real vLLM
+	@$(BIN)/pytest --durations=15 $(ARGS)
+
+lint: $(STAMP) ## Style, types and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports
+
+check: lint test ## lint, then test
+
+bench: $(STAMP) ## Measure the gateway's overhead against a scripted upstream
+	@$(BIN)/entrogate bench overhead $(ARGS)
+
+format: $(STAMP) ## Rewrite the sources as ruff likes them
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Remove everything that make created
+	rm -rf $(VENV) demo-report dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml scripts/setup-venv
+	@PYTHON="$(PYTHON)" scripts/setup-venv $(VENV)

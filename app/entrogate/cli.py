@@ -1,0 +1,137 @@
+"""The ``entrogate`` command: sub-commands are imported when they are called.
+
+The table below carries the one-line helps, so that ``entrogate --help`` imports none of them and
+the base install needs none of the extras. Exit codes: 0 done, 1 an error (one line on stderr),
+2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from entrogate import __version__
+from entrogate.errors import EntrogateError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lazy:
+    """Where a command lives (``module:attribute``), its help, and commands of other modules that
+    are to appear inside it."""
+
+    target: str
+    help: str
+    children: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def load(self) -> click.Command:
+        command = _attribute(self.target)
+        for name, target in self.children.items():
+            if not isinstance(command, click.Group):
+                raise TypeError(f"{self.target} must be a click group to hold `{name}`")
+            command.add_command(_attribute(target), name)
+        return command
+
+
+COMMANDS: Mapping[str, _Lazy] = {
+    "serve": _Lazy(
+        target="entrogate.serve.cli:serve",
+        help="Serve the OpenAI API in front of a vLLM (--upstream) or a model (--model).",
+    ),
+    "demo": _Lazy(
+        target="entrogate.almanac.demo:demo",
+        help="Show the gate at work on the bundled model, with a report.",
+    ),
+    "almanac": _Lazy(
+        target="entrogate.almanac.cli:almanac",
+        help="The bundled model: build it, ask it, evaluate an agent on it.",
+    ),
+    "policy": _Lazy(
+        target="entrogate.gate.cli:policy",
+        help="Check a policy file, or replay one over the store.",
+        children={"replay": "entrogate.store.cli:replay"},
+    ),
+    "trajectories": _Lazy(
+        target="entrogate.store.cli:trajectories",
+        help="List and show recorded trajectories.",
+    ),
+    "bench": _Lazy(
+        target="entrogate.bench.cli:bench",
+        help="Measure the gateway's overhead and the gate's decisions.",
+    ),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose sub-commands come from a table of import paths."""
+
+    def __init__(self, *, table: Mapping[str, _Lazy], **attributes: object) -> None:
+        super().__init__(**attributes)  # pyright: ignore[reportArgumentType]
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        lazy = self._table.get(cmd_name)
+        return None if lazy is None else lazy.load()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.help) for name, lazy in self._table.items()])
+
+
+def command_line(table: Mapping[str, _Lazy] = COMMANDS) -> click.Group:
+    """The root command over a table of sub-commands."""
+    group = _LazyGroup(
+        table=table,
+        name="entrogate",
+        help="Entropy-gated tool use: an OpenAI-compatible server in front of vLLM.",
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    return click.version_option(__version__, prog_name="entrogate")(group)
+
+
+def run(arguments: Sequence[str], root: click.Group | None = None) -> int:
+    """Run one command line and return its exit code; errors meant for the user become one line."""
+    root = command_line() if root is None else root
+    try:
+        # Without standalone mode click returns the code of ctx.exit(), else the command's value.
+        code = root.main(args=list(arguments), prog_name="entrogate", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show(file=sys.stdout)
+        return 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except EntrogateError as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _attribute(target: str) -> click.Command:
+    module_name, _, attribute = target.partition(":")
+    command: object = getattr(import_module(module_name), attribute)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{target} is not a click command")
+    return command
