@@ -1,0 +1,1 @@
+"""Where tokens come from: vLLM over HTTP, a managed vLLM process, resuming a turn."""

@@ -1,0 +1,1 @@
+"""HTTP bodies in and out: OpenAI's schemas as vLLM speaks them, server-sent events, errors."""

@@ -1,0 +1,145 @@
+"""What the upstream can do: asked once, before the first turn is captured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import orjson
+
+from entrogate.errors import UpstreamProtocol
+from entrogate.settings import UpstreamSettings
+from entrogate.upstream.client import UpstreamClient
+
+# Upper bounds grow with ln V: where the size is not known, a size that no common model exceeds.
+LARGEST_VOCABULARY = 262_144
+_CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "</s>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """Of one served model. A token id is None when its text is not a single token."""
+
+    model: str
+    max_model_len: int | None
+    top_logprobs: int  # 0: the server returns no log-probs, nothing can be captured
+    token_ids: bool
+    tool_call_token_id: int | None
+    tool_call_end_token_id: int | None
+    reasoning_start_token_id: int | None
+    reasoning_end_token_id: int | None
+    control_token_ids: frozenset[int]
+    vocab_size: int
+
+    @property
+    def capture(self) -> bool:
+        return self.top_logprobs > 0 and self.token_ids
+
+    def problems(self) -> tuple[str, ...]:
+        """What does not work with this upstream, one sentence each."""
+        found: list[str] = []
+        if not self.token_ids:
+            found.append("the upstream returns no token ids: turns cannot be captured")
+        if self.top_logprobs == 0:
+            found.append("the upstream returns no log-probs: entropy cannot be measured")
+        if self.tool_call_token_id is None:
+            found.append("the tool-call marker is not one token: calls cannot be suppressed")
+        return tuple(found)
+
+
+async def ask_capabilities(
+    client: UpstreamClient, settings: UpstreamSettings, *, vocab_size: int | None = None
+) -> Capabilities:
+    """Ask the server for its models, its log-prob cap and the ids of the marker tokens.
+
+    Raises UpstreamUnavailable when it cannot be reached and UpstreamProtocol when it does not
+    speak vLLM's API.
+    """
+    model = await _first_model(client)
+    top_logprobs, token_ids = await _probe_logprobs(client, model["id"], settings.top_logprobs)
+    opening = settings.tool_call_token
+    reasoning_end = settings.reasoning_end_token
+    ids = {
+        text: await _token_id(client, model["id"], text)
+        for text in {
+            opening,
+            opening.replace("<", "</", 1),
+            reasoning_end,
+            reasoning_end.replace("</", "<", 1),
+            *_CONTROL,
+        }
+    }
+    return Capabilities(
+        model=model["id"],
+        max_model_len=model.get("max_model_len"),
+        top_logprobs=top_logprobs,
+        token_ids=token_ids,
+        tool_call_token_id=ids[opening],
+        tool_call_end_token_id=ids[opening.replace("<", "</", 1)],
+        reasoning_start_token_id=ids[reasoning_end.replace("</", "<", 1)],
+        reasoning_end_token_id=ids[reasoning_end],
+        control_token_ids=frozenset(i for t in _CONTROL if (i := ids[t]) is not None),
+        vocab_size=vocab_size or LARGEST_VOCABULARY,
+    )
+
+
+def without_capture(capabilities: Capabilities) -> Capabilities:
+    """The same upstream when its log-probs turn out to be unusable."""
+    return replace(capabilities, top_logprobs=0)
+
+
+async def _first_model(client: UpstreamClient) -> dict[str, Any]:
+    status, body = await _call(client, "GET", "/v1/models", None)
+    models = body.get("data") if status == 200 else None
+    if not isinstance(models, list) or not models:
+        raise UpstreamProtocol(
+            f"{client.base_url}/v1/models answered {status} and no list of models:"
+            " is this a vLLM server, and is the API key right?"
+        )
+    return cast("dict[str, Any]", models[0])
+
+
+async def _probe_logprobs(client: UpstreamClient, model: str, wished: int) -> tuple[int, bool]:
+    """The largest k up to ``wished`` that the server grants, and whether it returns token ids."""
+    for top in dict.fromkeys((wished, min(wished, 20), min(wished, 5), 1)):
+        request = {
+            "model": model,
+            "prompt": "a",
+            "max_tokens": 1,
+            "logprobs": top,
+            "return_token_ids": True,
+            "temperature": 0,
+        }
+        status, body = await _call(client, "POST", "/v1/completions", request)
+        if status == 200:
+            choice = body["choices"][0]
+            return (top if choice.get("logprobs") else 0), bool(choice.get("token_ids"))
+        if status != 400:
+            raise UpstreamProtocol(f"{client.base_url}/v1/completions answered {status}")
+    return 0, False
+
+
+async def _token_id(client: UpstreamClient, model: str, text: str) -> int | None:
+    request = {"model": model, "prompt": text, "add_special_tokens": False}
+    status, body = await _call(client, "POST", "/tokenize", request)
+    tokens = body.get("tokens") if status == 200 else None
+    return tokens[0] if isinstance(tokens, list) and len(tokens) == 1 else None  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+async def _call(
+    client: UpstreamClient, method: str, path: str, request: dict[str, Any] | None
+) -> tuple[int, dict[str, Any]]:
+    payload = None if request is None else orjson.dumps(request)
+    async with client.request(method, path, body=payload) as response:
+        raw = await response.read()
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            body = None
+        if not isinstance(body, dict):
+            if response.status == 200:
+                raise UpstreamProtocol(f"{client.base_url}{path} did not answer with JSON")
+            body = {}
+        return response.status, cast("dict[str, Any]", body)
+
+

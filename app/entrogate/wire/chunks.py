@@ -1,0 +1,135 @@
+"""What we read of vLLM's answers: only the fields we need, decoded by msgspec.
+
+Unknown fields are skipped without being built. Sources: vLLM 0.32
+``entrypoints/openai/chat_completion/protocol.py`` and ``completion/protocol.py``.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class TopLogprob(msgspec.Struct, gc=False):
+    token: str
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, gc=False):
+    logprob: float = -9999.0
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[TokenLogprob] | None = None
+
+
+class FunctionPart(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallPart(msgspec.Struct):
+    """A whole tool call of a body, or a piece of one in a stream."""
+
+    index: int = 0
+    id: str | None = None
+    function: FunctionPart | None = None
+
+
+class Message(msgspec.Struct):
+    """An assistant message, or the delta of one."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallPart] | None = None
+
+    @property
+    def thought(self) -> str | None:
+        """The reasoning text under either of the names vLLM has used."""
+        return self.reasoning if self.reasoning is not None else self.reasoning_content
+
+    @property
+    def empty(self) -> bool:
+        return not (
+            self.role is not None
+            or self.content is not None
+            or self.thought is not None
+            or self.tool_calls
+        )
+
+
+class Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = None
+
+
+class ChunkChoice(msgspec.Struct):
+    index: int
+    delta: Message
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class Chunk(msgspec.Struct):
+    """One event of a streamed chat completion."""
+
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    choices: list[ChunkChoice] = []
+    usage: Usage | None = None
+    system_fingerprint: str | None = None
+    prompt_token_ids: list[int] | None = None
+    error: msgspec.Raw | None = None
+
+
+class BodyChoice(msgspec.Struct):
+    index: int
+    message: Message
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class Body(msgspec.Struct):
+    """A chat completion that was not streamed."""
+
+    choices: list[BodyChoice]
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Parallel lists over the tokens; ``top_logprobs`` maps a token's text to its log-prob."""
+
+    token_logprobs: list[float | None] = []
+    tokens: list[str] = []
+    top_logprobs: list[dict[str, float] | None] = []
+
+
+class CompletionChoice(msgspec.Struct):
+    text: str
+    index: int = 0
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+
+
+class Completion(msgspec.Struct):
+    """A text completion, or one event of a streamed one."""
+
+    choices: list[CompletionChoice] = []
+    usage: Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+decode_body = msgspec.json.Decoder(Body).decode
+decode_completion = msgspec.json.Decoder(Completion).decode

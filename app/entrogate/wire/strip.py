@@ -1,0 +1,79 @@
+"""Takes out of an answer what we asked for and the client did not, leaving every other byte.
+
+The cuts are made on the bytes: inside a JSON string every quote is escaped, so a key with its
+two bare quotes can only be a key. What cannot be cut (a client that wants fewer log-probs than we
+asked for) is parsed and written anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the client itself asked for."""
+
+    logprobs: bool
+    top_logprobs: int
+    token_ids: bool
+    usage: bool  # the usage event of a stream
+    reasoning: bool
+
+    @property
+    def metadata(self) -> bool:
+        """Does the client want anything that keeps an otherwise empty event alive?"""
+        return self.logprobs or self.token_ids
+
+
+def strip_event(event: bytes, wanted: Wanted) -> bytes:
+    """Strip one streamed event; ``event`` is the whole of it, blank line included."""
+    if wanted.logprobs and b'"logprobs":{' in event:
+        payload = orjson.loads(event[len(b"data:") :])
+        _trim_logprobs(payload, wanted.top_logprobs)
+        event = b"data: " + orjson.dumps(payload) + b"\n\n"
+    return _null_injected(event, wanted)
+
+
+def strip_body(body: bytes, wanted: Wanted) -> bytes:
+    """Strip a chat completion that was not streamed."""
+    if wanted.logprobs or not wanted.reasoning:
+        answer = orjson.loads(body)
+        _trim_logprobs(answer, wanted.top_logprobs)
+        if not wanted.reasoning:
+            for choice in answer["choices"]:
+                choice["message"]["reasoning"] = None
+        body = orjson.dumps(answer)
+    return _null_injected(body, wanted)
+
+
+def _null_injected(data: bytes, wanted: Wanted) -> bytes:
+    if not wanted.logprobs:
+        data = _null(data, b'"logprobs":{', b',"finish_reason":', closing_length=0)
+    if not wanted.token_ids:
+        data = _null(data, b'"token_ids":[', b"]", closing_length=1)
+        data = _null(data, b'"prompt_token_ids":[', b"]", closing_length=1)
+    return data
+
+
+def _null(data: bytes, opening: bytes, closing: bytes, *, closing_length: int) -> bytes:
+    """Replace every value from the last byte of ``opening`` to ``closing`` with null."""
+    start = data.find(opening)
+    while start >= 0:
+        value = start + len(opening) - 1
+        stop = data.index(closing, value) + closing_length
+        data = data[:value] + b"null" + data[stop:]
+        start = data.find(opening, value)
+    return data
+
+
+def _trim_logprobs(payload: dict[str, Any], top_logprobs: int) -> None:
+    """Keep the first ``top_logprobs`` alternatives, as vLLM does (all for -1)."""
+    if top_logprobs < 0:
+        return
+    for choice in payload["choices"]:
+        for token in (choice.get("logprobs") or {}).get("content") or ():
+            del token["top_logprobs"][top_logprobs:]
