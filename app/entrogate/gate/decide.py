@@ -1,0 +1,110 @@
+"""The decision on one turn's calls: rules, mode and the probability of what is done.
+
+The calls of a turn stand or fall together, because the server can only resume the turn before all of
+them: they are suppressed if the rules suppress every one, replayed if they replay every one, and else
+all go through. So a turn has one outcome, and each of its calls the same `applied` and propensity.
+
+Randomness comes from the first call's ``draw`` alone, through two independent numbers made from it by a
+hash: one for the statistic `uniform`, one for mode `explore`. The propensity is exact: the outcome is a
+step function of the first number, whose steps are the thresholds, and is summed over its steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from entrogate.gate.reasons import FAIL_OPEN, UNTOUCHABLE, Reason
+from entrogate.gate.rules import propose
+from entrogate.gate.schema import Policy, Statistic
+from entrogate.types import Action, Decision, Features, Mode
+
+
+def decide_turn(policy: Policy, mode: Mode, features: Sequence[Features]) -> tuple[Decision, ...]:
+    """One decision for each call of a turn, in order.
+
+    A pure function: the same policy, mode and features give the same decisions, so that stored ones
+    can be replayed. ``mode`` is the one in force, which may differ from the policy's own.
+    """
+    if not features:
+        return ()
+    turn = _outcome(policy, features, sub_draw(features[0].draw, "uniform"))
+    applied = _applied(policy, mode, turn, sub_draw(features[0].draw, "explore"))
+    propensity = _propensity(policy, mode, features, applied)
+    return tuple(
+        Decision(
+            action=turn.action,
+            applied=applied,
+            reason=reason,
+            propensity=propensity,
+            mode=mode,
+            policy_name=policy.name,
+            policy_version=policy.version,
+        )
+        for reason in turn.reasons
+    )
+
+
+def sub_draw(draw: float, label: str) -> float:
+    """A number in [0, 1) that depends on ``draw`` and ``label`` only; apart for different labels."""
+    digest = hashlib.blake2b(struct.pack("<d", draw) + label.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What the rules say of a turn; ``alternative`` is what exploring would do, if it may."""
+
+    action: Action
+    alternative: Action | None
+    reasons: tuple[Reason, ...]  # one per call
+
+
+def _outcome(policy: Policy, features: Sequence[Features], uniform: float) -> _Outcome:
+    proposals = [propose(policy, f, uniform) for f in features]
+    reasons = tuple(p.reason for p in proposals)
+    explorable = not any(r in UNTOUCHABLE | FAIL_OPEN for r in reasons)
+    if len({p.action for p in proposals}) > 1:
+        action, reasons = Action.ALLOW, (Reason.MIXED_TURN,) * len(reasons)
+    else:
+        action = proposals[0].action
+    if action is not Action.ALLOW:
+        return _Outcome(action=action, alternative=Action.ALLOW, reasons=reasons)
+    alternative = Action.SUPPRESS if explorable else None
+    return _Outcome(action=action, alternative=alternative, reasons=reasons)
+
+
+def _applied(policy: Policy, mode: Mode, turn: _Outcome, explore_draw: float) -> Action:
+    if mode is Mode.OBSERVE:
+        return Action.ALLOW
+    explores = mode is Mode.EXPLORE and explore_draw < policy.explore.epsilon
+    return turn.alternative if explores and turn.alternative is not None else turn.action
+
+
+def _propensity(policy: Policy, mode: Mode, features: Sequence[Features], applied: Action) -> float:
+    """Probability of ``applied`` over the draw."""
+    if mode is Mode.OBSERVE:
+        return 1.0
+    epsilon = policy.explore.epsilon if mode is Mode.EXPLORE else 0.0
+    steps = _steps(policy, features)
+    total = 0.0
+    for low, high in itertools.pairwise(steps):
+        turn = _outcome(policy, features, low)
+        flipped = epsilon if turn.alternative is not None else 0.0
+        if turn.action is applied:
+            total += (high - low) * (1.0 - flipped)
+        elif turn.alternative is applied:
+            total += (high - low) * flipped
+    return total
+
+
+def _steps(policy: Policy, features: Sequence[Features]) -> list[float]:
+    """Where the outcome may change as the number behind `uniform` goes from 0 to 1."""
+    if policy.signal.statistic is not Statistic.UNIFORM:
+        return [0.0, 1.0]
+    rules = [policy.rule(f.tool) for f in features]
+    inner = {r.threshold for r in rules if r is not None and r.threshold is not None}
+    return sorted({0.0, 1.0} | {t for t in inner if 0.0 < t < 1.0})

@@ -1,0 +1,33 @@
+"""Why the gate decided as it did: the whole vocabulary, stored and used as a metric label."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """One word per rule, in the order in which the rules are tried."""
+
+    NOT_NAMED = "not_named"  # the policy does not name the tool
+    SIDE_EFFECTS = "side_effects"  # the policy says that the tool must never be gated
+    TOOL_CHOICE = "tool_choice"  # the client demands a call
+    TRAJECTORY_BUDGET = "trajectory_budget"  # calls_per_trajectory used up
+    TOOL_BUDGET = "tool_budget"  # max_calls of the tool used up
+    CERTAIN = "certain"  # the signal says that the model knows without the tool
+    RANDOM = "random"  # statistic `uniform`: suppressed by the draw
+    REPEAT = "repeat"  # an identical earlier call
+    REPLAY_LIMIT = "replay_limit"  # a repeat, after enough replays in this turn
+    RESULT_MISSING = "result_missing"  # a repeat to replay, but its result is not in the history
+    CAPTURE_GAP = "capture_gap"  # the signal cannot be trusted: fail open
+    NO_SEGMENT = "no_segment"  # no token of reasoning: fail open
+    SHORT_SEGMENT = "short_segment"  # fewer than min_tokens: fail open
+    NO_VALUE = "no_value"  # the statistic is unknown for this segment: fail open
+    UNCERTAIN = "uncertain"  # the signal says that the call is worth making
+    NO_RULE = "no_rule"  # no rule of this tool applies
+    MIXED_TURN = "mixed_turn"  # parallel calls with different answers: all go through
+
+
+FAIL_OPEN = frozenset(
+    {Reason.CAPTURE_GAP, Reason.NO_SEGMENT, Reason.SHORT_SEGMENT, Reason.NO_VALUE}
+)
+UNTOUCHABLE = frozenset({Reason.NOT_NAMED, Reason.SIDE_EFFECTS, Reason.TOOL_CHOICE})

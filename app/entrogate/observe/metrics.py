@@ -1,0 +1,164 @@
+"""What Prometheus sees, all with the prefix ``entrogate_``; no label that grows without a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+
+from entrogate.observe.labels import BoundedLabel
+from entrogate.types import CallRecord, Mode, TurnRecord
+
+MAX_TOOLS = 64
+MAX_KINDS = 64
+_ENTROPY_NATS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+_CHANGE_NATS = (-5.0, -3.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0)
+_FAST_SECONDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+_SIGN = {True: "reduced", False: "raised", None: "unknown"}
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._tool = BoundedLabel(MAX_TOOLS)
+        self._route = BoundedLabel(MAX_KINDS)
+        self._kind = BoundedLabel(MAX_KINDS)
+        self._gap = BoundedLabel(MAX_KINDS)
+        self._turn_metrics()
+        self._server_metrics()
+
+    def _turn_metrics(self) -> None:
+        self._turns = self._counter("turns", "Assistant turns recorded.", "mode")
+        self._calls = self._counter(
+            "tool_calls", "Tool calls proposed, by what was done.", "tool", "decision", "reason"
+        )
+        self._gaps = self._counter(
+            "capture_gaps", "Turns whose tokens or log-probs are incomplete.", "reason"
+        )
+        self._null_labels = self._counter(
+            "null_labels", "Calls whose entropy change has an unknown sign.", "reason"
+        )
+        self._suppressed_tokens = self._counter(
+            "suppressed_tokens", "Tokens sampled for suppressed calls and thrown away."
+        )
+        self._replays = self._counter(
+            "replayed_turns", "Turns that ended in a replay and that no client saw."
+        )
+        self._segment = self._histogram(
+            "segment_entropy_nats", "Mean token entropy of a segment.", _ENTROPY_NATS, "estimator"
+        )
+        self._change = self._histogram(
+            "entropy_change_nats", "Entropy change brought by a call.", _CHANGE_NATS, "sign"
+        )
+
+    def _server_metrics(self) -> None:
+        self._gate_seconds = self._histogram(
+            "gate_overhead_seconds", "Time of one turn's decision.", _FAST_SECONDS
+        )
+        self._gateway_seconds = self._histogram(
+            "gateway_overhead_seconds", "Time added to the first token.", _FAST_SECONDS
+        )
+        self._commit_seconds = self._histogram(
+            "store_commit_seconds", "Time of one group commit.", _FAST_SECONDS
+        )
+        self._requests = self._counter("requests", "Requests answered.", "route", "status")
+        self._upstream_errors = self._counter(
+            "upstream_errors", "Failures of the model server.", "kind"
+        )
+        self._store_errors = self._counter(
+            "store_errors", "Records that could not be kept.", "kind"
+        )
+        self._gate_faults = self._counter("gate_faults", "Faults in the gate; calls went through.")
+        self._in_flight = self._gauge("requests_in_flight", "Requests being answered.", "route")
+        self._queue = self._gauge("store_queue_depth", "Turns that wait for their commit.")
+
+    def record_turn(self, record: TurnRecord, *, mode: Mode) -> None:
+        """Count a turn and everything in it, once, when it is recorded."""
+        self._turns.labels(mode.value).inc()
+        for call in record.calls:
+            self._record_call(call)
+        if record.capture_gap is not None:
+            self._gaps.labels(self._gap(record.capture_gap)).inc()
+        if record.wasted_tokens:
+            self._suppressed_tokens.inc(record.wasted_tokens)
+        if record.replayed:
+            self._replays.inc()
+        if record.segment is not None:
+            estimator = record.segment.estimator.value
+            self._segment.labels(estimator).observe(record.segment.mean.midpoint)
+        if record.change is not None:
+            if record.change.delta is not None:
+                sign = _SIGN[record.change.reduced]
+                self._change.labels(sign).observe(record.change.delta.midpoint)
+            if record.change.null_reason is not None:
+                self._null_labels.labels(record.change.null_reason).inc()
+
+    def _record_call(self, call: CallRecord) -> None:
+        decision = call.decision
+        self._calls.labels(self._tool(call.name), decision.applied.value, decision.reason).inc()
+
+    def record_request(self, route: str, status: int) -> None:
+        """One answered request; ``route`` is the route's pattern, not the path."""
+        self._requests.labels(self._route(route), str(status)).inc()
+
+    @contextmanager
+    def in_flight(self, route: str) -> Iterator[None]:
+        """Count a request as in flight while the block runs."""
+        gauge = self._in_flight.labels(self._route(route))
+        gauge.inc()
+        try:
+            yield
+        finally:
+            gauge.dec()
+
+    def record_upstream_error(self, kind: str) -> None:
+        """One failure of the model server: unavailable, timeout, protocol, …"""
+        self._upstream_errors.labels(self._kind(kind)).inc()
+
+    def record_store_error(self, kind: str, count: int = 1) -> None:
+        """``count`` records that could not be kept."""
+        self._store_errors.labels(self._kind(kind)).inc(count)
+
+    def record_gate_fault(self) -> None:
+        """One fault inside the gate: the call went through."""
+        self._gate_faults.inc()
+
+    def observe_gate(self, seconds: float) -> None:
+        """Time that one turn's decision took."""
+        self._gate_seconds.observe(seconds)
+
+    def observe_gateway(self, seconds: float) -> None:
+        """Time that the gateway added to the first token of a request."""
+        self._gateway_seconds.observe(seconds)
+
+    def observe_commit(self, seconds: float) -> None:
+        """Time that one group commit took."""
+        self._commit_seconds.observe(seconds)
+
+    def set_store_queue(self, depth: int) -> None:
+        """Turns that wait for their commit now."""
+        self._queue.set(depth)
+
+    def watch_store_queue(self, depth: Callable[[], int]) -> None:
+        """Read the depth of the queue whenever Prometheus asks."""
+        self._queue.set_function(depth)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The body and the content type of ``/metrics`` for the request's ``Accept`` header."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"entrogate_{name}_total", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"entrogate_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(f"entrogate_{name}", text, labels, buckets=buckets, registry=self.registry)
