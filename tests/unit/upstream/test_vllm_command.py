@@ -1,0 +1,96 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from entrogate.errors import ConfigError
+from entrogate.settings import ManagedSettings
+from entrogate.upstream import vllm_command
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 4096}))
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    return folder
+
+
+def test_command_line_on_cpu(model: Path) -> None:
+    settings = ManagedSettings(
+        model=str(model), served_model_name="almanac", extra_args=("--max-model-len", "2048")
+    )
+    assert vllm_command.command_line(settings, port=8123, cpu=True) == [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(model), "--host", "127.0.0.1", "--port", "8123",
+        "--served-model-name", "almanac",
+        "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+        "--reasoning-parser", "qwen3", "--enforce-eager", "--max-num-seqs", "32",
+        "--max-model-len", "2048",
+    ]  # fmt: skip
+
+
+def test_command_line_on_gpu_leaves_the_engine_its_defaults() -> None:
+    settings = ManagedSettings(model="org/name", reasoning_parser=None)
+    command = vllm_command.command_line(settings, port=1, cpu=False)
+    assert "--enforce-eager" not in command
+    assert "--reasoning-parser" not in command
+    assert command[command.index("--model") + 1] == "org/name"
+
+
+def test_environment_never_overrides_the_users(model: Path) -> None:
+    base = {"VLLM_CPU_KVCACHE_SPACE": "7", "PATH": "/bin"}
+    made = vllm_command.environment(base, model=str(model), cpu=True)
+    assert made["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert made["HF_HUB_OFFLINE"] == "1"
+    assert made["PATH"] == "/bin"
+
+
+def test_environment_bounds_the_kv_cache_on_cpu_only(model: Path) -> None:
+    assert vllm_command.environment({}, model=str(model), cpu=True)["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    big = vllm_command.environment({}, model="org/name", cpu=True)
+    assert big["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert "HF_HUB_OFFLINE" not in big
+    assert "VLLM_CPU_KVCACHE_SPACE" not in vllm_command.environment({}, model=str(model), cpu=False)
+
+
+def test_check_model_accepts_a_folder_and_a_hub_name(model: Path) -> None:
+    vllm_command.check_model(str(model))
+    vllm_command.check_model("Qwen/Qwen3-8B")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"), [("config.json", "no config.json"), ("model.safetensors", "no weights")]
+)
+def test_check_model_refuses_an_incomplete_folder(model: Path, missing: str, message: str) -> None:
+    (model / missing).unlink()
+    with pytest.raises(ConfigError, match=message):
+        vllm_command.check_model(str(model))
+
+
+def test_check_model_refuses_a_missing_path_and_a_file(model: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        vllm_command.check_model("/no/such/folder")
+    with pytest.raises(ConfigError, match="is a file"):
+        vllm_command.check_model(str(model / "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [({"vocab_size": 7}, 7), ({"text_config": {"vocab_size": 9}}, 9), ({"vocab_size": "x"}, None)],
+)
+def test_vocabulary_size(model: Path, config: dict[str, object], size: int | None) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+    assert vllm_command.vocabulary_size(str(model)) == size
+
+
+def test_vocabulary_size_of_an_uncached_hub_model_is_unknown() -> None:
+    assert vllm_command.vocabulary_size("no-such-org/no-such-model") is None
+
+
+def test_a_config_that_is_not_json_is_a_config_error(model: Path) -> None:
+    (model / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        vllm_command.vocabulary_size(str(model))
