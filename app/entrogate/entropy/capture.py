@@ -1,4 +1,4 @@
-"""Collects what the engine says of each sampled token; the arithmetic waits until it is asked for."""
+"""Collects what the engine says of each sampled token; works it out only when asked."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class CaptureBuilder:
         columns = np.full((4, len(self)), np.nan)
         for count in np.unique(counts):
             rows = np.flatnonzero(counts == count)
-            at = (ends[rows] - count)[:, None] + np.arange(count)
+            first = ends[rows] - count
+            at: NDArray[np.int64] = first[:, None] + np.arange(count, dtype=np.int64)
             part = topk_bounds(values[at], logprobs[rows], self.vocab_size)
             columns[:, rows] = part.lower, part.upper, part.margin, part.tail_mass
         lower, upper, margin, tail_mass = columns

@@ -1,31 +1,32 @@
 r"""Bounds of the entropy of a token from the largest log-probabilities (paper.md, trap 4).
 
 Let K be the tokens whose probability p_v is known (the k returned ones and, if it is none of them,
-the sampled token), V the vocabulary, m = V - |K| and q = 1 - Σ_K p_v the mass of the tail. Then
-H = H_K + H_tail with H_K = -Σ_K p ln p known exactly, and of the tail we know its mass q, its size m
-and, because the k tokens are the *most likely* ones, that no tail token has more than c, the smallest
-of their probabilities.
+the sampled token), V the vocabulary, m = V - |K| and q = 1 - Σ_K p_v the mass of the tail. Then H =
+H_K + H_tail with H_K = -Σ_K p ln p known exactly, and of the tail we know its mass q, its size m
+and, because the k tokens are the *most likely* ones, that no tail token has more than c, the
+smallest of their probabilities.
 
 **Upper bound.** -Σ p ln p is concave, so with a fixed sum it is largest where all p are equal:
-H_tail <= q ln(m / q) = -q ln q + q ln m. Equal shares q / m respect the cap c (q <= m c holds for every
-real tail), so nothing smaller holds for all distributions.
+H_tail <= q ln(m / q) = -q ln q + q ln m. Equal shares q / m respect the cap c (q <= m c holds for
+every real tail), so nothing smaller holds for all distributions.
 
-**Lower bound.** A concave function over the polytope {0 <= p <= c, Σ p = q} is smallest at a vertex,
-where all p but one are 0 or c: n = floor(q / c) tokens have c and one has the rest r = q - n c. Hence
-H_tail >= -n c ln c - r ln r. This includes both simpler bounds: as r <= c it is at least -q ln c
-(from -Σ p ln p >= Σ p (-ln c)), and for q <= c it *is* -q ln q. It is attained, so nothing larger holds.
+**Lower bound.** A concave function over the polytope {0 <= p <= c, Σ p = q} is smallest at a
+vertex, where all p but one are 0 or c: n = floor(q / c) tokens have c and one has the rest r = q -
+n c. Hence H_tail >= -n c ln c - r ln r. This includes both simpler bounds: as r <= c it is at least
+-q ln c (from -Σ p ln p >= Σ p (-ln c)), and for q <= c it *is* -q ln q. It is attained, so nothing
+larger holds.
 
-**Which probabilities are among the largest.** vLLM lists the sampled token first and cuts the list to k, so
-a sampled token outside the top k displaces the k-th. Where the sampled token is the smallest of the
-list, the cap is therefore the second smallest value.
+**Which probabilities are among the largest.** vLLM lists the sampled token first and cuts the list
+to k, so a sampled token outside the top k displaces the k-th. Where the sampled token is the
+smallest of the list, the cap is therefore the second smallest value.
 
-**Rounding.** The log-probs are a float32 log-softmax printed as decimals. Against float64 of the same
-logits two errors matter, both in the normaliser Z: rounding, at most `_RELATIVE + V * _PER_TOKEN`
-(measured for V = 2,000 to 152,000: a quarter of it), and *lost mass*: an accumulator that holds the largest term drops every later term below
-2^-24 of it. With 4 parallel accumulators (the narrowest vector unit in use) that is at most a quarter
-of the tail and at most V/4 * 2^-24, and it only ever makes the known probabilities too large. The
-interval is widened by both. The cap c, whose relative error is tiny, bounds q again by m c, so a peaked
-token still gets a narrow interval.
+**Rounding.** The log-probs are a float32 log-softmax printed as decimals. Against float64 of the
+same logits two errors matter, both in the normaliser. Rounding: at most `_RELATIVE + V *
+_PER_TOKEN`, twice what was measured for V = 2,000 to 152,000. Lost mass: an accumulator that holds
+the largest term drops every later term below 2^-24 of it. With 4 parallel accumulators (the
+narrowest vector unit in use) that is at most a quarter of the tail and at most 2^-24 * V / 4, and
+it only ever makes the known probabilities too large. The interval is widened by both. As the
+relative error of the cap c is tiny, q <= m c still keeps the interval of a peaked token narrow.
 """
 
 from __future__ import annotations

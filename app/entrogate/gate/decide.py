@@ -1,12 +1,14 @@
 """The decision on one turn's calls: rules, mode and the probability of what is done.
 
-The calls of a turn stand or fall together, because the server can only resume the turn before all of
-them: they are suppressed if the rules suppress every one, replayed if they replay every one, and else
-all go through. So a turn has one outcome, and each of its calls the same `applied` and propensity.
+The calls of a turn stand or fall together, because the server can only resume the turn before all
+of them: they are suppressed if the rules suppress every one, replayed if they replay every one, and
+else all go through. So a turn has one outcome, and each of its calls the same `applied` and
+propensity.
 
-Randomness comes from the first call's ``draw`` alone, through two independent numbers made from it by a
-hash: one for the statistic `uniform`, one for mode `explore`. The propensity is exact: the outcome is a
-step function of the first number, whose steps are the thresholds, and is summed over its steps.
+Randomness comes from the first call's ``draw`` alone, through two independent numbers made from it
+by a hash: one for the statistic `uniform`, one for mode `explore`. The propensity is exact: the
+outcome is a step function of the first number, with steps at the thresholds, and is summed over
+its steps.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def decide_turn(policy: Policy, mode: Mode, features: Sequence[Features]) -> tup
 
 
 def sub_draw(draw: float, label: str) -> float:
-    """A number in [0, 1) that depends on ``draw`` and ``label`` only; apart for different labels."""
+    """A number in [0, 1) made from ``draw`` and ``label``; independent for different labels."""
     digest = hashlib.blake2b(struct.pack("<d", draw) + label.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 

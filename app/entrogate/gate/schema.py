@@ -159,7 +159,9 @@ class Policy(_Part):
 
     @field_validator("force", mode="after")
     @classmethod
-    def _force_needs_a_backend(cls, force: Force | None, info: ValidationInfo) -> Force | None:
+    def _force_needs_a_backend(
+        cls, force: Force | None, info: ValidationInfo[dict[str, bool] | None]
+    ) -> Force | None:
         if force is not None and not (info.context or {}).get("can_force"):
             raise PydanticCustomError(
                 "force",

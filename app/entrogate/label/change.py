@@ -22,8 +22,8 @@ def entropy_change(
 ) -> EntropyChange:
     """The label of the calls that stand between the turns with segments ``before`` and ``after``.
 
-    Parallel calls share it. ``has_calls``: the earlier turn called a tool. ``*_complete``: the capture of
-    that turn has no gap. H(r) is the mean token entropy in nats.
+    Parallel calls share it. ``has_calls``: the earlier turn called a tool. ``*_complete``: the
+    capture of that turn has no gap. H(r) is the mean token entropy in nats.
 
     The first of these reasons that holds makes the label null (never 0): no_call,
     incomplete_capture, missing_segment, short_segment (fewer than ``min_tokens``),

@@ -13,8 +13,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def squad_f1(answer: str, gold: str) -> float:
     """F1 of the two bags of words, in [0, 1].
 
-    Both are lower-cased, stripped of ASCII punctuation and English articles, and split at whitespace.
-    Where nothing is left of one of them, 1 if nothing is left of the other, else 0 (SQuAD 2.0).
+    Both are lower-cased, stripped of ASCII punctuation and English articles, and split at
+    whitespace. Where nothing is left of one of them: 1 if nothing is left of the other, else 0.
     """
     said, wanted = _words(answer), _words(gold)
     if not said or not wanted:

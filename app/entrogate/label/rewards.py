@@ -1,7 +1,7 @@
 """The sparse and the dense reward of a trajectory (paper.md: definitions and open points).
 
-A label is I_k of one group of calls: True (entropy fell), False, or None (unknown). Parallel calls are one
-group, so they count once; unknown ones leave both m and n.
+A label is I_k of one group of calls: True (entropy fell), False, or None (unknown). Parallel calls
+are one group, so they count once; unknown ones leave both m and n.
 """
 
 from __future__ import annotations

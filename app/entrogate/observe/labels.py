@@ -10,7 +10,7 @@ _LENGTH = 64
 
 
 class BoundedLabel:
-    """Passes the first ``limit`` distinct values, made harmless, and folds the rest into `other`."""
+    """Passes the first ``limit`` distinct values, made harmless; folds the rest into `other`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -106,7 +106,7 @@ class Metrics:
         self._requests.labels(self._route(route), str(status)).inc()
 
     @contextmanager
-    def in_flight(self, route: str) -> Iterator[None]:
+    def in_flight(self, route: str) -> Generator[None]:
         """Count a request as in flight while the block runs."""
         gauge = self._in_flight.labels(self._route(route))
         gauge.inc()

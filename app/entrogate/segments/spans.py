@@ -1,11 +1,13 @@
 """Which tokens of a turn are reasoning, and which only look like it.
 
-The marker tokens of the chat template cut a turn into spans. Nothing is decoded: a marker is one token
-id, so text that merely spells a marker cuts nothing. Whitespace belongs to the span it stands in.
+The marker tokens of the chat template cut a turn into spans. Nothing is decoded: a marker is one
+token id, so text that merely spells a marker cuts nothing. Whitespace belongs to the span it stands
+in.
 
 - CONTROL: the markers themselves, end-of-turn tokens, the stop token.
 - CALL: the tokens between the call markers (JSON, structured and of low entropy: paper.md, trap 1).
-  An unclosed call runs to the end of the turn. A call that opens inside reasoning ends the reasoning.
+  An unclosed call runs to the end of the turn. A call that opens inside reasoning ends the
+  reasoning.
 - REASONING: the tokens between the think markers; an unclosed one runs to the end of the turn. In a
   turn without any, the text before the first call: what the model said to itself before it called.
 - ANSWER: all other text.
@@ -49,9 +51,9 @@ def find_spans(
 ) -> tuple[Span, ...]:
     """The spans of one turn's sampled tokens: in order, without gaps, none empty.
 
-    ``stopped``: the engine ended the turn at a stop token, so the last id is CONTROL whatever it is.
-    ``starts_in_reasoning``: the prompt ended inside an open think marker. It need not be given for a
-    finished turn: a closing marker without an opening one says the same.
+    ``stopped``: the engine ended the turn at a stop token, so the last id is CONTROL whatever it
+    is. ``starts_in_reasoning``: the prompt ended inside an open think marker. It need not be given
+    for a finished turn: a closing marker without an opening one says the same.
     """
     ids = np.asarray(token_ids, dtype=np.int32)
     at = np.flatnonzero(np.isin(ids, np.array(sorted(markers.ids()), dtype=np.int32)))
@@ -64,7 +66,7 @@ def find_spans(
 
 
 def reasoning_ranges(spans: Sequence[Span]) -> tuple[tuple[int, int], ...]:
-    """[start, stop) of the tokens whose entropy is the segment's: the reasoning, else the answer."""
+    """[start, stop) of the tokens that make the segment: the reasoning, else the answer."""
     for kind in (SpanKind.REASONING, SpanKind.ANSWER):
         ranges = tuple((s.start, s.stop) for s in spans if s.kind is kind)
         if ranges:
@@ -106,7 +108,7 @@ def _cut(
             kind = SpanKind.REASONING
         elif marker == markers.call_open:
             kind = SpanKind.CALL
-        elif marker == markers.call_close or marker == markers.think_close:
+        elif marker in (markers.call_close, markers.think_close):
             kind = SpanKind.ANSWER
     yield Span(kind=kind, start=start, stop=length)
 
