@@ -1,0 +1,377 @@
+"""A scripted upstream over real sockets that speaks vLLM 0.32's dialect.
+
+``python -m entrogate.bench.upstream --port P`` or, in a test, ``ScriptedUpstream``. What it says is
+written in the request (see script.py), so one server serves every test, and the answers to equal
+bodies are rendered once. ``GET /_stats`` tells what it has seen, ``POST /_reset`` forgets it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
+
+from aiohttp import web
+
+from entrogate.bench import dialect
+from entrogate.bench.refusals import invalid_json, refusal
+from entrogate.bench.script import (
+    CALL,
+    CALL_END,
+    END,
+    START,
+    THINK,
+    THINK_END,
+    Choices,
+    Step,
+    Vocabulary,
+    choices_of,
+    generate,
+    parse_script,
+)
+
+_RENDERED_LIMIT = 512
+_MASK = -50.0  # a logit bias below this masks a token
+_HEADERS = {"Server": "uvicorn", "Vary": "Origin"}
+_SSE = {**_HEADERS, "Content-Type": "text/event-stream; charset=utf-8"}
+_GARBAGE = b"<html>not what you asked for</html>"
+
+
+@dataclass(slots=True)
+class Stats:
+    """What the upstream has seen since the last reset."""
+
+    requests: int = 0
+    open: int = 0
+    aborted: int = 0  # the client went away before the end of the answer
+    paths: Counter[str] = field(default_factory=Counter[str])
+    bodies: deque[bytes] = field(default_factory=lambda: deque[bytes](maxlen=256))
+
+    def as_dict(self) -> dict[str, Any]:
+        bodies = [json.loads(body) if body else None for body in self.bodies]
+        counts = {"requests": self.requests, "open": self.open, "aborted": self.aborted}
+        return counts | {"paths": dict(self.paths), "bodies": bodies}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """A rendered answer: events of a stream, or one body."""
+
+    parts: list[bytes]
+    step: Step
+    stream: bool
+
+
+class ScriptedUpstream:
+    """The server; ``url`` is known after ``start``. Leaving the context stops it."""
+
+    def __init__(
+        self, *, model: str = "scripted", max_model_len: int = 8192, api_key: str | None = None
+    ) -> None:
+        self.stats = Stats()
+        self.url = ""
+        self._model = model
+        self._max_model_len = max_model_len
+        self._api_key = api_key
+        self._vocabulary = Vocabulary()
+        self._rendered: dict[tuple[str, bytes], _Answer] = {}
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listen; port 0 takes a free one."""
+        app = web.Application(client_max_size=64 * 2**20)
+        app.router.add_post("/v1/chat/completions", self._generate)
+        app.router.add_post("/v1/completions", self._generate)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/version", self._version)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/detokenize", self._detokenize)
+        app.router.add_get("/_stats", self._stats)
+        app.router.add_post("/_reset", self._reset)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        bound = self._runner.addresses[0][1]
+        self.url = f"http://{host}:{bound}"
+
+    async def aclose(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        if refused := self._unauthorised(request):
+            return refused
+        self.stats.requests += 1
+        self.stats.paths[request.path] += 1
+        self.stats.bodies.append(raw)
+        answer = self._rendered.get((request.path, raw))
+        if answer is None:
+            answer = self._answer(request.path, raw)
+            if isinstance(answer, web.Response):
+                return answer
+            if len(self._rendered) >= _RENDERED_LIMIT:
+                self._rendered.pop(next(iter(self._rendered)))
+            self._rendered[request.path, raw] = answer
+        self.stats.open += 1
+        try:
+            return await _send(request, answer)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.stats.aborted += 1
+            raise
+        finally:
+            self.stats.open -= 1
+
+    def _unauthorised(self, request: web.Request) -> web.Response | None:
+        expected = self._api_key
+        if expected is None or request.headers.get("Authorization") == f"Bearer {expected}":
+            return None
+        return _json(dialect.compact({"error": "Unauthorized"}), 401)
+
+    def _answer(self, path: str, raw: bytes) -> _Answer | web.Response:
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            return _json(invalid_json(), 400)
+        chat = path.endswith("/chat/completions")
+        refused = refusal(
+            body,
+            chat=chat,
+            model=self._model,
+            max_model_len=self._max_model_len,
+            vocabulary=self._vocabulary.size,
+        )
+        if refused is not None:
+            return _json(refused.body, refused.status)
+        prompt = self._chat_prompt(body) if chat else self._plain_prompt(body)
+        choices, partial = _position(prompt)
+        masked = self._masked(body)
+        wish = dialect.Wish.of(body, chat=chat)
+        parse_calls = chat and bool(body.get("tools")) and body.get("tool_choice") != "none"
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        turns = [
+            generate(
+                choices[i % len(choices)],
+                self._vocabulary,
+                parse_calls=parse_calls,
+                masked=masked,
+                partial=partial,
+                limit=limit,
+            )
+            for i in range(body.get("n") or 1)
+        ]
+        step = turns[0].step
+        wish = _withhold(wish, step)
+        prompt_ids = self._vocabulary.encode(prompt)
+        renderer = dialect.Renderer(wish, self._vocabulary, model=self._model, prompt=prompt_ids)
+        if step.fault == "error":
+            kind = "BadRequestError" if step.status == 400 else "InternalServerError"
+            return _json(dialect.error_body("scripted error", kind, step.status), step.status)
+        if wish.stream:
+            events = renderer.chat_events(turns) if chat else renderer.completion_events(turns)
+            if step.fault == "lost_token":
+                del events[len(events) // 2]
+            return _Answer(parts=events, step=step, stream=True)
+        whole = renderer.chat_body(turns) if chat else renderer.completion_body(turns)
+        return _Answer(parts=[whole], step=step, stream=False)
+
+    def _masked(self, body: dict[str, Any]) -> bool:
+        bias = cast("dict[str, float]", body.get("logit_bias") or {})
+        call_id = str(self._vocabulary.id(CALL))
+        return bias.get(call_id, 0.0) < _MASK or CALL in (body.get("bad_words") or ())
+
+    def _chat_prompt(self, body: dict[str, Any]) -> str:
+        parts = [f"{START}system\n{json.dumps(t)}{END}\n" for t in body.get("tools") or ()]
+        parts += [_render_message(message) for message in body["messages"]]
+        if body.get("continue_final_message"):
+            return "".join(parts).removesuffix(f"{END}\n")
+        return "".join(parts) + f"{START}assistant\n"
+
+    def _plain_prompt(self, body: dict[str, Any]) -> str:
+        prompt = body["prompt"]
+        return prompt if isinstance(prompt, str) else self._vocabulary.decode(prompt)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if refused := self._unauthorised(request):
+            return refused
+        permission = {"id": "modelperm-b71fe5c9f8fe90f2", "object": "model_permission"}
+        permission |= {"created": 1795374377, "allow_create_engine": False, "allow_sampling": True}
+        permission |= {"allow_logprobs": True, "allow_search_indices": False, "allow_view": True}
+        permission |= {"allow_fine_tuning": False, "organization": "*", "group": None}
+        card = {"id": self._model, "object": "model", "created": 1795374377, "owned_by": "vllm"}
+        card |= {"root": self._model, "parent": None, "max_model_len": self._max_model_len}
+        card |= {"permission": [permission | {"is_blocking": False}]}
+        return _json(dialect.compact({"object": "list", "data": [card]}))
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(headers=_HEADERS)
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return _json(dialect.compact({"version": "0.32.0"}))
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        text = self._chat_prompt(body) if "messages" in body else body["prompt"]
+        tokens = self._vocabulary.encode(text)
+        answer = {"count": len(tokens), "max_model_len": self._max_model_len}
+        return _json(dialect.compact(answer | {"tokens": tokens, "token_strs": None}))
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        return _json(dialect.compact({"prompt": self._vocabulary.decode(body["tokens"])}))
+
+    async def _stats(self, _: web.Request) -> web.Response:
+        return _json(dialect.compact(self.stats.as_dict()))
+
+    async def _reset(self, _: web.Request) -> web.Response:
+        self.stats = Stats(open=self.stats.open)
+        return _json(b"{}")
+
+
+async def _send(request: web.Request, answer: _Answer) -> web.StreamResponse:
+    step = answer.step
+    parts = dialect.fresh_ids(answer.parts, request.headers.get("X-Request-Id"))
+    if not answer.stream:
+        return await _send_body(request, parts[0], step)
+    response = web.StreamResponse(headers=_SSE)
+    await response.prepare(request)
+    until = len(parts) if step.fault is None else min(step.at, len(parts))
+    for part in parts[:until]:
+        await response.write(part)
+        # Lets the other streams send theirs: an engine samples one token for each of them.
+        await asyncio.sleep(step.delay)
+    if step.fault is not None:
+        await _break_stream(request, response, step, parts[until:])
+    await response.write_eof()
+    return response
+
+
+async def _break_stream(
+    request: web.Request, response: web.StreamResponse, step: Step, rest: Sequence[bytes]
+) -> None:
+    match step.fault:
+        case "cut":
+            _cut(request)
+        case "stall":
+            await asyncio.Event().wait()
+        case "sse_error":
+            await response.write(dialect.error_event("scripted error", "InternalServerError", 500))
+            await response.write(dialect.DONE)
+        case "garbage":
+            await response.write(b"data: " + _GARBAGE + b"\n\n")
+        case "end":
+            pass
+        case _:
+            for part in rest:
+                await response.write(part)
+
+
+async def _send_body(request: web.Request, body: bytes, step: Step) -> web.StreamResponse:
+    if step.delay:
+        await asyncio.sleep(step.delay)
+    match step.fault:
+        case "cut":
+            response = web.StreamResponse(headers=_HEADERS | {"Content-Type": "application/json"})
+            response.content_length = len(body)
+            await response.prepare(request)
+            await response.write(body[: len(body) // 2])
+            _cut(request)
+            return response
+        case "stall":
+            await asyncio.Event().wait()
+        case "garbage" | "end":
+            return web.Response(body=_GARBAGE, headers=_HEADERS, content_type="text/html")
+        case "sse_error":
+            error = dialect.error_body("scripted error", "InternalServerError", 500)
+            return _json(error, 500)
+        case _:
+            pass
+    return _json(body)
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _json(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(body=body, status=status, headers=_HEADERS, content_type="application/json")
+
+
+def _withhold(wish: dialect.Wish, step: Step) -> dialect.Wish:
+    if step.fault == "no_logprobs":
+        return replace(wish, logprobs=False)
+    return replace(wish, token_ids=False) if step.fault == "no_token_ids" else wish
+
+
+def _render_message(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in cast("list[dict[str, Any]]", content))
+    role = message["role"]
+    if role == "tool":
+        return f"{START}user\n<tool_response>\n{content}\n</tool_response>{END}\n"
+    if role != "assistant":
+        return f"{START}{role}\n{content}{END}\n"
+    reasoning = message.get("reasoning")
+    head = f"{THINK}{reasoning}{THINK_END}\n\n" if reasoning else ""
+    body = content.lstrip("\n")
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    blocks = [
+        f'{CALL}\n{{"name": "{call["name"]}", "arguments": {call["arguments"]}}}\n{CALL_END}'
+        for call in calls
+    ]
+    between = "\n" if body and blocks and not body.endswith("\n") else ""
+    return f"{START}assistant\n{head}{body}{between}" + "\n".join(blocks) + f"{END}\n"
+
+
+def _position(prompt: str) -> tuple[Choices, str]:
+    """The step that comes next in ``prompt``, and what of it is already there."""
+    opening = f"{START}assistant\n"
+    users = prompt.rfind("script:")
+    after = prompt[max(users, 0) :]
+    turns = after.split(opening)
+    partial = turns[-1] if len(turns) > 1 else ""
+    message = after.split(END, 1)[0]
+    return choices_of(parse_script(message), max(0, len(turns) - 2)), partial
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    upstream = ScriptedUpstream(model=arguments.model, api_key=arguments.api_key)
+    await upstream.start(port=arguments.port)
+    sys.stdout.write(f"{upstream.url}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Print the URL on one line, then serve until interrupted."""
+    parser = argparse.ArgumentParser(description="A scripted server that speaks vLLM's dialect.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--model", default="scripted")
+    parser.add_argument("--api-key", default=None)
+    try:
+        import uvloop
+
+        uvloop.run(_serve(parser.parse_args()))
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()
