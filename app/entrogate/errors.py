@@ -8,6 +8,7 @@
     │   ├── UpstreamTimeout       did not answer in time (504)
     │   └── UpstreamProtocol      answered what we cannot read (502)
     └── StoreError           the store cannot be read or written
+        └── UnknownRecord         nothing is stored under the given id (404)
 
 The pure core raises ``ValueError`` with what was wrong and what would be right. ``cli`` prints an
 EntrogateError as one line and exits with 1; ``serve`` maps it to OpenAI's error envelope in
@@ -55,3 +56,7 @@ class UpstreamProtocol(UpstreamError):
 
 class StoreError(EntrogateError):
     """The store cannot be read or written."""
+
+
+class UnknownRecord(StoreError):
+    """Nothing is stored under the given id."""

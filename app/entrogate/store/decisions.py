@@ -1,0 +1,96 @@
+"""Stored decisions with what they saw, and the policies they were taken under."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, tuple_
+
+from entrogate.gate.features import from_json
+from entrogate.store.schema import calls, policies, turns
+from entrogate.types import Action, Decision, Features, Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidedCall:
+    """One stored call: what the gate saw and what it said."""
+
+    call_id: str
+    name: str
+    features: Features
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidedTurn:
+    """The calls of one turn, in order: they were decided together."""
+
+    trajectory_id: str
+    turn_id: str
+    turn_index: int
+    calls: tuple[DecidedCall, ...]
+
+
+def read_decisions(
+    connection: Connection, after: tuple[str, int] | None, limit: int
+) -> Sequence[DecidedTurn]:
+    """Up to ``limit`` turns with calls, by trajectory id and turn index, past ``after``."""
+    key = tuple_(turns.c.trajectory_id, turns.c.turn_index)
+    query = select(turns.c.id, turns.c.trajectory_id, turns.c.turn_index).where(
+        select(calls.c.id).where(calls.c.turn_id == turns.c.id).exists()
+    )
+    if after is not None:
+        query = query.where(key > after)
+    page = query.order_by(turns.c.trajectory_id, turns.c.turn_index).limit(limit).subquery()
+    rows = connection.execute(
+        select(page.c.trajectory_id, page.c.turn_index, calls)
+        .join(calls, calls.c.turn_id == page.c.id)
+        .order_by(page.c.trajectory_id, page.c.turn_index, calls.c.position)
+    )
+    grouped: dict[str, list[Row[Any]]] = {}
+    for row in rows:
+        grouped.setdefault(row.turn_id, []).append(row)
+    return [
+        DecidedTurn(
+            trajectory_id=turn_rows[0].trajectory_id,
+            turn_id=turn_id,
+            turn_index=turn_rows[0].turn_index,
+            calls=tuple(_decided_call(row) for row in turn_rows),
+        )
+        for turn_id, turn_rows in grouped.items()
+    ]
+
+
+def _decided_call(row: Row[Any]) -> DecidedCall:
+    return DecidedCall(
+        call_id=row.id,
+        name=row.name,
+        features=from_json(row.features),
+        decision=Decision(
+            action=Action(row.action),
+            applied=Action(row.applied),
+            reason=row.reason,
+            propensity=row.propensity,
+            mode=Mode(row.mode),
+            policy_name=row.policy_name,
+            policy_version=row.policy_version,
+        ),
+    )
+
+
+def remember_policy(
+    connection: Connection, version: str, name: str, mode: str, content: str
+) -> None:
+    """Insert the policy unless its version is there: a version is a hash of the content."""
+    known = select(policies.c.version).where(policies.c.version == version)
+    if connection.execute(known).first() is None:
+        row = {"version": version, "name": name, "mode": mode, "content": content}
+        connection.execute(policies.insert(), row | {"created_at": time.time()})
+
+
+def read_policy(connection: Connection, version: str) -> str | None:
+    query = select(policies.c.content).where(policies.c.version == version)
+    return connection.execute(query).scalar()

@@ -1,0 +1,137 @@
+"""Heads of earlier turns: a bounded cache in front of the database.
+
+The cache belongs to the event loop's thread. A call id and a fingerprint name turns that do not
+change; the latest turn of a trajectory does, so it is cached for as long as this process is the
+only one that writes (SQLite).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, select
+
+from entrogate.store.codec import load_segment
+from entrogate.store.schema import calls, turns
+from entrogate.types import Action, TurnHead, TurnRecord
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Lru(Generic[K, V]):
+    """A dict that forgets what was not used for longest."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._items: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        value = self._items.get(key)
+        if value is not None:
+            self._items.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        self._items[key] = value
+        self._items.move_to_end(key)
+        if len(self._items) > self._limit:
+            self._items.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+class HeadCache:
+    """Heads by call id, by fingerprint and by trajectory, ``limit`` entries each."""
+
+    def __init__(self, limit: int) -> None:
+        self.by_call: Lru[str, TurnHead] = Lru(limit)
+        self.by_fingerprint: Lru[bytes, TurnHead] = Lru(limit)
+        self.by_trajectory: Lru[str, TurnHead] = Lru(limit)
+
+    def remember(self, record: TurnRecord, head: TurnHead) -> None:
+        for call in record.calls:
+            self.by_call.put(call.call_id, head)
+        self.by_fingerprint.put(record.fingerprint, head)
+        if record.error is None:
+            self.by_trajectory.put(record.trajectory_id, head)
+
+
+def head_of_record(record: TurnRecord, turn_index: int, branch_index: int) -> TurnHead:
+    """The head that linkage keeps of a turn."""
+    return TurnHead(
+        turn_id=record.turn_id,
+        trajectory_id=record.trajectory_id,
+        turn_index=turn_index,
+        branch_index=branch_index,
+        n_messages=record.n_messages,
+        sequence_length=len(record.prompt_token_ids) + len(record.capture),
+        sequence_hash=record.sequence_hash,
+        segment=record.segment,
+        capture_complete=record.complete,
+        has_calls=has_calls(record),
+    )
+
+
+def has_calls(record: TurnRecord) -> bool:
+    """Whether a call of this turn went ahead, so that a result can change the entropy."""
+    return any(call.decision.applied is not Action.SUPPRESS for call in record.calls)
+
+
+_HEAD = (
+    turns.c.id,
+    turns.c.trajectory_id,
+    turns.c.turn_index,
+    turns.c.branch_index,
+    turns.c.n_messages,
+    (turns.c.n_prompt_tokens + turns.c.n_tokens).label("sequence_length"),
+    turns.c.sequence_hash,
+    turns.c.segment,
+    turns.c.capture_gap,
+    turns.c.has_calls,
+)
+
+
+def read_head_of_call(connection: Connection, call_id: str) -> TurnHead | None:
+    query = select(*_HEAD).join(calls, calls.c.turn_id == turns.c.id)
+    return _first(connection, query.where(calls.c.id == call_id))
+
+
+def read_head_of_fingerprint(connection: Connection, fingerprint: bytes) -> TurnHead | None:
+    """The latest turn with this history."""
+    return _latest(connection, turns.c.fingerprint == fingerprint)
+
+
+def read_head_of_trajectory(connection: Connection, trajectory_id: str) -> TurnHead | None:
+    """The latest turn that did not break off."""
+    return _latest(connection, (turns.c.trajectory_id == trajectory_id) & turns.c.error.is_(None))
+
+
+def _latest(connection: Connection, condition: ColumnElement[bool]) -> TurnHead | None:
+    query = select(*_HEAD).where(condition)
+    return _first(
+        connection, query.order_by(turns.c.created_at.desc(), turns.c.turn_index.desc()).limit(1)
+    )
+
+
+def _first(connection: Connection, query: Select[Any]) -> TurnHead | None:
+    row = connection.execute(query).first()
+    return None if row is None else _head(row)
+
+
+def _head(row: Row[Any]) -> TurnHead:
+    return TurnHead(
+        turn_id=row.id,
+        trajectory_id=row.trajectory_id,
+        turn_index=row.turn_index,
+        branch_index=row.branch_index,
+        n_messages=row.n_messages,
+        sequence_length=row.sequence_length,
+        sequence_hash=row.sequence_hash,
+        segment=load_segment(row.segment),
+        capture_complete=row.capture_gap is None,
+        has_calls=row.has_calls,
+    )

@@ -1,0 +1,302 @@
+"""Reading trajectories back: pages of summaries, and one trajectory as a JSON-able dict."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from sqlalchemy import Connection, Row, Select, and_, or_, select
+
+from entrogate.errors import UnknownRecord
+from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
+from entrogate.store.schema import (
+    call_rewards,
+    calls,
+    changes,
+    feedback,
+    results,
+    rewards,
+    toolsets,
+    trajectories,
+    turns,
+)
+from entrogate.types import IntArray, SpanKind
+
+MAX_PAGE = 1000
+
+_BLOBS = (
+    turns.c.prompt_token_ids,
+    turns.c.token_ids,
+    turns.c.logprobs,
+    turns.c.entropy_lower,
+    turns.c.entropy_upper,
+    turns.c.margin,
+    turns.c.tail_mass,
+    turns.c.p_tool_call,
+)
+_SUMMARY = tuple(column for column in turns.c if column not in _BLOBS)
+_SCALARS = (
+    "turn_index",
+    "branch_index",
+    "parent_id",
+    "request_id",
+    "response_id",
+    "choice_index",
+    "created_at",
+    "duration_seconds",
+    "model",
+    "weight_version",
+    "finish_reason",
+    "error",
+    "capture_gap",
+    "replayed",
+    "n_messages",
+    "n_prompt_tokens",
+    "n_tokens",
+    "wasted_tokens",
+    "estimator",
+    "top_k",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which trajectories to list; None asks for nothing. Times bound ``created_at``."""
+
+    task_id: str | None = None
+    model: str | None = None
+    mode: str | None = None
+    has_outcome: bool | None = None
+    complete: bool | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Trajectory summaries, newest first; ``next_cursor`` is None on the last page."""
+
+    items: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+def list_trajectories(
+    connection: Connection, wanted: Filter, *, limit: int, cursor: str | None
+) -> Page:
+    """One page. Raises ValueError for a limit or a cursor that cannot be used."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValueError(f"limit is {limit}, it must be between 1 and {MAX_PAGE}")
+    query = _filtered(select(trajectories, rewards.c.sparse), wanted).outerjoin(
+        rewards, rewards.c.trajectory_id == trajectories.c.id
+    )
+    created_at, id_ = trajectories.c.created_at, trajectories.c.id
+    if cursor is not None:
+        last_created_at, last_id = _parse_cursor(cursor)
+        older = or_(
+            created_at < last_created_at, and_(created_at == last_created_at, id_ < last_id)
+        )
+        query = query.where(older)
+    rows = connection.execute(query.order_by(created_at.desc(), id_.desc()).limit(limit + 1)).all()
+    items = [_summary(row) | {"sparse_reward": row.sparse} for row in rows[:limit]]
+    more = len(rows) > limit
+    return Page(items=items, next_cursor=_cursor(rows[limit - 1]) if more else None)
+
+
+def _filtered(query: Select[Any], wanted: Filter) -> Select[Any]:
+    columns = trajectories.c
+    for name in ("task_id", "model", "mode"):
+        value = getattr(wanted, name)
+        if value is not None:
+            query = query.where(columns[name] == value)
+    if wanted.has_outcome is not None:
+        known = columns.outcome.is_not(None)
+        query = query.where(known if wanted.has_outcome else ~known)
+    if wanted.complete is not None:
+        complete = columns.incomplete_reason.is_(None)
+        query = query.where(complete if wanted.complete else ~complete)
+    if wanted.since is not None:
+        query = query.where(columns.created_at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(columns.created_at < wanted.until)
+    return query
+
+
+def _cursor(row: Row[Any]) -> str:
+    return base64.urlsafe_b64encode(f"{row.created_at!r} {row.id}".encode()).decode()
+
+
+def _parse_cursor(cursor: str) -> tuple[float, str]:
+    try:
+        created_at, _, id_ = base64.urlsafe_b64decode(cursor).decode().partition(" ")
+        return float(created_at), id_
+    except (binascii.Error, ValueError):
+        raise ValueError("cursor is not one that an earlier page gave as next_cursor") from None
+
+
+def _summary(row: Row[Any]) -> dict[str, Any]:
+    fields = {column.name: getattr(row, column.name) for column in trajectories.c}
+    fields["metadata"] = _parsed(fields["metadata"])
+    fields["complete"] = fields["incomplete_reason"] is None
+    return fields
+
+
+def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) -> dict[str, Any]:
+    """Everything stored of one trajectory; token arrays only with ``tokens``.
+
+    Raises `UnknownRecord`.
+    """
+    row = connection.execute(select(trajectories).where(trajectories.c.id == trajectory_id)).first()
+    if row is None:
+        raise UnknownRecord(f"no trajectory {trajectory_id!r} is stored")
+    columns = turns.c if tokens else _SUMMARY
+    turn_rows = connection.execute(
+        select(*columns).where(turns.c.trajectory_id == trajectory_id).order_by(turns.c.turn_index)
+    ).all()
+    parts = _Parts(connection, trajectory_id)
+    prompts = prompts_of(turn_rows) if tokens else {}
+    fields = _summary(row)
+    fields["turns"] = [_turn(turn, parts, prompts.get(turn.id)) for turn in turn_rows]
+    fields["toolsets"] = _toolsets(connection, turn_rows)
+    fields["feedback"] = _feedback(connection, trajectory_id)
+    fields["rewards"] = _rewards(connection, trajectory_id)
+    return fields
+
+
+class _Parts:
+    """What hangs on the turns of a trajectory, by turn id."""
+
+    def __init__(self, connection: Connection, trajectory_id: str) -> None:
+        def rows(table: Any, *order: Any) -> Iterable[Row[Any]]:
+            query = select(table).join(turns, table.c.turn_id == turns.c.id)
+            return connection.execute(
+                query.where(turns.c.trajectory_id == trajectory_id).order_by(*order)
+            )
+
+        self.calls: defaultdict[str, list[Row[Any]]] = defaultdict(list)
+        for call in rows(calls, calls.c.position):
+            self.calls[call.turn_id].append(call)
+        self.results: defaultdict[str, list[Row[Any]]] = defaultdict(list)
+        for result in rows(results, results.c.call_id):
+            self.results[result.turn_id].append(result)
+        self.changes = {change.turn_id: change for change in rows(changes)}
+        self.dense = {reward.turn_id: reward.dense for reward in rows(call_rewards)}
+
+
+def _turn(row: Row[Any], parts: _Parts, prompt: IntArray | None) -> dict[str, Any]:
+    change = parts.changes.get(row.id)
+    fields: dict[str, Any] = {"id": row.id}
+    fields |= {name: getattr(row, name) for name in _SCALARS}
+    fields |= {
+        "segment": _parsed(row.segment),
+        "spans": [
+            {"kind": SpanKind(span.kind).name.lower(), "start": span.start, "stop": span.stop}
+            for span in load_spans(row.spans)
+        ],
+        "altered": _parsed(row.altered),
+        "metadata": _parsed(row.metadata),
+        "toolset_id": None if row.toolset_id is None else row.toolset_id.hex(),
+        "params": _parsed(row.params),
+        "messages": _parsed(row.new_messages),
+        "response": _parsed(row.response),
+        "calls": [_call(call) for call in parts.calls[row.id]],
+        "results": [
+            {"call_id": result.call_id, "content": result.content}
+            for result in parts.results[row.id]
+        ],
+        "change": None if change is None else _change(change),
+        "dense_reward": parts.dense.get(row.id),
+    }
+    if prompt is not None:
+        fields["tokens"] = _tokens(row, prompt)
+    return fields
+
+
+def _call(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "position": row.position,
+        "name": row.name,
+        "arguments": row.arguments,
+        "features": _parsed(row.features),
+        "decision": {
+            "action": row.action,
+            "applied": row.applied,
+            "reason": row.reason,
+            "propensity": row.propensity,
+            "mode": row.mode,
+            "policy_name": row.policy_name,
+            "policy_version": row.policy_version,
+        },
+    }
+
+
+def _change(row: Row[Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name in ("before", "after", "delta"):
+        lower = getattr(row, f"{name}_lower")
+        upper = getattr(row, f"{name}_upper")
+        fields[name] = None if lower is None else {"lower": lower, "upper": upper}
+    for name in ("delta_normalised", "reduced", "null_reason"):
+        fields[name] = getattr(row, name)
+    return fields
+
+
+def _tokens(row: Row[Any], prompt: IntArray) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "prompt_token_ids": prompt.tolist(),
+        "token_ids": unpack_ints(row.token_ids).tolist(),
+    }
+    for name in ("logprobs", "entropy_lower", "entropy_upper", "margin", "tail_mass"):
+        fields[name] = _floats(getattr(row, name))
+    if fields["entropy_upper"] is None:
+        fields["entropy_upper"] = fields["entropy_lower"]
+    fields["p_tool_call"] = _floats(row.p_tool_call)
+    return fields
+
+
+def _floats(blob: bytes | None) -> list[float | None] | None:
+    """JSON knows no nan: it becomes None."""
+    if blob is None:
+        return None
+    return [None if np.isnan(value) else float(value) for value in unpack_floats(blob)]
+
+
+def prompts_of(turn_rows: Iterable[Row[Any]]) -> dict[str, IntArray]:
+    """The whole prompt of each turn, parents before children: shared prefix plus what it added."""
+    prompts: dict[str, IntArray] = {}
+    sequences: dict[str, IntArray] = {}
+    for row in turn_rows:
+        added = unpack_ints(row.prompt_token_ids)
+        if row.prompt_offset:
+            added = np.concatenate([sequences[row.parent_id][: row.prompt_offset], added])
+        prompts[row.id] = added
+        sequences[row.id] = np.concatenate([added, unpack_ints(row.token_ids)])
+    return prompts
+
+
+def _toolsets(connection: Connection, turn_rows: Iterable[Row[Any]]) -> dict[str, Any]:
+    ids = {row.toolset_id for row in turn_rows if row.toolset_id is not None}
+    rows = connection.execute(select(toolsets).where(toolsets.c.id.in_(ids)))
+    return {row.id.hex(): _parsed(row.content) for row in rows}
+
+
+def _feedback(connection: Connection, trajectory_id: str) -> list[dict[str, Any]]:
+    query = select(feedback).where(feedback.c.trajectory_id == trajectory_id)
+    rows = connection.execute(query.order_by(feedback.c.id)).mappings()
+    return [dict(row) | {"gold": _parsed(row["gold"])} for row in rows]
+
+
+def _rewards(connection: Connection, trajectory_id: str) -> dict[str, Any] | None:
+    query = select(rewards).where(rewards.c.trajectory_id == trajectory_id)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else dict(row)
+
+
+def _parsed(text: str | None) -> Any:
+    return None if text is None else orjson.loads(text)

@@ -1,0 +1,96 @@
+"""Rewards of a trajectory from its stored labels and its last outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, select
+
+from entrogate.label.rewards import RewardOptions, trajectory_rewards
+from entrogate.store.codec import load_change
+from entrogate.store.schema import call_rewards, changes, feedback, rewards, turns
+from entrogate.types import EntropyChange
+
+OPTIONS = RewardOptions()
+"""What the paper leaves open, as stored with every reward."""
+
+
+def refresh_rewards(connection: Connection, trajectory_id: str) -> dict[str, Any] | None:
+    """Compute and store the rewards of a trajectory; None while it has no outcome or no turn."""
+    said = connection.execute(
+        select(feedback.c.score, feedback.c.turn_id)
+        .where(feedback.c.trajectory_id == trajectory_id)
+        .order_by(feedback.c.id.desc())
+        .limit(1)
+    ).first()
+    rows = connection.execute(
+        select(turns.c.id, turns.c.parent_id, turns.c.has_calls)
+        .where(turns.c.trajectory_id == trajectory_id)
+        .order_by(turns.c.turn_index)
+    ).all()
+    if said is None or not rows:
+        return None
+    path = judged_path(rows, said.turn_id)
+    labels = _labels(connection, path)
+    callers = [caller for caller, _ in labels]
+    computed = trajectory_rewards(said.score, [change for _, change in labels], OPTIONS)
+    row = {
+        "trajectory_id": trajectory_id,
+        "turn_id": path[-1].id,
+        "outcome": computed.outcome,
+        "sparse": computed.sparse,
+        "n_groups": computed.n_groups,
+        "n_labelled": computed.n_labelled,
+        "n_reduced": computed.n_reduced,
+        "alpha": OPTIONS.alpha,
+        "no_calls": OPTIONS.no_calls,
+        "all_unknown": OPTIONS.all_unknown,
+        "computed_at": time.time(),
+    }
+    for table in (rewards, call_rewards):
+        connection.execute(delete(table).where(table.c.trajectory_id == trajectory_id))
+    connection.execute(rewards.insert(), row)
+    dense = [
+        {"turn_id": turn_id, "trajectory_id": trajectory_id, "dense": value}
+        for turn_id, value in zip(callers, computed.dense, strict=True)
+    ]
+    if dense:
+        connection.execute(call_rewards.insert(), dense)
+    return row | {"dense": list(computed.dense)}
+
+
+def judged_path(rows: Sequence[Row[Any]], turn_id: str | None) -> list[Row[Any]]:
+    """The turns from a first one to the last that descends from ``turn_id`` (None: of them all).
+
+    ``rows`` are the turns of the trajectory in the order of their index.
+    """
+    by_id = {row.id: row for row in rows}
+    last = rows[-1]
+    if turn_id is not None:
+        descends = {turn_id}
+        for row in rows:
+            if row.parent_id in descends:
+                descends.add(row.id)
+        last = next(row for row in reversed(rows) if row.id in descends)
+    path = [last]
+    while (parent := by_id.get(path[-1].parent_id)) is not None:
+        path.append(parent)
+    return path[::-1]
+
+
+def _labels(
+    connection: Connection, path: Sequence[Row[Any]]
+) -> list[tuple[str, EntropyChange | None]]:
+    """Per group of calls on the path: the turn that made them, and their label if there is one."""
+    ids = [row.id for row in path]
+    found = connection.execute(select(changes).where(changes.c.turn_id.in_(ids))).mappings()
+    known: Mapping[str, EntropyChange] = {row["turn_id"]: load_change(dict(row)) for row in found}
+    followers = [*ids[1:], None]
+    labels: list[tuple[str, EntropyChange | None]] = []
+    for row, follower in zip(path, followers, strict=True):
+        change = None if follower is None else known.get(follower)
+        if row.has_calls and (change is None or change.null_reason != "no_call"):
+            labels.append((row.id, change))
+    return labels

@@ -1,0 +1,226 @@
+"""The tables, as SQLAlchemy Core metadata. docs/store.md explains each column.
+
+Token arrays are little-endian blobs (see ``codec``), other structures JSON text. The migrations
+under ``migrations/versions`` create the same tables; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA_VERSION = 1
+"""Stored with every trajectory and turn: what the columns of that record mean."""
+
+REVISION = "0001"
+"""The newest migration this code knows (a test compares it with the scripts)."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+trajectories = Table(
+    "trajectories",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("schema_version", Integer, nullable=False),
+    Column("task_id", Text),
+    Column("model", Text, nullable=False),
+    Column("mode", Text),
+    Column("metadata", Text),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("n_turns", Integer, nullable=False),
+    Column("n_branches", Integer, nullable=False),
+    Column("n_calls", Integer, nullable=False),
+    Column("n_suppressed", Integer, nullable=False),
+    Column("n_replayed", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("wasted_tokens", Integer, nullable=False),
+    Column("incomplete_reason", Text),
+    Column("outcome", Double),
+    Index(None, "created_at", "id"),
+    Index(None, "task_id", "created_at", "id"),
+)
+
+toolsets = Table(
+    "toolsets",
+    metadata,
+    Column("id", LargeBinary, primary_key=True),
+    Column("content", Text, nullable=False),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("schema_version", Integer, nullable=False),
+    Column(
+        "trajectory_id", Text, ForeignKey("trajectories.id", ondelete="CASCADE"), nullable=False
+    ),
+    Column("turn_index", Integer, nullable=False),
+    Column("parent_id", Text, ForeignKey("turns.id", ondelete="SET NULL")),
+    Column("branch_index", Integer, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("response_id", Text, nullable=False),
+    Column("choice_index", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("duration_seconds", Double, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("weight_version", Text, nullable=False),
+    Column("finish_reason", Text),
+    Column("error", Text),
+    Column("capture_gap", Text),
+    Column("replayed", Boolean, nullable=False),
+    Column("has_calls", Boolean, nullable=False),
+    Column("n_messages", Integer, nullable=False),
+    Column("n_prompt_tokens", Integer, nullable=False),
+    Column("n_tokens", Integer, nullable=False),
+    Column("wasted_tokens", Integer, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("sequence_hash", LargeBinary, nullable=False),
+    Column("estimator", Text, nullable=False),
+    Column("top_k", Integer),
+    Column("segment", Text),
+    Column("spans", Text, nullable=False),
+    Column("altered", Text, nullable=False),
+    Column("metadata", Text),
+    Column("toolset_id", LargeBinary, ForeignKey("toolsets.id")),
+    Column("params", Text, nullable=False),
+    Column("new_messages", Text, nullable=False),
+    Column("response", Text, nullable=False),
+    Column("prompt_offset", Integer, nullable=False),
+    Column("prompt_token_ids", LargeBinary, nullable=False),
+    Column("token_ids", LargeBinary, nullable=False),
+    Column("logprobs", LargeBinary, nullable=False),
+    Column("entropy_lower", LargeBinary, nullable=False),
+    Column("entropy_upper", LargeBinary),
+    Column("margin", LargeBinary, nullable=False),
+    Column("tail_mass", LargeBinary, nullable=False),
+    Column("p_tool_call", LargeBinary, nullable=False),
+    UniqueConstraint("trajectory_id", "turn_index"),
+    Index(None, "parent_id", "branch_index"),
+    Index(None, "fingerprint"),
+    Index(None, "response_id", "choice_index"),
+)
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("turn_id", Text, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("arguments", Text, nullable=False),
+    Column("features", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("applied", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("propensity", Double, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("policy_name", Text, nullable=False),
+    Column("policy_version", Text, nullable=False),
+    UniqueConstraint("turn_id", "position"),
+)
+
+# call_id names no foreign key: the turn that proposed the call may be lost to a recording fault,
+# and its result is still worth keeping. A fork brings the same result back once more.
+results = Table(
+    "results",
+    metadata,
+    Column("turn_id", Text, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
+    Column("call_id", Text, primary_key=True),
+    Column("content", Text, nullable=False),
+    Index(None, "call_id"),
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("turn_id", Text, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
+    Column("before_lower", Double),
+    Column("before_upper", Double),
+    Column("after_lower", Double),
+    Column("after_upper", Double),
+    Column("delta_lower", Double),
+    Column("delta_upper", Double),
+    Column("delta_normalised", Double),
+    Column("reduced", Boolean),
+    Column("null_reason", Text),
+)
+
+policies = Table(
+    "policies",
+    metadata,
+    Column("version", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column(
+        "trajectory_id", Text, ForeignKey("trajectories.id", ondelete="CASCADE"), nullable=False
+    ),
+    Column("turn_id", Text, ForeignKey("turns.id", ondelete="CASCADE")),
+    Column("target", Text, nullable=False),
+    Column("target_id", Text, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("answer", Text),
+    Column("gold", Text),
+    Column("comment", Text),
+    Column("created_at", Double, nullable=False),
+    Index(None, "trajectory_id"),
+)
+
+# One row per trajectory with an outcome: the last feedback wins. The labels are those on the path
+# from the first turn to ``turn_id``, the last turn that the feedback speaks of.
+rewards = Table(
+    "rewards",
+    metadata,
+    Column(
+        "trajectory_id", Text, ForeignKey("trajectories.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("turn_id", Text, ForeignKey("turns.id", ondelete="CASCADE"), nullable=False),
+    Column("outcome", Double, nullable=False),
+    Column("sparse", Double),
+    Column("n_groups", Integer, nullable=False),
+    Column("n_labelled", Integer, nullable=False),
+    Column("n_reduced", Integer, nullable=False),
+    Column("alpha", Double, nullable=False),
+    Column("no_calls", Text, nullable=False),
+    Column("all_unknown", Text, nullable=False),
+    Column("computed_at", Double, nullable=False),
+)
+
+# Keyed by the turn that made the calls; its label is the change of the next turn on the path.
+call_rewards = Table(
+    "call_rewards",
+    metadata,
+    Column("turn_id", Text, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
+    Column(
+        "trajectory_id", Text, ForeignKey("trajectories.id", ondelete="CASCADE"), nullable=False
+    ),
+    Column("dense", Double),
+    Index(None, "trajectory_id"),
+)

@@ -1,0 +1,244 @@
+"""The store as the rest of Entrogate sees it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from entrogate.errors import StoreError
+from entrogate.settings import StoreSettings
+from entrogate.store.database import Database, translated
+from entrogate.store.decisions import DecidedTurn, read_decisions, read_policy, remember_policy
+from entrogate.store.feedback import Feedback, add_feedback
+from entrogate.store.heads import (
+    HeadCache,
+    head_of_record,
+    read_head_of_call,
+    read_head_of_fingerprint,
+    read_head_of_trajectory,
+)
+from entrogate.store.reading import Filter, Page, get_trajectory, list_trajectories
+from entrogate.store.writer import Batch, Job, Writer
+from entrogate.types import Mode, TurnHead, TurnRecord
+
+T = TypeVar("T")
+
+CommitHook = Callable[[float, int], None]
+"""Called in the event loop after a commit: seconds it took, turns in it."""
+
+LossHook = Callable[[StoreError, int], None]
+"""Called in the event loop when turns acknowledged before their commit (``off``) are lost."""
+
+
+class Store:
+    """Trajectories in a database. One event loop uses it; a thread of its own writes."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: StoreSettings,
+        *,
+        on_commit: CommitHook | None = None,
+        on_loss: LossHook | None = None,
+    ) -> None:
+        self.on_commit = on_commit
+        self.on_loss = on_loss
+        self._database = database
+        self._settings = settings
+        self._heads = HeadCache(settings.head_cache)
+        self._only_writer = database.writer.dialect.name == "sqlite"
+        self._writer: Writer | None = None
+
+    @classmethod
+    def open(
+        cls,
+        settings: StoreSettings,
+        *,
+        read_only: bool = False,
+        on_commit: CommitHook | None = None,
+        on_loss: LossHook | None = None,
+    ) -> Store:
+        """Open the database, creating and migrating it unless ``read_only``.
+
+        Raises `StoreError`, in one line, when it cannot be used.
+        """
+        database = Database(settings, read_only=read_only)
+        return cls(database, settings, on_commit=on_commit, on_loss=on_loss)
+
+    async def start(self) -> None:
+        """Start the writer on the running loop."""
+        self._writer = Writer(
+            self._database.writer,
+            asyncio.get_running_loop(),
+            self._settle,
+            interval_seconds=self._settings.commit_interval_seconds,
+            queue_limit=self._settings.queue_limit,
+        )
+
+    async def aclose(self) -> None:
+        """Write what is waiting, then close the database."""
+        if self._writer is not None:
+            await self._writer.close()
+        await asyncio.to_thread(self._database.close)
+
+    @property
+    def queue_depth(self) -> int:
+        """Writes taken on and not yet committed."""
+        return 0 if self._writer is None else self._writer.depth
+
+    async def commit_turns(self, records: Sequence[TurnRecord]) -> list[TurnHead]:
+        """Store the turns in one transaction; returns when they are durable, with their heads.
+
+        A record may have an earlier one of the same call as its parent. With durability ``off`` it
+        returns at once: the indices in those heads are then guesses, the stored ones are right.
+        Raises `StoreError` when the turns are not stored.
+        """
+        if self._settings.durability == "off":
+            self._submit(Job(records=records))
+            return [self._guess(record) for record in records]
+        future: asyncio.Future[list[TurnHead]] = asyncio.get_running_loop().create_future()
+        self._submit(Job(records=records, future=future))
+        return await future
+
+    async def head_of_call(self, call_id: str) -> TurnHead | None:
+        """The turn that proposed the call with this id."""
+        head = self._heads.by_call.get(call_id)
+        return head or await self._read(read_head_of_call, call_id)
+
+    async def head_of_fingerprint(self, fingerprint: bytes) -> TurnHead | None:
+        """The latest turn whose history, response included, has this fingerprint."""
+        head = self._heads.by_fingerprint.get(fingerprint)
+        return head or await self._read(read_head_of_fingerprint, fingerprint)
+
+    async def head_of_trajectory(self, trajectory_id: str) -> TurnHead | None:
+        """The latest turn of the trajectory that did not break off."""
+        head = self._heads.by_trajectory.get(trajectory_id) if self._only_writer else None
+        return head or await self._read(read_head_of_trajectory, trajectory_id)
+
+    async def add_feedback(
+        self,
+        *,
+        trajectory_id: str | None = None,
+        response_id: str | None = None,
+        tool_call_id: str | None = None,
+        score: float | None = None,
+        answer: str | None = None,
+        gold: str | Sequence[str] | None = None,
+        comment: str | None = None,
+    ) -> dict[str, Any]:
+        """Record an outcome and compute the rewards of the trajectory it belongs to.
+
+        Names one target and either a score in [0, 1] or an answer with its gold (SQuAD F1). The
+        last feedback of a trajectory counts; earlier ones are kept. Raises ValueError for a bad
+        combination, `UnknownRecord` for an id that is not stored.
+        """
+        given = Feedback.of(
+            targets={
+                "trajectory_id": trajectory_id,
+                "response_id": response_id,
+                "tool_call_id": tool_call_id,
+            },
+            score=score,
+            answer=answer,
+            gold=gold,
+            comment=comment,
+        )
+        return await self._write(lambda connection: add_feedback(connection, given))
+
+    async def remember_policy(self, version: str, name: str, mode: Mode | str, text: str) -> None:
+        """Keep the policy of this version, so that its decisions can be replayed."""
+        await self._write(
+            lambda connection: remember_policy(connection, version, name, str(mode), text)
+        )
+
+    async def list_trajectories(
+        self,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        task_id: str | None = None,
+        model: str | None = None,
+        mode: str | None = None,
+        has_outcome: bool | None = None,
+        complete: bool | None = None,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> Page:
+        """A page of summaries, newest first. ValueError for a bad limit or cursor."""
+        wanted = Filter(
+            task_id=task_id,
+            model=model,
+            mode=mode,
+            has_outcome=has_outcome,
+            complete=complete,
+            since=since,
+            until=until,
+        )
+        return await self._read(list_trajectories, wanted, limit=limit, cursor=cursor)
+
+    async def get_trajectory(self, trajectory_id: str, *, tokens: bool = False) -> dict[str, Any]:
+        """Everything stored of one trajectory, JSON-able; `UnknownRecord` when there is none."""
+        return await self._read(get_trajectory, trajectory_id, tokens=tokens)
+
+    def iter_decisions(self, batch: int = 500) -> Iterator[DecidedTurn]:
+        """Every turn with calls, with the features and the decisions of each. Blocks."""
+        last: tuple[str, int] | None = None
+        while True:
+            with translated("cannot read"), self._database.reader.begin() as connection:
+                found = read_decisions(connection, last, batch)
+            yield from found
+            if len(found) < batch:
+                return
+            last = (found[-1].trajectory_id, found[-1].turn_index)
+
+    def policy_text(self, version: str) -> str | None:
+        """What `remember_policy` was given for this version. Blocks."""
+        with translated("cannot read"), self._database.reader.begin() as connection:
+            return read_policy(connection, version)
+
+    async def _read(self, query: Callable[..., T], *args: Any, **options: Any) -> T:
+        def read() -> T:
+            with translated("cannot read"), self._database.reader.begin() as connection:
+                return query(connection, *args, **options)
+
+        return await asyncio.to_thread(read)
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._submit(Job(work=work, future=future))
+        return await future
+
+    def _submit(self, job: Job) -> None:
+        if self._writer is None:
+            raise StoreError("store: not started")
+        self._writer.submit(job)
+
+    def _settle(self, batch: Batch) -> None:
+        n_turns = 0
+        for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
+            failed = isinstance(outcome, Exception)
+            if not failed and job.records:
+                n_turns += len(job.records)
+                for record, head in zip(job.records, outcome, strict=True):
+                    self._heads.remember(record, head)
+            if job.future is None:
+                if isinstance(outcome, StoreError) and self.on_loss is not None:
+                    self.on_loss(outcome, len(job.records))
+            elif not job.future.done():  # else the caller was cancelled
+                if failed:
+                    job.future.set_exception(outcome)
+                else:
+                    job.future.set_result(outcome)
+        if n_turns and self.on_commit is not None:
+            self.on_commit(batch.seconds, n_turns)
+
+    def _guess(self, record: TurnRecord) -> TurnHead:
+        """The head of a turn before it is stored: as if it continued its parent's branch."""
+        turn_index = record.parent.turn_index + 1 if record.parent else 0
+        branch_index = record.parent.branch_index if record.parent else record.choice_index
+        head = head_of_record(record, turn_index, branch_index)
+        self._heads.remember(record, head)
+        return head

@@ -1,0 +1,188 @@
+"""The group-commit writer: one thread, one transaction for all that is waiting.
+
+Jobs come from the event loop through a bounded queue and are settled there, once a batch. A lone
+job is committed at once; while jobs keep coming, commits are at least one interval apart, so that
+they are shared. A failed batch is retried job by job: one bad record does not fail the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from entrogate.errors import StoreError
+from entrogate.store.database import is_locked, store_error
+from entrogate.store.tables import TurnTables
+from entrogate.types import TurnRecord
+
+BATCH_LIMIT = 1000
+QUEUE_BYTES = 512 * 2**20
+LOCK_PATIENCE_SECONDS = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """Turns to insert, or other ``work`` on the writing connection."""
+
+    records: Sequence[TurnRecord] = ()
+    work: Callable[[Connection], Any] | None = None
+    future: asyncio.Future[Any] | None = None  # None: nobody waits
+    size: int = field(init=False)  # bytes, roughly
+
+    def __post_init__(self) -> None:
+        self.size = sum(_size(record) for record in self.records)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What became of a batch: per job the result or the error, and the time it took."""
+
+    jobs: list[Job]
+    outcomes: list[Any]  # a StoreError or ValueError where the job failed
+    seconds: float
+
+
+class Writer:
+    """``settle`` is called on ``loop`` with every finished batch."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        settle: Callable[[Batch], None],
+        *,
+        interval_seconds: float,
+        queue_limit: int,
+        patience_seconds: float = LOCK_PATIENCE_SECONDS,
+    ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._settle = settle
+        self._interval = interval_seconds
+        self._limit = queue_limit
+        self._patience = patience_seconds
+        self._tables = TurnTables(engine.dialect.name)
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        # Each counter has one writing thread; their differences are what is waiting.
+        self._jobs_in = self._bytes_in = 0
+        self._jobs_done = self._bytes_done = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="entrogate-store", daemon=True)
+        self._thread.start()
+
+    @property
+    def depth(self) -> int:
+        """Jobs taken on and not yet written."""
+        return self._jobs_in - self._jobs_done
+
+    def submit(self, job: Job) -> None:
+        """Take a job on, or raise `StoreError` at once when too much is waiting."""
+        if self._closed:
+            raise StoreError("store: closed")
+        if self.depth >= self._limit or self._bytes_in - self._bytes_done >= QUEUE_BYTES:
+            raise StoreError(f"store: {self.depth} writes are waiting, the queue is full")
+        self._jobs_in += 1
+        self._bytes_in += job.size
+        self._queue.put(job)
+
+    async def close(self) -> None:
+        """Write what is waiting, then end the thread."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        last_commit = 0.0
+        running = True
+        while running:
+            jobs = [self._queue.get()]
+            wait = last_commit + self._interval - time.monotonic()
+            if wait > 0 and jobs[0] is not None:
+                time.sleep(wait)
+            jobs += self._drain()
+            running = jobs[-1] is not None
+            taken = [job for job in jobs if job is not None]
+            if taken:
+                self._finish(taken)
+            last_commit = time.monotonic()
+
+    def _drain(self) -> list[Job | None]:
+        """What else is waiting, up to the end mark (None), which stays last."""
+        jobs: list[Job | None] = []
+        try:
+            while len(jobs) < BATCH_LIMIT - 1:
+                jobs.append(self._queue.get_nowait())
+        except Empty:
+            pass
+        return jobs
+
+    def _finish(self, jobs: list[Job]) -> None:
+        start = time.perf_counter()
+        outcomes = self._commit(jobs)
+        batch = Batch(jobs=jobs, outcomes=outcomes, seconds=time.perf_counter() - start)
+        self._bytes_done += sum(job.size for job in jobs)
+        self._jobs_done += len(jobs)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._settle, batch)
+
+    def _commit(self, jobs: list[Job]) -> list[Any]:
+        """Per job its result or its error. The supervisor of this thread: nothing may end it."""
+        try:
+            return self._attempt(jobs)
+        except (StoreError, ValueError) as error:
+            if len(jobs) == 1:
+                return [error]
+        except Exception as error:  # noqa: BLE001
+            failure = store_error(error, "write failed")
+            if not isinstance(error, SQLAlchemyError | sqlite3.Error):
+                _log.exception("store.write_failed")
+            if len(jobs) == 1 or is_locked(error):
+                return [failure] * len(jobs)
+        return [self._commit([job])[0] for job in jobs]
+
+    def _attempt(self, jobs: list[Job]) -> list[Any]:
+        """One transaction, tried again while another process holds the lock."""
+        deadline = time.monotonic() + self._patience
+        pause = 0.02
+        while True:
+            try:
+                with self._engine.begin() as connection:
+                    outcomes = self._write(connection, jobs)
+            except SQLAlchemyError as error:
+                if not is_locked(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            else:
+                self._tables.committed([r for job in jobs for r in job.records])
+                return outcomes
+
+    def _write(self, connection: Connection, jobs: list[Job]) -> list[Any]:
+        records = [record for job in jobs for record in job.records]
+        heads = iter(self._tables.write(connection, records) if records else ())
+        outcomes: list[Any] = []
+        for job in jobs:
+            if job.work is None:
+                outcomes.append([next(heads) for _ in job.records])
+            else:
+                outcomes.append(job.work(connection))
+        return outcomes
+
+
+def _size(record: TurnRecord) -> int:
+    tokens = len(record.prompt_token_ids) + 7 * len(record.capture)
+    texts = len(record.new_messages) + len(record.response) + len(record.params)
+    return 4 * tokens + texts + len(record.tools or b"")
