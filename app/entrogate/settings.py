@@ -26,6 +26,7 @@ class UpstreamSettings(_Branch):
     top_logprobs: int = Field(default=20, ge=1, le=1000)
     tool_call_token: str = "<tool_call>"
     reasoning_end_token: str = "</think>"
+    vocab_size: int | None = Field(default=None, ge=2)  # of a remote model; tightens upper bounds
 
 
 class ManagedSettings(_Branch):

@@ -1,0 +1,1 @@
+"""One turn from request to record: routes, linkage, the gate's carrying out, the app factory."""

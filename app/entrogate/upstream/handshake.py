@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -30,6 +30,7 @@ class Capabilities:
     reasoning_end_token_id: int | None
     control_token_ids: frozenset[int]
     vocab_size: int
+    system_fingerprint: str | None
 
     @property
     def capture(self) -> bool:
@@ -56,7 +57,7 @@ async def ask_capabilities(
     speak vLLM's API.
     """
     model = await _first_model(client)
-    top_logprobs, token_ids = await _probe_logprobs(client, model["id"], settings.top_logprobs)
+    probe = await _probe_logprobs(client, model["id"], settings.top_logprobs)
     opening = settings.tool_call_token
     reasoning_end = settings.reasoning_end_token
     ids = {
@@ -72,20 +73,23 @@ async def ask_capabilities(
     return Capabilities(
         model=model["id"],
         max_model_len=model.get("max_model_len"),
-        top_logprobs=top_logprobs,
-        token_ids=token_ids,
+        top_logprobs=probe.top_logprobs,
+        token_ids=probe.token_ids,
         tool_call_token_id=ids[opening],
         tool_call_end_token_id=ids[opening.replace("<", "</", 1)],
         reasoning_start_token_id=ids[reasoning_end.replace("</", "<", 1)],
         reasoning_end_token_id=ids[reasoning_end],
         control_token_ids=frozenset(i for t in _CONTROL if (i := ids[t]) is not None),
         vocab_size=vocab_size or LARGEST_VOCABULARY,
+        system_fingerprint=probe.system_fingerprint,
     )
 
 
-def without_capture(capabilities: Capabilities) -> Capabilities:
-    """The same upstream when its log-probs turn out to be unusable."""
-    return replace(capabilities, top_logprobs=0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probe:
+    top_logprobs: int
+    token_ids: bool
+    system_fingerprint: str | None
 
 
 async def _first_model(client: UpstreamClient) -> dict[str, Any]:
@@ -99,7 +103,7 @@ async def _first_model(client: UpstreamClient) -> dict[str, Any]:
     return cast("dict[str, Any]", models[0])
 
 
-async def _probe_logprobs(client: UpstreamClient, model: str, wished: int) -> tuple[int, bool]:
+async def _probe_logprobs(client: UpstreamClient, model: str, wished: int) -> _Probe:
     """The largest k up to ``wished`` that the server grants, and whether it returns token ids."""
     for top in dict.fromkeys((wished, min(wished, 20), min(wished, 5), 1)):
         request = {
@@ -113,10 +117,14 @@ async def _probe_logprobs(client: UpstreamClient, model: str, wished: int) -> tu
         status, body = await _call(client, "POST", "/v1/completions", request)
         if status == 200:
             choice = body["choices"][0]
-            return (top if choice.get("logprobs") else 0), bool(choice.get("token_ids"))
+            return _Probe(
+                top_logprobs=top if choice.get("logprobs") else 0,
+                token_ids=bool(choice.get("token_ids")),
+                system_fingerprint=body.get("system_fingerprint"),
+            )
         if status != 400:
             raise UpstreamProtocol(f"{client.base_url}/v1/completions answered {status}")
-    return 0, False
+    return _Probe(top_logprobs=0, token_ids=False, system_fingerprint=None)
 
 
 async def _token_id(client: UpstreamClient, model: str, text: str) -> int | None:
@@ -141,5 +149,3 @@ async def _call(
                 raise UpstreamProtocol(f"{client.base_url}{path} did not answer with JSON")
             body = {}
         return response.status, cast("dict[str, Any]", body)
-
-

@@ -8,6 +8,7 @@ from entrogate.errors import (
     EntrogateError,
     RequestError,
     StoreError,
+    UnknownRecord,
     UpstreamError,
     UpstreamProtocol,
     UpstreamTimeout,
@@ -39,6 +40,8 @@ def describe(error: Exception) -> tuple[int, bytes]:
             return 502, error_body(str(error), kind="upstream_error", code="upstream_protocol")
         case UpstreamError():
             return 502, error_body(str(error), kind="upstream_error", code="upstream_error")
+        case UnknownRecord():
+            return 404, error_body(str(error), kind="not_found_error", code="not_found")
         case StoreError():
             return 503, error_body(str(error), kind="gateway_error", code="store_unavailable")
         case EntrogateError():

@@ -67,7 +67,10 @@ def fingerprint(messages: list[dict[str, Any]]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for message in messages:
         calls = [
-            ((call.get("function") or {}).get("name"), (call.get("function") or {}).get("arguments"))
+            (
+                (call.get("function") or {}).get("name"),
+                (call.get("function") or {}).get("arguments"),
+            )
             for call in _tool_calls(message)
         ]
         digest.update(orjson.dumps([message.get("role"), text_of(message.get("content")), calls]))

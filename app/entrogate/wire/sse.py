@@ -43,7 +43,9 @@ def event_data(event: bytes) -> bytes | None:
     """The payload of an event, or None for a comment or another field."""
     if event.startswith(_PREFIX) and event.find(b"\n", 0, len(event) - 2) < 0:
         return event[len(_PREFIX) :].strip()
-    lines = [line[len(_PREFIX) :].strip() for line in event.split(b"\n") if line.startswith(_PREFIX)]
+    lines = [
+        line[len(_PREFIX) :].strip() for line in event.split(b"\n") if line.startswith(_PREFIX)
+    ]
     return b"\n".join(lines) if lines else None
 
 

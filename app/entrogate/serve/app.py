@@ -1,0 +1,133 @@
+"""The app factory: parts are made from settings, opened with the server and closed with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from entrogate import __version__
+from entrogate.errors import ConfigError, EntrogateError, UpstreamError
+from entrogate.gate.policy import load_policy
+from entrogate.observe.metrics import Metrics
+from entrogate.serve.chat import ROUTE, chat
+from entrogate.serve.gateway import Gateway
+from entrogate.serve.passthrough import forward
+from entrogate.serve.records import router
+from entrogate.serve.status import status_routes
+from entrogate.settings import Settings
+from entrogate.store import Store
+from entrogate.upstream.client import UpstreamClient
+from entrogate.upstream.managed import ManagedVllm
+from entrogate.wire.errors import describe, error_body
+
+_log = logging.getLogger("entrogate.serve")
+
+
+def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> FastAPI:
+    """The gateway for ``settings``; ``managed`` is a vLLM that the caller starts and stops.
+
+    Opens the store and loads the policy, so a bad one fails here (StoreError, ConfigError) and
+    not at the first request.
+    """
+    url = managed.url if managed is not None else settings.upstream.url
+    if url is None:
+        raise ConfigError("no upstream: give --upstream URL or --model PATH")
+    policy = load_policy(settings.gate.policy)
+    metrics = Metrics()
+    store = Store.open(settings.store, on_commit=lambda seconds, _: metrics.observe_commit(seconds))
+    gateway = Gateway(
+        settings=settings,
+        client=UpstreamClient(settings.upstream, url),
+        store=store,
+        policy=policy,
+        metrics=metrics,
+        vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
+    )
+    store.on_loss = lambda _, count: metrics.record_store_error("lost", count)
+    metrics.watch_store_queue(lambda: store.queue_depth)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await store.start()
+        try:
+            await store.remember_policy(
+                policy.version, policy.name, policy.mode, policy.model_dump_json()
+            )
+            async with gateway.client:
+                await _greet(gateway)
+                yield
+                if gateway.background:
+                    await asyncio.wait(gateway.background, timeout=10)
+        finally:
+            await store.aclose()
+
+    app = FastAPI(title="Entrogate", version=__version__, lifespan=lifespan)
+    app.state.gateway = gateway
+    app.state.managed = managed
+    app.add_route(ROUTE, chat, methods=["POST"])
+    app.add_route("/v1/completions", forward, methods=["POST"])
+    app.add_route("/v1/models", forward, methods=["GET"])
+    app.include_router(router)
+    app.include_router(status_routes)
+    _add_error_handlers(app)
+    return app
+
+
+async def _greet(gateway: Gateway) -> None:
+    """Ask the upstream what it can do; one that is not there yet is asked again later."""
+    try:
+        found = await gateway.capabilities()
+    except UpstreamError as error:
+        _log.warning("upstream.not_ready %s", error)
+    else:
+        _log.info(
+            "upstream.ready model=%s top_logprobs=%d vocab<=%d",
+            found.model,
+            found.top_logprobs,
+            found.vocab_size,
+        )
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def handler(
+        describe_error: Callable[[Any], tuple[int, bytes]],
+    ) -> Callable[[Request, Any], Awaitable[Response]]:
+        async def handle(request: Request, error: Any) -> Response:
+            status, body = describe_error(error)
+            gateway: Gateway = request.app.state.gateway
+            gateway.metrics.record_request(_route(request), status)
+            if isinstance(error, UpstreamError):
+                gateway.metrics.record_upstream_error(type(error).__name__)
+            return Response(body, status, media_type="application/json")
+
+        return handle
+
+    app.add_exception_handler(EntrogateError, handler(describe))
+    app.add_exception_handler(HTTPException, handler(_describe_http))
+    app.add_exception_handler(RequestValidationError, handler(_describe_validation))
+    app.add_exception_handler(Exception, handler(describe))
+
+
+def _route(request: Request) -> str:
+    """The pattern of the route, never the path: labels must stay bounded."""
+    return getattr(request.scope.get("route"), "path", "other")
+
+
+def _describe_http(error: HTTPException) -> tuple[int, bytes]:
+    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+    return error.status_code, error_body(str(error.detail), kind=kind)
+
+
+def _describe_validation(error: RequestValidationError) -> tuple[int, bytes]:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or None
+    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return 400, error_body(message, kind="invalid_request_error", param=where)

@@ -1,0 +1,116 @@
+"""``/v1/chat/completions``: from a request to a turn, and to the response that serves it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Send
+
+from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
+from entrogate.serve.judge import Judge
+from entrogate.serve.linkage import TRAJECTORY_HEADER, link
+from entrogate.serve.respond import WatchedResponse, read_body, send_answer, send_stream
+from entrogate.serve.streaming import StreamedTurn
+from entrogate.serve.turn import Leg, Turn
+from entrogate.serve.whole import answer_whole
+from entrogate.wire.history import earlier_calls
+from entrogate.wire.request import ChatRequest, parse_chat
+
+ROUTE = "/v1/chat/completions"
+DEBUG_HEADER = "x-entrogate-debug"
+REQUEST_ID_HEADER = "x-request-id"
+
+
+async def chat(request: Request) -> Response:
+    """One assistant turn, streamed or not."""
+    received = time.perf_counter()
+    gateway: Gateway = request.app.state.gateway
+    parsed = parse_chat(await read_body(request, gateway.settings.serve.body_limit_bytes))
+    turn = await _turn(gateway, parsed, request.headers, received)
+    headers = {
+        REQUEST_ID_HEADER: turn.request_id,
+        TRAJECTORY_HEADER: turn.link.trajectory_id,
+    }
+    if parsed.stream:
+        return await _streamed(turn, headers)
+    return _whole(turn, headers)
+
+
+async def _turn(
+    gateway: Gateway, parsed: ChatRequest, headers: Mapping[str, str], received: float
+) -> Turn:
+    mode = gateway.mode_for(headers.get(MODE_HEADER))
+    capabilities = await gateway.capabilities()
+    earlier = earlier_calls(parsed.messages)
+    linked = await link(gateway.store, parsed, headers, earlier)
+    request_id = headers.get(REQUEST_ID_HEADER) or os.urandom(16).hex()
+    upstream_headers = gateway.client.headers(headers)
+    upstream_headers[REQUEST_ID_HEADER] = request_id
+    judge = Judge(
+        policy=gateway.policy,
+        mode=mode,
+        markers=markers_of(capabilities),
+        tool_choice=parsed.tool_choice,
+        earlier=earlier,
+        can_suppress=capabilities.tool_call_token_id is not None and capabilities.capture,
+        can_replay=parsed.n == 1,
+    )
+    return Turn(
+        gateway=gateway,
+        capabilities=capabilities,
+        request=parsed,
+        headers=upstream_headers,
+        request_id=request_id,
+        link=linked,
+        judge=judge,
+        debug=headers.get(DEBUG_HEADER) == "1",
+        received=received,
+        leg=Leg(request=parsed, parent=linked.parent),
+    )
+
+
+async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
+    """The upstream's head decides the status, so it is asked before the response begins."""
+    metrics = turn.gateway.metrics
+    streamed = StreamedTurn(turn)
+    try:
+        upstream = await streamed.open()
+        if upstream.status != 200:
+            body = await upstream.read()
+            metrics.record_request(ROUTE, upstream.status)
+            content_type = upstream.headers.get("content-type", "application/json")
+            await streamed.close()
+            return Response(body, upstream.status, {"content-type": content_type, **headers})
+    except BaseException:
+        await streamed.close()
+        raise
+
+    async def work(send: Send) -> None:
+        with metrics.in_flight(ROUTE):
+            events = streamed.events()
+            try:
+                await send_stream(send, events, headers)
+            finally:
+                await events.aclose()
+        metrics.record_request(ROUTE, 200)
+
+    return WatchedResponse(work)
+
+
+def _whole(turn: Turn, headers: dict[str, str]) -> Response:
+    metrics = turn.gateway.metrics
+
+    async def work(send: Send) -> None:
+        with metrics.in_flight(ROUTE):
+            await send_answer(
+                send,
+                answer_whole(turn),
+                headers,
+                lambda status: metrics.record_request(ROUTE, status),
+            )
+
+    return WatchedResponse(work)

@@ -1,0 +1,178 @@
+"""What one choice of an answer has said so far: its tokens, its text, the calls it proposes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from entrogate.entropy.capture import CaptureBuilder
+from entrogate.serve.linkage import mint
+from entrogate.upstream.handshake import Capabilities
+from entrogate.wire.chunks import (
+    BodyChoice,
+    ChatLogprobs,
+    CompletionChoice,
+    Message,
+    ToolCallPart,
+)
+
+_NAN = math.nan
+
+
+@dataclass(slots=True, kw_only=True)
+class ProposedCall:
+    """A tool call that the model wrote, whole or so far, under the id that we minted for it."""
+
+    index: int
+    upstream_id: str
+    call_id: str
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def arguments_text(self) -> str:
+        return "".join(self.arguments)
+
+
+class Choice:
+    """Accumulates one choice. ``gap`` says why its capture is incomplete, None while it is whole."""
+
+    def __init__(self, index: int, capabilities: Capabilities) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.builder = CaptureBuilder(capabilities.top_logprobs, capabilities.vocab_size)
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[ProposedCall] = []
+        self.finish_reason: str | None = None
+        self.gap: str | None = None if capabilities.capture else "capture_unavailable"
+        self.altered: list[tuple[int, int]] = []
+        self.wasted_tokens = 0
+        self.held: list[bytes] = []
+        self.resumes_at: int | None = None  # set when a call was suppressed
+        self._call_token_id = capabilities.tool_call_token_id
+        self._call_texts = {f"token_id:{self._call_token_id}"}
+
+    def expect_call_text(self, text: str) -> None:
+        """``text`` is how the server spells the tool-call token among the alternatives."""
+        self._call_texts.add(text)
+
+    def add_tokens(self, token_ids: list[int] | None, logprobs: ChatLogprobs | None) -> None:
+        """Take the tokens of one chunk, or of a whole answer."""
+        entries = (logprobs.content if logprobs is not None else None) or []
+        if token_ids is None or len(token_ids) != len(entries):
+            self._note_gap(token_ids, len(entries))
+            self.token_ids.extend(token_ids or ())
+            for token_id in token_ids or ():
+                self.builder.add(token_id, _NAN, (), _NAN)
+            return
+        self.token_ids.extend(token_ids)
+        for token_id, entry in zip(token_ids, entries, strict=True):
+            top = entry.top_logprobs
+            p_call = _NAN
+            for alternative in top:
+                if alternative.token in self._call_texts:
+                    p_call = math.exp(alternative.logprob)
+                    break
+            self.builder.add(token_id, entry.logprob, [t.logprob for t in top], p_call)
+
+    def add_message(self, message: Message) -> None:
+        """Take the text and the calls of a delta or of a whole message."""
+        if message.content is not None:
+            self.content.append(message.content)
+        thought = message.thought
+        if thought is not None:
+            self.reasoning.append(thought)
+        for part in message.tool_calls or ():
+            self._add_call(part)
+
+    def add_body(self, choice: BodyChoice) -> None:
+        """Take a choice of an answer that was not streamed."""
+        self.add_tokens(choice.token_ids, choice.logprobs)
+        for position, part in enumerate(choice.message.tool_calls or ()):
+            part.index = position
+        self.add_message(choice.message)
+        self.finish_reason = choice.finish_reason
+
+    def add_completion(self, choice: CompletionChoice) -> None:
+        """Take tokens that were decoded after the tool call was masked."""
+        logprobs, token_ids = choice.logprobs, choice.token_ids or []
+        if logprobs is None or len(logprobs.token_logprobs) != len(token_ids):
+            self._note_gap(token_ids, 0 if logprobs is None else len(logprobs.token_logprobs))
+            for token_id in token_ids:
+                self.builder.add(token_id, _NAN, (), _NAN)
+        else:
+            for token_id, logprob, top in zip(
+                token_ids, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+            ):
+                self.builder.add(
+                    token_id,
+                    _NAN if logprob is None else logprob,
+                    list((top or {}).values()),
+                    math.exp(p)
+                    if (p := (top or {}).get(f"token_id:{self._call_token_id}")) is not None
+                    else _NAN,
+                )
+        if token_ids and self.resumes_at is not None and not self.altered:
+            self.altered.append((len(self.token_ids), len(self.token_ids) + 1))
+        self.token_ids.extend(token_ids)
+        self.content.append(choice.text)
+        self.finish_reason = choice.finish_reason or self.finish_reason
+
+    def call_position(self) -> int | None:
+        """Position of the token that opens the first call; None when it is not there."""
+        if self._call_token_id is None:
+            return None
+        try:
+            return self.token_ids.index(self._call_token_id)
+        except ValueError:
+            return None
+
+    def cut_at_call(self) -> bool:
+        """Drop the call and everything after it; False when its first token was not found."""
+        position = self.call_position()
+        if position is None:
+            return False
+        self.wasted_tokens += len(self.token_ids) - position
+        del self.token_ids[position:]
+        self.builder.truncate(position)
+        self.resumes_at = position
+        self.finish_reason = None
+        self.held.clear()
+        return True
+
+    def message(self, *, calls: bool) -> dict[str, Any]:
+        """The assistant message as the client has it."""
+        content = "".join(self.content) if self.content else None
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if self.reasoning:
+            message["reasoning"] = "".join(self.reasoning)
+        if calls and self.calls:
+            message["tool_calls"] = [
+                {
+                    "id": call.call_id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments_text},
+                }
+                for call in self.calls
+            ]
+        return message
+
+    def _add_call(self, part: ToolCallPart) -> None:
+        call = next((c for c in self.calls if c.index == part.index), None)
+        if call is None:
+            call = ProposedCall(index=part.index, upstream_id=part.id or "", call_id=mint("call"))
+            self.calls.append(call)
+        if part.function is not None:
+            call.name += part.function.name or ""
+            if part.function.arguments:
+                call.arguments.append(part.function.arguments)
+
+    def _note_gap(self, token_ids: list[int] | None, n_logprobs: int) -> None:
+        if token_ids is None:
+            self.gap = self.gap or ("token_ids_missing" if n_logprobs else None)
+        elif n_logprobs == 0 and token_ids:
+            self.gap = self.gap or "logprobs_missing"
+        elif n_logprobs != len(token_ids):
+            self.gap = self.gap or "count_mismatch"

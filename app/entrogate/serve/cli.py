@@ -1,0 +1,135 @@
+"""``entrogate serve``: settings from options and environment, vLLM if asked for, the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import uvicorn
+from pydantic import ValidationError
+
+from entrogate.errors import ConfigError
+from entrogate.serve.app import create_app
+from entrogate.settings import Settings
+from entrogate.upstream.managed import ManagedVllm
+
+
+@click.command()
+@click.option("--upstream", "upstream_url", help="Base URL of a running vLLM, without /v1.")
+@click.option("--upstream-api-key", envvar="ENTROGATE_UPSTREAM__API_KEY", help="Its API key.")
+@click.option("--model", help="Start a vLLM with this model folder or name ('almanac': bundled).")
+@click.option("--served-model-name", help="Name of the managed model in the API.")
+@click.option("--vllm-arg", "vllm_args", multiple=True, help="Passed on to the managed vLLM.")
+@click.option("--policy", help="Bundled policy (observe, balanced, …) or a YAML file.")
+@click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]), help="Overrides it.")
+@click.option("--allow-mode-header", is_flag=True, default=None, help="Clients may set the mode.")
+@click.option("--store", "store_url", help="Database URL, such as sqlite:///entrogate.db.")
+@click.option("--durability", type=click.Choice(["full", "normal", "off"]), help="Of the store.")
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8400).")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+def serve(**options: Any) -> None:
+    """Serve the OpenAI API in front of a vLLM (--upstream URL) or a model (--model PATH)."""
+    settings = _settings(options)
+    logging.basicConfig(
+        level=settings.serve.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    _check_upstream(settings)
+    asyncio.run(_serve(settings))
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    """Options win over the environment; one error line for what cannot be used."""
+    places = {
+        "upstream_url": ("upstream", "url"),
+        "upstream_api_key": ("upstream", "api_key"),
+        "model": ("managed", "model"),
+        "served_model_name": ("managed", "served_model_name"),
+        "vllm_args": ("managed", "extra_args"),
+        "policy": ("gate", "policy"),
+        "mode": ("gate", "mode"),
+        "allow_mode_header": ("gate", "allow_mode_header"),
+        "store_url": ("store", "url"),
+        "durability": ("store", "durability"),
+        "host": ("serve", "host"),
+        "port": ("serve", "port"),
+        "log_level": ("serve", "log_level"),
+    }
+    tree: dict[str, dict[str, Any]] = {}
+    for option, (branch, name) in places.items():
+        if options[option] not in (None, ()):
+            tree.setdefault(branch, {})[name] = options[option]
+    if tree.get("managed", {}).get("model") == "almanac":
+        tree["managed"]["model"] = str(Path(__file__).parents[1] / "almanac" / "model")
+        tree["managed"].setdefault("served_model_name", "almanac")
+    try:
+        return Settings(**tree)  # pyright: ignore[reportArgumentType]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"setting {where}: {first['msg']}") from None
+
+
+def _check_upstream(settings: Settings) -> None:
+    url, model = settings.upstream.url, settings.managed.model
+    if (url is None) == (model is None):
+        raise ConfigError("give one of --upstream URL and --model PATH")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--upstream is {url!r}; want a URL such as http://127.0.0.1:8000")
+    if url is not None and url.rstrip("/").endswith("/v1"):
+        raise ConfigError(f"--upstream is {url!r}; want it without /v1")
+
+
+async def _serve(settings: Settings) -> None:
+    managed = ManagedVllm(settings.managed) if settings.managed.model is not None else None
+    app = create_app(settings, managed=managed)
+    config = uvicorn.Config(
+        app,
+        host=settings.serve.host,
+        port=settings.serve.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=30,
+    )
+    server = uvicorn.Server(config)
+    try:
+        if managed is not None:
+            await _start(managed)
+            managed.on_ready = app.state.gateway.forget_capabilities
+        _say(settings)
+        await server.serve()
+    finally:
+        if managed is not None:
+            await managed.stop()
+    if not server.started:
+        raise ConfigError(f"cannot listen on {settings.serve.host}:{settings.serve.port}")
+
+
+async def _start(managed: ManagedVllm) -> None:
+    """Wait for vLLM; Ctrl-C and SIGTERM end the wait, and with it vLLM."""
+    click.echo(f"starting vLLM (log: {managed.log_file})", err=True)
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    with contextlib.suppress(NotImplementedError):
+        if task is not None:
+            loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    await managed.start(_progress)
+    with contextlib.suppress(NotImplementedError):
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def _progress(seconds: float, line: str) -> None:
+    click.echo(f"  {seconds:4.0f} s  {line[:100]}", err=True)
+
+
+def _say(settings: Settings) -> None:
+    where = f"http://{settings.serve.host}:{settings.serve.port}/v1"
+    mode = settings.gate.mode or "the policy's mode"
+    click.echo(f"Entrogate on {where} (policy {settings.gate.policy}, {mode})", err=True)

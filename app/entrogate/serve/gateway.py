@@ -1,0 +1,96 @@
+"""What every turn shares: the parts of a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from entrogate.errors import RequestError
+from entrogate.gate.policy import Policy
+from entrogate.observe.metrics import Metrics
+from entrogate.segments.spans import Markers
+from entrogate.settings import Settings
+from entrogate.store import Store
+from entrogate.types import Mode
+from entrogate.upstream.client import UpstreamClient
+from entrogate.upstream.handshake import Capabilities, ask_capabilities
+
+MODE_HEADER = "x-entrogate-mode"
+_log = logging.getLogger("entrogate.serve")
+
+
+@dataclass(slots=True, kw_only=True)
+class Gateway:
+    """The parts, and the little state that is not in the store."""
+
+    settings: Settings
+    client: UpstreamClient
+    store: Store
+    policy: Policy
+    metrics: Metrics
+    vocab_size: int | None = None
+    random: random.Random = field(default_factory=random.Random)
+    background: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
+    _capabilities: Capabilities | None = None
+    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def mode(self) -> Mode:
+        return self.settings.gate.mode or self.policy.mode
+
+    async def capabilities(self) -> Capabilities:
+        """What the upstream can do; asked once, again after `forget_capabilities`."""
+        if self._capabilities is None:
+            async with self._asking:
+                if self._capabilities is None:
+                    found = await ask_capabilities(
+                        self.client, self.settings.upstream, vocab_size=self.vocab_size
+                    )
+                    for problem in found.problems():
+                        _log.warning("upstream.limited %s", problem)
+                    self._capabilities = found
+        return self._capabilities
+
+    def forget_capabilities(self) -> None:
+        """The upstream was restarted and may be another one now."""
+        self._capabilities = None
+
+    def mode_for(self, wished: str | None) -> Mode:
+        """The mode of one request: the client's wish where the operator allows it."""
+        if wished is None:
+            return self.mode
+        if not self.settings.gate.allow_mode_header:
+            raise RequestError(
+                f"this gateway does not let clients choose with {MODE_HEADER};"
+                " start it with --allow-mode-header",
+                status=403,
+                code="mode_not_allowed",
+                param=MODE_HEADER,
+            )
+        try:
+            return Mode(wished)
+        except ValueError:
+            raise RequestError(
+                f"{MODE_HEADER} is {wished!r}; want observe, enforce or explore", param=MODE_HEADER
+            ) from None
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` to its end even though nobody waits; the gateway waits when it stops."""
+        task = asyncio.create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+
+def markers_of(capabilities: Capabilities) -> Markers:
+    """The marker ids of a model as `segments` wants them."""
+    return Markers(
+        think_open=capabilities.reasoning_start_token_id,
+        think_close=capabilities.reasoning_end_token_id,
+        call_open=capabilities.tool_call_token_id,
+        call_close=capabilities.tool_call_end_token_id,
+        end=capabilities.control_token_ids,
+    )

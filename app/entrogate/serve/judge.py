@@ -1,0 +1,129 @@
+"""Asks the gate about the calls of one choice: gathers the features, keeps the decisions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import orjson
+
+from entrogate.entropy.statistics import segment_stats
+from entrogate.gate.decide import decide_turn
+from entrogate.gate.policy import Policy
+from entrogate.segments.spans import Markers, find_spans, reasoning_ranges
+from entrogate.serve.choice import Choice, ProposedCall
+from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats
+from entrogate.wire.history import EarlierCall, call_key
+
+
+@dataclass(slots=True, kw_only=True)
+class Judge:
+    """Decides on the calls of one request; ``draw`` is its share of randomness."""
+
+    policy: Policy
+    mode: Mode
+    markers: Markers
+    tool_choice: str
+    earlier: list[EarlierCall]
+    starts_in_reasoning: bool = False
+    can_suppress: bool = True
+    can_replay: bool = True
+    replays: int = 0
+    seconds: float = 0.0  # spent deciding, for the overhead histogram
+    draws: dict[int, float] = field(default_factory=dict[int, float])
+
+    @property
+    def acts(self) -> bool:
+        """Could a call of this request be held back at all?"""
+        return self.mode is not Mode.OBSERVE and self.tool_choice == "auto" and self.can_suppress
+
+    def gates(self, name: str) -> bool:
+        """Does the policy name the tool at all, and allow it to be gated?"""
+        rule = self.policy.rule(name)
+        return rule is not None and not rule.side_effects
+
+    def draw_for(self, choice: Choice, fresh: float) -> None:
+        self.draws.setdefault(choice.index, fresh)
+
+    def decide_early(self, choice: Choice) -> bool:
+        """Is the first call to be suppressed by its name and the entropy alone?
+
+        True only when no argument could change that: the rest of the call need not be decoded.
+        """
+        records = self._decide(choice, choice.calls[:1], complete=False)
+        return records[0].decision.applied is Action.SUPPRESS
+
+    def decide(self, choice: Choice) -> tuple[CallRecord, ...]:
+        """The decisions on all calls of ``choice``, in order."""
+        return self._decide(choice, choice.calls, complete=True)
+
+    def early_record(self, choice: Choice) -> tuple[CallRecord, ...]:
+        """The record of a decision that `decide_early` took."""
+        return self._decide(choice, choice.calls[:1], complete=False)
+
+    def segment(self, choice: Choice) -> SegmentStats | None:
+        """Statistics of what was reasoned before the call (of the turn, when there is none)."""
+        if choice.gap is not None:
+            return None
+        position = choice.resumes_at if choice.resumes_at is not None else choice.call_position()
+        capture = choice.builder.build()
+        token_ids = capture.token_ids if position is None else capture.token_ids[:position]
+        spans = find_spans(
+            token_ids,
+            self.markers,
+            stopped=position is None and choice.finish_reason not in (None, "length"),
+            starts_in_reasoning=self.starts_in_reasoning,
+        )
+        return segment_stats(capture, reasoning_ranges(spans), decision_at=position)
+
+    def _decide(
+        self, choice: Choice, calls: list[ProposedCall], *, complete: bool
+    ) -> tuple[CallRecord, ...]:
+        started = time.perf_counter()
+        segment = self.segment(choice)
+        features = [self._features(choice, call, segment, calls, complete) for call in calls]
+        decisions: tuple[Decision, ...] = decide_turn(self.policy, self.mode, features)
+        self.seconds += time.perf_counter() - started
+        return tuple(
+            CallRecord(
+                call_id=call.call_id,
+                index=call.index,
+                name=call.name,
+                arguments=call.arguments_text,
+                features=seen,
+                decision=decision,
+            )
+            for call, seen, decision in zip(calls, features, decisions, strict=True)
+        )
+
+    def _features(
+        self,
+        choice: Choice,
+        call: ProposedCall,
+        segment: SegmentStats | None,
+        calls: list[ProposedCall],
+        complete: bool,
+    ) -> Features:
+        key = call_key(call.name, call.arguments_text) if complete else None
+        same = [e for e in self.earlier if e.key == key]
+        return Features(
+            tool=call.name,
+            segment=segment,
+            capture_complete=choice.gap is None,
+            tool_choice=self.tool_choice,
+            repeats=len(same),
+            replayable=self.can_replay and any(e.result is not None for e in same),
+            calls_before=len(self.earlier),
+            tool_calls_before=sum(e.name == call.name for e in self.earlier),
+            parallel_calls=len(calls),
+            replays_in_turn=self.replays,
+            draw=self.draws[choice.index],
+            arguments_valid=not complete or _is_object(call.arguments_text),
+        )
+
+
+def _is_object(arguments: str) -> bool:
+    try:
+        return isinstance(orjson.loads(arguments or "{}"), dict)
+    except orjson.JSONDecodeError:
+        return False

@@ -1,0 +1,63 @@
+"""Routes that cross unchanged: ``/v1/completions`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+import aiohttp
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Send
+
+from entrogate.errors import EntrogateError
+from entrogate.serve.gateway import Gateway
+from entrogate.serve.respond import WatchedResponse, read_body
+from entrogate.wire.errors import error_event
+
+_KEPT = ("content-type", "x-request-id")
+
+
+async def forward(request: Request) -> Response:
+    """Send the request on as it is and the answer back as it comes."""
+    gateway: Gateway = request.app.state.gateway
+    body = await read_body(request, gateway.settings.serve.body_limit_bytes)
+    headers = gateway.client.headers(request.headers)
+    if "x-request-id" in request.headers:
+        headers["x-request-id"] = request.headers["x-request-id"]
+    stack = AsyncExitStack()
+    try:
+        upstream = await stack.enter_async_context(
+            gateway.client.request(
+                request.method, request.url.path, body=body or None, headers=headers
+            )
+        )
+    except BaseException:
+        await stack.aclose()
+        raise
+    route = request.url.path
+
+    async def work(send: Send) -> None:
+        async with stack:
+            with gateway.metrics.in_flight(route):
+                await _copy(upstream, send)
+        gateway.metrics.record_request(route, upstream.status)
+
+    return WatchedResponse(work)
+
+
+async def _copy(upstream: aiohttp.ClientResponse, send: Send) -> None:
+    headers = [
+        (name.encode(), upstream.headers[name].encode("latin-1"))
+        for name in _KEPT
+        if name in upstream.headers
+    ]
+    start = {"type": "http.response.start", "status": upstream.status, "headers": headers}
+    await send(start)
+    try:
+        async for data in upstream.content.iter_any():
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    except EntrogateError as error:
+        if upstream.content_type != "text/event-stream":
+            raise
+        await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,79 @@
+"""``/v1/feedback`` and ``/v1/trajectories``: what was recorded, and how it turned out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from entrogate.errors import RequestError
+from entrogate.serve.gateway import Gateway
+from entrogate.types import Mode
+
+router = APIRouter(prefix="/v1")
+
+
+class FeedbackBody(BaseModel):
+    """An outcome: names one target, and says a score or an answer with its gold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trajectory_id: str | None = None
+    response_id: str | None = None
+    tool_call_id: str | None = None
+    score: float | None = Field(default=None, ge=0, le=1)
+    answer: str | None = None
+    gold: str | list[str] | None = None
+    comment: str | None = Field(default=None, max_length=10_000)
+
+
+@router.post("/feedback")
+async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
+    """Record the outcome of a trajectory; answers with the rewards computed from it."""
+    try:
+        return await _gateway(request).store.add_feedback(**body.model_dump())
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+
+
+@router.get("/trajectories")
+async def trajectories(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    cursor: str | None = None,
+    task_id: str | None = None,
+    model: str | None = None,
+    mode: Mode | None = None,
+    has_outcome: bool | None = None,
+    complete: bool | None = None,
+    since: float | None = None,
+    until: float | None = None,
+) -> dict[str, Any]:
+    """A page of trajectories, newest first; ``next_cursor`` leads to the next one."""
+    try:
+        page = await _gateway(request).store.list_trajectories(
+            limit=limit,
+            cursor=cursor,
+            task_id=task_id,
+            model=model,
+            mode=mode,
+            has_outcome=has_outcome,
+            complete=complete,
+            since=since,
+            until=until,
+        )
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    return {"object": "list", "data": page.items, "next_cursor": page.next_cursor}
+
+
+@router.get("/trajectories/{trajectory_id}")
+async def trajectory(trajectory_id: str, request: Request, tokens: bool = False) -> dict[str, Any]:
+    """Everything recorded of one trajectory; ``tokens=true`` adds the arrays."""
+    return await _gateway(request).store.get_trajectory(trajectory_id, tokens=tokens)
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway

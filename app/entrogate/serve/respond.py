@@ -1,0 +1,115 @@
+"""Responses that watch the client: when it goes away, the work for it is cancelled upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from entrogate.errors import EntrogateError, RequestError
+from entrogate.serve.whole import Answer
+from entrogate.wire.errors import describe, error_event
+from entrogate.wire.sse import DONE
+
+_log = logging.getLogger("entrogate.serve")
+OnStatus = Callable[[int], None]
+
+
+class WatchedResponse(Response):
+    """Runs ``work`` until it is done or the client is gone, whichever comes first."""
+
+    def __init__(self, work: Callable[[Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        work = asyncio.ensure_future(self._work(send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+        try:
+            await work
+        except (asyncio.CancelledError, ClientDisconnect, OSError):
+            _log.info("request.abandoned")
+
+
+async def send_stream(send: Send, events: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+    """Send server-sent events; an error that nobody expected becomes the last of them."""
+    await _start(send, 200, {"content-type": "text/event-stream; charset=utf-8", **headers})
+    try:
+        async for data in events:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+    except Exception as error:  # the request boundary: the client must get an end
+        _log.exception("request.failed")
+        await send(
+            {"type": "http.response.body", "body": error_event(error) + DONE, "more_body": True}
+        )
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def send_answer(
+    send: Send,
+    work: Awaitable[Answer],
+    headers: Mapping[str, str],
+    on_status: OnStatus,
+) -> None:
+    """Send one body, or the error that stood in its way in OpenAI's envelope."""
+    try:
+        answer = await work
+    except EntrogateError as error:
+        status, body = describe(error)
+        answer = Answer(status=status, body=body)
+    except Exception as error:  # the request boundary
+        _log.exception("request.failed")
+        status, body = describe(error)
+        answer = Answer(status=status, body=body)
+    on_status(answer.status)
+    all_headers = {"content-type": answer.content_type, **headers}
+    if answer.decision is not None:
+        all_headers["x-entrogate-decision"] = answer.decision
+    all_headers["content-length"] = str(len(answer.body))
+    await _start(send, answer.status, all_headers)
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The request's body; RequestError (413) as soon as it is longer than the limit."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit_bytes:
+        raise _too_large(limit_bytes)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit_bytes: int) -> RequestError:
+    return RequestError(
+        f"the body is larger than the limit of {limit_bytes} bytes",
+        status=413,
+        code="body_too_large",
+    )
+
+
+async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
