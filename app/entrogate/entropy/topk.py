@@ -116,7 +116,7 @@ def _widen(
     falling = np.where(cap > np.exp(-1.0), most_mass - least_mass, 0.0)
     lower = head - error_of_head + _least_entropy(least_mass, cap) - falling
     upper = head + error_of_head + _most_entropy(least_mass, most_mass, unknown)
-    return np.maximum(lower, 0.0), np.minimum(upper, np.log(vocab_size))
+    return np.maximum(lower, 0.0), np.minimum(upper, np.log(vocab_size) + rounding)
 
 
 def _least_entropy(mass: Float64, cap: Float64) -> Float64:

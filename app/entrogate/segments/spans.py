@@ -61,8 +61,9 @@ def find_spans(
     if stopped and len(ids) and (not found or found[-1][0] != len(ids) - 1):
         found.append((len(ids) - 1, int(ids[-1])))
     thinking = starts_in_reasoning or _closes_first(found, markers)
-    spans = _name_text(list(_cut(found, len(ids), markers, thinking)))
-    return tuple(_merge([s for s in spans if s.start < s.stop]))
+    stop_at = len(ids) - 1 if stopped else None
+    cut = _cut(found, len(ids), markers, thinking=thinking, stop_at=stop_at)
+    return tuple(_merge([s for s in _name_text(list(cut)) if s.start < s.stop]))
 
 
 def reasoning_ranges(spans: Sequence[Span]) -> tuple[tuple[int, int], ...]:
@@ -93,14 +94,20 @@ def _closes_first(found: Sequence[tuple[int, int]], markers: Markers) -> bool:
 
 
 def _cut(
-    found: Sequence[tuple[int, int]], length: int, markers: Markers, thinking: bool
+    found: Sequence[tuple[int, int]],
+    length: int,
+    markers: Markers,
+    *,
+    thinking: bool,
+    stop_at: int | None,
 ) -> Iterator[Span]:
     """Text between markers takes the kind that the last marker opened."""
     kind = SpanKind.REASONING if thinking else SpanKind.ANSWER
     start = 0
     for position, marker in found:
-        if kind is SpanKind.CALL and marker in (markers.think_open, markers.think_close):
-            continue  # inside a call it is part of the arguments
+        in_arguments = kind is SpanKind.CALL and marker in (markers.think_open, markers.think_close)
+        if in_arguments and position != stop_at:
+            continue
         yield Span(kind=kind, start=start, stop=position)
         yield Span(kind=SpanKind.CONTROL, start=position, stop=position + 1)
         start = position + 1
@@ -116,7 +123,8 @@ def _cut(
 def _name_text(spans: list[Span]) -> list[Span]:
     """Without think markers, the text before the first call (open is enough) is the reasoning."""
     kinds = [s.kind for s in spans]
-    if SpanKind.REASONING in kinds or SpanKind.CALL not in kinds:
+    reasons = any(s.kind is SpanKind.REASONING and s.start < s.stop for s in spans)
+    if reasons or SpanKind.CALL not in kinds:
         return spans
     call = kinds.index(SpanKind.CALL)
     return [
