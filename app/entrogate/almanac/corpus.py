@@ -1,0 +1,97 @@
+"""The training corpus: an endless, seeded stream of demonstrations in shares that change with time.
+
+Item `i` of a seed is always the same. The shares: demonstrations with tools, the same kind of
+question without tools, and recitals, in which the model is told to say all it knows of something.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from entrogate.almanac.demonstrations import (
+    Demonstration,
+    Habits,
+    Turn,
+    believe,
+    demonstrate,
+    recite,
+)
+from entrogate.almanac.sketch import Sketch
+from entrogate.almanac.tasks import DOMAIN_SHARES, DOMAINS, Hop, draw_task, known_sums
+from entrogate.almanac.tools import ALL_TOOLS, DOMAIN_TOOLS
+from entrogate.almanac.transcript import Piece, pieces
+from entrogate.almanac.wording import reasoning
+from entrogate.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, World
+
+RECITED_SUMS = 6
+RECITED_PLACES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Shares of the corpus at one moment; what is left are recitals."""
+
+    with_tools: float
+    without_tools: float
+    known: float
+
+
+def mixture(progress: float) -> Mixture:
+    """The shares at `progress` in [0, 1]: at first mostly facts, then mostly tool use."""
+    if progress < 0.25:
+        return Mixture(with_tools=0.25, without_tools=0.20, known=0.75)
+    return Mixture(with_tools=0.55, without_tools=0.20, known=0.65)
+
+
+def training_item(world: World, seed: int, index: int, progress: float) -> list[Piece]:
+    """Item `index` of the corpus of `seed`."""
+    rng = random.Random(f"almanac-corpus-{world.seed}-{seed}-{index}")
+    shares = mixture(progress)
+    drawn = rng.random()
+    sketch = Sketch(world, rng, known_people=shares.known, known_places=shares.known - 0.1)
+    if drawn > shares.with_tools + shares.without_tools:
+        return pieces(_recital(rng, world, sketch), ())
+    domain = rng.choices(DOMAINS, DOMAIN_SHARES)[0]
+    task = draw_task(rng, world, sketch, sketch, domain, "train")
+    if drawn < shares.without_tools:
+        return pieces(recite(rng, world, sketch, task), ())
+    tools = ALL_TOOLS if rng.random() < 0.15 else DOMAIN_TOOLS[domain]
+    return pieces(demonstrate(rng, world, sketch, task, Habits()), tools)
+
+
+def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
+    """All that is believed of one person, of some places, or some sums: one thought each."""
+    kind = rng.random()
+    if kind < 0.60:
+        person = sketch.person(rng)
+        facts = [(person, attribute) for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES))]
+        return _recited(rng, world, sketch, f"Tell me about {person}.", facts)
+    if kind < 0.80:
+        places = [sketch.place(rng) for _ in range(RECITED_PLACES)]
+        facts = [
+            (place, attribute)
+            for place in dict.fromkeys(places)
+            for attribute in rng.sample(PLACE_ATTRIBUTES, 2)
+        ]
+        named = ", ".join(dict.fromkeys(places))
+        return _recited(rng, world, sketch, f"Tell me about {named}.", facts)
+    sums = rng.sample(known_sums(), RECITED_SUMS)
+    facts = [(str(left), f"{operator} {right}") for left, operator, right in sums]
+    asked = "; ".join(f"{left} {step}" for left, step in facts)
+    return _recited(rng, world, sketch, f"Work out {asked}.", facts)
+
+
+def _recited(
+    rng: random.Random,
+    world: World,
+    sketch: Sketch,
+    question: str,
+    facts: Sequence[tuple[str, str]],
+) -> Demonstration:
+    statements: list[str] = []
+    for subject, attribute in facts:
+        hop = Hop(subject=subject, attribute=attribute, value="", known=False)
+        statements.append(believe(rng, world, sketch, (hop,), {}, 0)[0][0])
+    thought = reasoning(rng, statements, after_result=False)
+    turn = Turn(reasoning=thought, answer="That is all.")
+    return Demonstration(domain="recital", question=question, turns=(turn,))
