@@ -1,0 +1,77 @@
+"""``entrogate bench``: overhead of the gateway, and the gate against other ways to decide."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from entrogate.errors import EntrogateError
+
+T = TypeVar("T")
+
+
+@click.group()
+def bench() -> None:
+    """Measure the gateway's overhead and the gate's decisions."""
+
+
+@bench.command()
+@click.option("--tasks", default=2000, show_default=True, help="Requests per target and scenario.")
+@click.option("--rounds", default=10, show_default=True, help="Paired rounds to split them into.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--policy", default="observe", show_default=True, help="Policy of the gateway.")
+@click.option("--base-url", help="A running gateway (its CPU stays unknown) instead of our own.")
+@click.option("--direct-url", help="The server behind --base-url, to compare with.")
+@click.option("--model", help="Model name to ask for; needed with --base-url.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
+)
+def overhead(
+    *,
+    tasks: int,
+    rounds: int,
+    seed: int,
+    policy: str,
+    base_url: str | None,
+    direct_url: str | None,
+    model: str | None,
+    json_file: Path | None,
+) -> None:
+    """Time and CPU that the gateway adds, next to no gateway and a bare pass-through."""
+    from entrogate.bench import overhead as measuring
+
+    if base_url is None:
+        context = measuring.own_targets(policy)
+    elif model is None:
+        raise EntrogateError("--base-url needs --model: the name that the server knows")
+    else:
+        given = [measuring.Target(name=measuring.ENTROGATE, url=_root(base_url))]
+        if direct_url is not None:
+            given.append(measuring.Target(name=measuring.DIRECT, url=_root(direct_url)))
+        context = nullcontext((given, model))
+    with context as (targets, name):
+        found = _run(measuring.measure(targets, model=name, tasks=tasks, rounds=rounds, seed=seed))
+    result = {"tasks": tasks, "rounds": rounds, "seed": seed, "policy": policy}
+    result |= measuring.report(found)
+    click.echo(measuring.table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _root(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _run(work: Coroutine[None, None, T]) -> T:
+    if sys.platform == "win32":
+        return asyncio.run(work)
+    import uvloop
+
+    return uvloop.run(work)
