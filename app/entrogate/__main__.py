@@ -1,8 +1,5 @@
-"""``python -m entrogate`` is the ``entrogate`` command."""
-
-from __future__ import annotations
+"""``python -m entrogate``: the same as the ``entrogate`` command."""
 
 from entrogate.cli import main
 
-if __name__ == "__main__":
-    main()
+main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from entrogate import __version__
-from entrogate.errors import ConfigError, EntrogateError, UpstreamError
+from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
 from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
 from entrogate.serve.chat import ROUTE, chat
@@ -42,7 +42,14 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         raise ConfigError("no upstream: give --upstream URL or --model PATH")
     policy = load_policy(settings.gate.policy)
     metrics = Metrics()
-    store = Store.open(settings.store, on_commit=lambda seconds, _: metrics.observe_commit(seconds))
+
+    def committed(seconds: float, _turns: int) -> None:
+        metrics.observe_commit(seconds)
+
+    def lost(_error: StoreError, turns: int) -> None:
+        metrics.record_store_error("lost", turns)
+
+    store = Store.open(settings.store, on_commit=committed, on_loss=lost)
     gateway = Gateway(
         settings=settings,
         client=UpstreamClient(settings.upstream, url),
@@ -51,11 +58,10 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         metrics=metrics,
         vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
     )
-    store.on_loss = lambda _, count: metrics.record_store_error("lost", count)
     metrics.watch_store_queue(lambda: store.queue_depth)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         await store.start()
         try:
             await store.remember_policy(

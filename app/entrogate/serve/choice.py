@@ -28,7 +28,7 @@ class ProposedCall:
     upstream_id: str
     call_id: str
     name: str = ""
-    arguments: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list[str])
 
     @property
     def arguments_text(self) -> str:

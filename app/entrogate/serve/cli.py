@@ -42,6 +42,8 @@ def serve(**options: Any) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     _check_upstream(settings)
     asyncio.run(_serve(settings))
 
@@ -103,7 +105,6 @@ async def _serve(settings: Settings) -> None:
     try:
         if managed is not None:
             await _start(managed)
-            managed.on_ready = app.state.gateway.forget_capabilities
         _say(settings)
         await server.serve()
     finally:

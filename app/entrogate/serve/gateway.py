@@ -43,7 +43,7 @@ class Gateway:
         return self.settings.gate.mode or self.policy.mode
 
     async def capabilities(self) -> Capabilities:
-        """What the upstream can do; asked once, again after `forget_capabilities`."""
+        """What the upstream can do; asked once, when it first answers."""
         if self._capabilities is None:
             async with self._asking:
                 if self._capabilities is None:
@@ -54,10 +54,6 @@ class Gateway:
                         _log.warning("upstream.limited %s", problem)
                     self._capabilities = found
         return self._capabilities
-
-    def forget_capabilities(self) -> None:
-        """The upstream was restarted and may be another one now."""
-        self._capabilities = None
 
     def mode_for(self, wished: str | None) -> Mode:
         """The mode of one request: the client's wish where the operator allows it."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -57,7 +58,7 @@ class StreamedTurn:
         """Let go of the upstream; in the middle of an answer this aborts it there."""
         await self._stack.aclose()
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncGenerator[bytes]:
         """The client's stream. A fault after its first byte becomes one error event."""
         turn = self.turn
         recorded = False
@@ -82,7 +83,7 @@ class StreamedTurn:
                 turn.leg.error = turn.leg.error or "the client went away"
                 turn.gateway.in_background(turn.finish_leg(final=True))
 
-    async def _turn_events(self) -> AsyncIterator[bytes]:
+    async def _turn_events(self) -> AsyncGenerator[bytes]:
         """All events but those that end the answer: these are left in ``self._tail``."""
         while True:
             reader = _Reader(self.turn, self._first_response, muted=self._muted)
@@ -114,7 +115,7 @@ class StreamedTurn:
                     f"the upstream refused to go on with the turn: {response.status}"
                 )
 
-    async def _read_leg(self, reader: _Reader) -> AsyncIterator[bytes]:
+    async def _read_leg(self, reader: _Reader) -> AsyncGenerator[bytes]:
         response = self._response
         if response is None:
             raise RuntimeError("open() comes before events()")
@@ -131,7 +132,7 @@ class StreamedTurn:
         if not reader.usage_event:
             self.turn.leg.check_usage(None)
 
-    async def _resume(self, choice: Choice, reader: _Reader) -> AsyncIterator[bytes]:
+    async def _resume(self, choice: Choice, reader: _Reader) -> AsyncGenerator[bytes]:
         """Decode the answer without the tool call; if that fails, let the call through."""
         turn = self.turn
         position = choice.call_position()
@@ -287,7 +288,7 @@ class _Reader:
     ) -> bytes:
         """A chat chunk in vLLM's form for tokens of a resumed answer."""
         wanted = self._wanted
-        part = {
+        part: dict[str, Any] = {
             "index": choice.index,
             "delta": {} if text is None else {"content": text},
             "logprobs": chat_logprobs(source, wanted.top_logprobs)

@@ -39,8 +39,7 @@ def earlier_calls(messages: list[dict[str, Any]]) -> list[EarlierCall]:
     calls: list[EarlierCall] = []
     for turn, message in enumerate(messages):
         for call in _tool_calls(message):
-            function = call.get("function") or {}
-            name, arguments = str(function.get("name")), str(function.get("arguments") or "")
+            name, arguments = _function(call)
             call_id = str(call.get("id"))
             calls.append(
                 EarlierCall(
@@ -66,13 +65,7 @@ def fingerprint(messages: list[dict[str, Any]]) -> bytes:
     """blake2b-128 of what the messages say, without ids and reasoning (clients drop these)."""
     digest = hashlib.blake2b(digest_size=16)
     for message in messages:
-        calls = [
-            (
-                (call.get("function") or {}).get("name"),
-                (call.get("function") or {}).get("arguments"),
-            )
-            for call in _tool_calls(message)
-        ]
+        calls = [_function(call) for call in _tool_calls(message)]
         digest.update(orjson.dumps([message.get("role"), text_of(message.get("content")), calls]))
     return digest.digest()
 
@@ -84,6 +77,11 @@ def text_of(content: object) -> str:
     if isinstance(content, str):
         return content
     return orjson.dumps(content, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _function(call: dict[str, Any]) -> tuple[str, str]:
+    function: dict[str, Any] = call.get("function") or {}
+    return str(function.get("name")), str(function.get("arguments") or "")
 
 
 def _tool_calls(message: dict[str, Any]) -> list[dict[str, Any]]:

@@ -75,5 +75,6 @@ def _trim_logprobs(payload: dict[str, Any], top_logprobs: int) -> None:
     if top_logprobs < 0:
         return
     for choice in payload["choices"]:
-        for token in (choice.get("logprobs") or {}).get("content") or ():
+        logprobs: dict[str, list[dict[str, list[Any]]]] = choice.get("logprobs") or {}
+        for token in logprobs.get("content") or ():
             del token["top_logprobs"][top_logprobs:]
