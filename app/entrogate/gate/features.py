@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from entrogate.types import Estimator, Features, Interval, SegmentStats
 
@@ -28,13 +28,16 @@ def to_json(features: Features) -> str:
 
 def from_json(text: str | bytes) -> Features:
     """The features that `to_json` wrote. Raises ValueError on anything else."""
-    values: dict[str, Any] = json.loads(text)
-    version = values.pop("schema_version", None)
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("not the features of a call: want a JSON object")
+    fields = cast("dict[str, Any]", values)
+    version = fields.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise ValueError(f"features of schema version {version}; want {SCHEMA_VERSION}")
-    segment = values.pop("segment")
     try:
-        return Features(segment=None if segment is None else _segment(segment), **values)
+        segment = fields.pop("segment")
+        return Features(segment=None if segment is None else _segment(segment), **fields)
     except (TypeError, KeyError) as error:
         raise ValueError(f"not the features of a call: {error}") from None
 

@@ -120,12 +120,21 @@ def _config_error(problems: list[_Problem], label: str) -> ConfigError:
     return ConfigError("\n".join(p.text(label) for p in ordered))
 
 
+_PLAIN_TAGS = frozenset({"str", "int", "float", "bool", "null", "map", "seq", "timestamp"})
+
+
 def _structural_problems(node: yaml.Node, depth: int = 0) -> Iterator[_Problem]:
     """What safe_load would accept silently or refuse without a position."""
     if depth > 8:
         yield _Problem(node.start_mark, "nested too deeply for a policy")
-    elif not node.tag.startswith("tag:yaml.org,2002:"):
+    elif node.tag.rpartition(":")[2] not in _PLAIN_TAGS:
         yield _Problem(node.start_mark, f"unknown tag {node.tag}")
+    elif isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.SafeLoader("").construct_object(node)  # pyright: ignore
+        except (ValueError, yaml.YAMLError):
+            kind = node.tag.rpartition(":")[2]
+            yield _Problem(node.start_mark, f"'{node.value}' is no {kind}; quote it if it is text")
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _structural_problems(item, depth + 1)
@@ -173,7 +182,8 @@ def _problem(root: yaml.Node, details: ErrorDetails) -> _Problem:
     if kind == "missing":
         return _Problem(at.start_mark, f"'{path[-1]}' is missing{_missing_hint(path)}")
     if kind in _WANTED:
-        return _Problem(mark, f"'{name}' is {_WANTED[kind]}; found {_show(value)}")
+        found = f"'{name}' is {_WANTED[kind]}; found {_show(value)}{_number_hint(value)}"
+        return _Problem(mark, found)
     if kind in ("enum", "literal_error"):
         expected = str(context["expected"])
         near = difflib.get_close_matches(str(value), expected.replace("'", "").split(), n=1)
@@ -184,6 +194,15 @@ def _problem(root: yaml.Node, details: ErrorDetails) -> _Problem:
 
 def _missing_hint(path: list[str]) -> str:
     return "; write `schema_version: 1`" if path == ["schema_version"] else ""
+
+
+def _number_hint(value: object) -> str:
+    """YAML 1.1 reads `1e-3` as a string: an exponent wants a point before it."""
+    try:
+        float(value) if isinstance(value, str) else float("")
+    except ValueError:
+        return ""
+    return "; write the number without quotes, and with a point before an exponent (1.0e-3)"
 
 
 def _show(value: object) -> str:
