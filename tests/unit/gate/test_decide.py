@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -104,7 +105,7 @@ def test_bounds_of_the_signal(bound, threshold, action):
 def test_each_entropy_statistic_is_its_own(statistic, field):
     rules = policy("1.0", signal=f"{{statistic: {statistic}}}")
     others = segment(entropy=5.0)
-    low = segment(entropy=5.0, **{field: Interval(lower=0.1, upper=0.2)})
+    low = replace(others, **{field: Interval(lower=0.1, upper=0.2)})
     assert one(rules, features(segment=others)).action is ALLOW
     assert one(rules, features(segment=low)).action is SUPPRESS
 

@@ -1,5 +1,7 @@
 """Spans worked by hand, and against a machine that reads one token at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -133,4 +135,4 @@ def test_against_one_token_at_a_time(ids, stopped):
     spans = find_spans(ids, MARKERS, stopped=stopped)
     assert drawn(spans) == one_at_a_time(ids, stopped=stopped)
     assert [s.start for s in spans] == [0, *[s.stop for s in spans]][: len(spans)]
-    assert all(a.kind is not b.kind for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.kind is not b.kind for a, b in itertools.pairwise(spans))
