@@ -65,7 +65,10 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         await store.start()
         try:
             await store.remember_policy(
-                policy.version, policy.name, policy.mode, policy.model_dump_json()
+                policy.version,
+                policy.name,
+                policy.mode,
+                policy.model_dump_json(exclude_unset=True),
             )
             async with gateway.client:
                 await _greet(gateway)
