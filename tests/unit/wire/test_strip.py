@@ -24,13 +24,6 @@ _text = st.one_of(
             "]}",
             "\\",
         ]
-            '"logprobs":{',
-            ',"finish_reason":',
-            '"token_ids":[1]',
-            '\\"logprobs\\":{"x":1}',
-            "]}",
-            "\\",
-        ]
     ),
 )
 _token = st.fixed_dictionaries(
