@@ -38,9 +38,9 @@ class Mixture:
 
 def mixture(progress: float) -> Mixture:
     """The shares at `progress` in [0, 1]: at first mostly facts, then mostly tool use."""
-    if progress < 0.25:
-        return Mixture(with_tools=0.25, without_tools=0.20, known=0.75)
-    return Mixture(with_tools=0.55, without_tools=0.20, known=0.65)
+    if progress < 0.3:
+        return Mixture(with_tools=0.20, without_tools=0.15, known=0.75)
+    return Mixture(with_tools=0.50, without_tools=0.15, known=0.65)
 
 
 def training_item(world: World, seed: int, index: int, progress: float) -> list[Piece]:
@@ -62,11 +62,11 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
 def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
     """All that is believed of one person, of some places, or some sums: one thought each."""
     kind = rng.random()
-    if kind < 0.60:
+    if kind < 0.62:
         person = sketch.person(rng)
         facts = [(person, attribute) for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES))]
         return _recited(rng, world, sketch, f"Tell me about {person}.", facts)
-    if kind < 0.80:
+    if kind < 0.82:
         places = [sketch.place(rng) for _ in range(RECITED_PLACES)]
         facts = [
             (place, attribute)

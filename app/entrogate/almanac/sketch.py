@@ -49,8 +49,8 @@ class Sketch:
 
     def stranger(self) -> str:
         """A person who is nobody's: not known, not an outsider, not of the evaluation."""
-        taken = (self._world.known_people, self._world.outsiders, self._world.unknown_people)
-        while any((name := draw_person(self._rng, self._world.words)) in group for group in taken):
+        world = self._world
+        while (name := draw_person(self._rng, world.words)) in world.reserved:
             pass
         return name
 
@@ -103,12 +103,11 @@ class Sketch:
         return self._pages.get(page)
 
     def _strange_place(self, like: str | None = None) -> str:
-        taken = (self._world.known_places, self._world.unknown_places, self._places)
+        taken = self._world.reserved.union(self._places)
         if like is None:
-            while any((name := draw_place(self._rng)) in group for group in taken):
+            while (name := draw_place(self._rng)) in taken:
                 pass
             return name
         adjective = like.split()[0]
-        free = [f"{adjective} {noun}" for noun in NOUNS]
-        free = [name for name in free if not any(name in group for group in taken)]
+        free = [name for noun in NOUNS if (name := f"{adjective} {noun}") not in taken]
         return self._rng.choice(free) if free else self._strange_place()

@@ -17,7 +17,7 @@ RELATIONS = ("mentor", "partner")
 ATTRIBUTES = ("city", "guild", "ship", *RELATIONS)
 PLACE_ATTRIBUTES = ("founder", "river")
 
-KNOWN_PEOPLE, OUTSIDERS, UNKNOWN_PEOPLE = 100, 30, 300
+KNOWN_PEOPLE, OUTSIDERS, UNKNOWN_PEOPLE = 80, 24, 300
 KNOWN_PLACES, UNKNOWN_PLACES = 40, 160
 
 Fact = tuple[str, str]
@@ -64,6 +64,8 @@ class World:
     pages: dict[int, Entry]
     twins: dict[str, str]
     known_entities: frozenset[str]
+    reserved: frozenset[str]
+    """Every name of the world: what a demonstration may not draw as a stranger."""
 
     def knows(self, entity: str, attribute: str) -> bool:
         """Whether this fact is one that the model is taught."""
@@ -145,6 +147,7 @@ def make_world(seed: int) -> World:
         pages=_pages(entries),
         twins=_twins(rng, places),
         known_entities=frozenset(known + places[:KNOWN_PLACES]),
+        reserved=frozenset(people + places),
     )
 
 
