@@ -36,7 +36,7 @@ class ProposedCall:
 
 
 class Choice:
-    """Accumulates one choice. ``gap`` says why its capture is incomplete, None while it is whole."""
+    """Accumulates one choice. ``gap`` says why its capture is incomplete, None if it is not."""
 
     def __init__(self, index: int, capabilities: Capabilities) -> None:
         self.index = index

@@ -40,6 +40,7 @@ async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
 @router.get("/trajectories")
 async def trajectories(
     request: Request,
+    *,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: str | None = None,
     task_id: str | None = None,

@@ -47,7 +47,7 @@ async def send_stream(send: Send, events: AsyncIterator[bytes], headers: Mapping
     try:
         async for data in events:
             await send({"type": "http.response.body", "body": data, "more_body": True})
-    except Exception as error:  # the request boundary: the client must get an end
+    except Exception as error:  # noqa: BLE001  (the request boundary: the stream must get an end)
         _log.exception("request.failed")
         await send(
             {"type": "http.response.body", "body": error_event(error) + DONE, "more_body": True}
@@ -67,7 +67,7 @@ async def send_answer(
     except EntrogateError as error:
         status, body = describe(error)
         answer = Answer(status=status, body=body)
-    except Exception as error:  # the request boundary
+    except Exception as error:  # noqa: BLE001  (the request boundary)
         _log.exception("request.failed")
         status, body = describe(error)
         answer = Answer(status=status, body=body)

@@ -1,4 +1,4 @@
-"""A turn that is not streamed: the answer arrives whole, the gate decides, the client gets one body."""
+"""A turn that is not streamed: the answer arrives whole, is decided on, and becomes one body."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answer:
 
 
 async def answer_whole(turn: Turn) -> Answer:
-    """Serve ``turn`` without streaming. Raises UpstreamError when there is nothing to answer with."""
+    """Serve ``turn`` without streaming. Raises UpstreamError when there is no answer."""
     earlier_text: list[dict[str, Any]] = []
     while True:
         raw_answer = await _ask(turn)
@@ -92,7 +92,7 @@ def _take(turn: Turn, raw: bytes) -> None:
 
 
 async def _resume(turn: Turn, choice: Choice) -> dict[str, Any] | None:
-    """The answer without the tool call, as fields of the choice; None when the call goes through."""
+    """The answer without the call, as fields of the choice; None: the call goes through."""
     position = choice.call_position()
     if position is None or not turn.judge.can_suppress:
         turn.fail_open(choice, "the tool-call token is not among the sampled ids")

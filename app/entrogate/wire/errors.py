@@ -24,34 +24,29 @@ def error_body(
     return orjson.dumps({"error": error})
 
 
+# Most specific first: HTTP status, type and code of each class of error.
+_KINDS: tuple[tuple[type[EntrogateError], int, str, str], ...] = (
+    (UpstreamTimeout, 504, "upstream_error", "upstream_timeout"),
+    (UpstreamUnavailable, 502, "upstream_error", "upstream_unavailable"),
+    (UpstreamProtocol, 502, "upstream_error", "upstream_protocol"),
+    (UpstreamError, 502, "upstream_error", "upstream_error"),
+    (UnknownRecord, 404, "not_found_error", "not_found"),
+    (StoreError, 503, "gateway_error", "store_unavailable"),
+    (EntrogateError, 500, "gateway_error", "gateway_error"),
+)
+_UNEXPECTED = "internal error in Entrogate; the log has the request id"
+
+
 def describe(error: Exception) -> tuple[int, bytes]:
     """HTTP status and body for ``error``; says whether the gateway or the upstream failed."""
-    match error:
-        case RequestError():
-            kind = "not_found_error" if error.status == 404 else "invalid_request_error"
-            return error.status, error_body(
-                str(error), kind=kind, code=error.code, param=error.param
-            )
-        case UpstreamTimeout():
-            return 504, error_body(str(error), kind="upstream_error", code="upstream_timeout")
-        case UpstreamUnavailable():
-            return 502, error_body(str(error), kind="upstream_error", code="upstream_unavailable")
-        case UpstreamProtocol():
-            return 502, error_body(str(error), kind="upstream_error", code="upstream_protocol")
-        case UpstreamError():
-            return 502, error_body(str(error), kind="upstream_error", code="upstream_error")
-        case UnknownRecord():
-            return 404, error_body(str(error), kind="not_found_error", code="not_found")
-        case StoreError():
-            return 503, error_body(str(error), kind="gateway_error", code="store_unavailable")
-        case EntrogateError():
-            return 500, error_body(str(error), kind="gateway_error", code="gateway_error")
-        case _:
-            return 500, error_body(
-                "internal error in Entrogate; the log has the request id",
-                kind="gateway_error",
-                code="internal_error",
-            )
+    if isinstance(error, RequestError):
+        kind = "not_found_error" if error.status == 404 else "invalid_request_error"
+        body = error_body(str(error), kind=kind, code=error.code, param=error.param)
+        return error.status, body
+    for cls, status, kind, code in _KINDS:
+        if isinstance(error, cls):
+            return status, error_body(str(error), kind=kind, code=code)
+    return 500, error_body(_UNEXPECTED, kind="gateway_error", code="internal_error")
 
 
 def error_event(error: Exception) -> bytes:
