@@ -9,6 +9,12 @@ import numpy as np
 import orjson
 import pytest
 from sqlalchemy import text
+
+from entrogate.errors import StoreError
+from entrogate.settings import StoreSettings
+from entrogate.store import Store
+from entrogate.store.heads import head_of_record
+from entrogate.types import ToolResult, TurnHead, TurnRecord
 from tests.unit.store.records import (
     allowed_call,
     calls_of,
@@ -19,12 +25,6 @@ from tests.unit.store.records import (
     sequence,
     turn,
 )
-
-from entrogate.errors import StoreError
-from entrogate.settings import StoreSettings
-from entrogate.store import Store
-from entrogate.store.heads import head_of_record
-from entrogate.types import ToolResult, TurnHead, TurnRecord
 
 
 def settings(folder: Path, **changed: object) -> StoreSettings:
@@ -134,7 +134,7 @@ async def test_a_chain_committed_at_once_links_within_itself(store: Store) -> No
 async def test_a_prefix_is_not_stored_twice(store: Store, tmp_path: Path) -> None:
     first = turn("t", prompt=np.arange(5000, dtype=np.int32))
     await commit(store, turn("t", parent=first, head=await commit(store, first)))
-    with store._database.reader.connect() as connection:  # noqa: SLF001
+    with store._database.reader.connect() as connection:
         sizes = connection.execute(
             text("SELECT length(prompt_token_ids) FROM turns ORDER BY turn_index")
         ).scalars()

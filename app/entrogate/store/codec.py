@@ -31,7 +31,7 @@ _FLOAT = np.dtype("<f4")
 
 def pack_ints(values: IntArray) -> bytes:
     """Little-endian int32 bytes."""
-    return np.ascontiguousarray(values, dtype=_INT).tobytes()
+    return values.astype(_INT, copy=False).tobytes()
 
 
 def unpack_ints(blob: bytes) -> IntArray:
@@ -40,7 +40,7 @@ def unpack_ints(blob: bytes) -> IntArray:
 
 def pack_floats(values: FloatArray) -> bytes:
     """Little-endian float32 bytes; nan payloads survive."""
-    return np.ascontiguousarray(values, dtype=_FLOAT).tobytes()
+    return values.astype(_FLOAT, copy=False).tobytes()
 
 
 def unpack_floats(blob: bytes) -> FloatArray:

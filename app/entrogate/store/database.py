@@ -90,7 +90,12 @@ class Database:
         self, synchronous: str, begin: str, *, pool_size: int, query_only: bool = False
     ) -> Engine:
         engine = create_engine(
-            self.url, poolclass=QueuePool, pool_size=pool_size, max_overflow=pool_size
+            self.url,
+            poolclass=QueuePool,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            paramstyle="named",
+            hide_parameters=True,  # they hold prompt text, and an error may be logged
         )
 
         @event.listens_for(engine, "connect")
@@ -103,7 +108,9 @@ class Database:
 
         @event.listens_for(engine, "begin")
         def start(connection: Connection) -> None:
-            connection.exec_driver_sql(begin)
+            cursor = connection.connection.cursor()
+            cursor.execute(begin)  # on the driver: this is in the way of every commit
+            cursor.close()
 
         return engine
 

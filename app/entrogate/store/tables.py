@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Insert, bindparam, case, exists, func, select
+import orjson
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Dialect,
+    Insert,
+    Select,
+    Text,
+    bindparam,
+    case,
+    cast,
+    exists,
+    func,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPICursor
 
 from entrogate.store.heads import head_of_record
 from entrogate.store.placement import Extent, Placement, Tail
@@ -27,64 +42,83 @@ from entrogate.types import TurnHead, TurnRecord
 
 _KNOWN_TOOLSETS = 4096
 
-_child = turns.alias("child")
-_FIND_EXTENTS = (
-    select(
-        trajectories.c.id,
-        trajectories.c.n_turns,
-        trajectories.c.n_branches,
-        trajectories.c.outcome,
-    )
-    .where(trajectories.c.id.in_(bindparam("ids", expanding=True)))
-    .with_for_update()
-)
-_FIND_TAILS = select(
-    turns.c.id,
-    turns.c.trajectory_id,
-    turns.c.branch_index,
-    (turns.c.n_prompt_tokens + turns.c.n_tokens).label("sequence_length"),
-    turns.c.sequence_hash,
-    exists()
-    .where(_child.c.parent_id == turns.c.id, _child.c.branch_index == turns.c.branch_index)
-    .label("continued"),
-).where(turns.c.id.in_(bindparam("ids", expanding=True)))
-
 
 class TurnTables:
-    """Inserts turns; belongs to the writer's thread."""
+    """Inserts turns; belongs to the writer's thread.
 
-    def __init__(self, dialect: str) -> None:
-        insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
-        self._upsert_trajectories = _upsert(insert)
-        self._insert_toolsets: Insert = insert(toolsets).on_conflict_do_nothing()
+    The statements are SQLAlchemy's, compiled once, and run on the driver's cursor: at one turn per
+    commit, executing them through SQLAlchemy costs more than SQLite itself (docs/decisions).
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        insert: Any = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+        counted = [column.name for column in trajectories.c if column.name != "outcome"]
+        self._find_extents = _compiled(_extents(dialect), dialect)
+        self._find_tails = _compiled(_tails(dialect), dialect)
+        self._upsert_trajectories = _compiled(_upsert(insert), dialect, counted)
+        self._insert_toolsets = _compiled(insert(toolsets).on_conflict_do_nothing(), dialect)
+        self._insert_turns = _compiled(turns.insert(), dialect)
+        self._parts = [
+            (_compiled(table.insert(), dialect), rows_of)
+            for table, rows_of in (
+                (calls, call_rows),
+                (results, result_rows),
+                (changes, change_rows),
+            )
+        ]
         self._known_toolsets: set[bytes] = set()
 
     def write(self, connection: Connection, records: Sequence[TurnRecord]) -> list[TurnHead]:
         """Insert the turns, in order, inside the caller's transaction; return their heads."""
-        extents, judged = _find_extents(connection, records)
-        placement = Placement(extents, _find_tails(connection, records))
-        places = [placement.place(record) for record in records]
+        cursor = connection.connection.cursor()
+        extents, judged = self._read_extents(cursor, records)
+        placement = Placement(extents, self._read_tails(cursor, records))
+        placed = [(record, placement.place(record)) for record in records]
         touched: dict[str, Row] = {}
-        for record, place in zip(records, places, strict=True):
+        for record, place in placed:
             row = trajectory_row(record, place)
             known = touched.get(record.trajectory_id)
             touched[record.trajectory_id] = row if known is None else merge(known, row)
-        connection.execute(self._upsert_trajectories, list(touched.values()))
-        self._write_toolsets(connection, records)
-        rows = [turn_row(record, place) for record, place in zip(records, places, strict=True)]
-        connection.execute(_INSERT_TURNS, rows)
-        for statement, rows_of in _INSERT_PARTS:
-            parts = [row for record in records for row in rows_of(record)]
-            if parts:
-                connection.execute(statement, parts)
+        cursor.executemany(self._upsert_trajectories, list(touched.values()))
+        self._write_toolsets(cursor, records)
+        cursor.executemany(self._insert_turns, [turn_row(*each) for each in placed])
+        for statement, rows_of in self._parts:
+            rows = [row for record in records for row in rows_of(record)]
+            if rows:
+                cursor.executemany(statement, rows)
+        cursor.close()
         for trajectory_id in judged:
             refresh_rewards(connection, trajectory_id)
         return [
-            head_of_record(record, place.turn_index, place.branch_index)
-            for record, place in zip(records, places, strict=True)
+            head_of_record(record, place.turn_index, place.branch_index) for record, place in placed
         ]
 
-    def _write_toolsets(self, connection: Connection, records: Sequence[TurnRecord]) -> None:
+    def _read_extents(
+        self, cursor: DBAPICursor, records: Sequence[TurnRecord]
+    ) -> tuple[dict[str, Extent], list[str]]:
+        """The stored extents, and the trajectories among them that have an outcome."""
+        cursor.execute(self._find_extents, _ids({record.trajectory_id for record in records}))
+        rows = cursor.fetchall()
+        extents = {row[0]: Extent(n_turns=row[1], n_branches=row[2]) for row in rows}
+        return extents, [row[0] for row in rows if row[3] is not None]
+
+    def _read_tails(self, cursor: DBAPICursor, records: Sequence[TurnRecord]) -> dict[str, Tail]:
+        ids = {record.parent.turn_id for record in records if record.parent is not None}
+        if not ids:
+            return {}
+        cursor.execute(self._find_tails, _ids(ids))
+        return {
+            row[0]: Tail(
+                trajectory_id=row[1],
+                branch_index=row[2],
+                sequence_length=row[3],
+                sequence_hash=bytes(row[4]),
+                continued=bool(row[5]),
+            )
+            for row in cursor.fetchall()
+        }
+
+    def _write_toolsets(self, cursor: DBAPICursor, records: Sequence[TurnRecord]) -> None:
         new: dict[bytes, str] = {}
         for record in records:
             if record.tools is not None:
@@ -93,7 +127,7 @@ class TurnTables:
                     new[key] = record.tools.decode()
         if new:
             rows = [{"id": key, "content": content} for key, content in new.items()]
-            connection.execute(self._insert_toolsets, rows)
+            cursor.executemany(self._insert_toolsets, rows)
 
     def committed(self, records: Sequence[TurnRecord]) -> None:
         """The transaction with these turns is through: their tools need no second insert."""
@@ -103,12 +137,41 @@ class TurnTables:
         self._known_toolsets.update(key for key in keys if key is not None)
 
 
-_INSERT_TURNS = turns.insert()
-_INSERT_PARTS = (
-    (calls.insert(), call_rows),
-    (results.insert(), result_rows),
-    (changes.insert(), change_rows),
-)
+def _compiled(statement: Any, dialect: Dialect, columns: list[str] | None = None) -> str:
+    return str(statement.compile(dialect=dialect, column_keys=columns))
+
+
+def _ids(values: set[str]) -> dict[str, str]:
+    return {"ids": orjson.dumps(list(values)).decode()}
+
+
+def _listed(dialect: Dialect) -> Select[tuple[str]]:
+    """The strings of the JSON list bound as ``ids``: one statement for a list of any length."""
+    ids = bindparam("ids", type_=Text())
+    if dialect.name == "postgresql":
+        elements = func.json_array_elements_text(cast(ids, JSON))
+    else:
+        elements = func.json_each(ids)
+    return select(elements.table_valued("value").c.value)
+
+
+def _extents(dialect: Dialect) -> Select[Any]:
+    stored = trajectories.c
+    query = select(stored.id, stored.n_turns, stored.n_branches, stored.outcome)
+    return query.where(stored.id.in_(_listed(dialect))).with_for_update()
+
+
+def _tails(dialect: Dialect) -> Select[Any]:
+    child = turns.alias("child")
+    continues = (child.c.parent_id == turns.c.id) & (child.c.branch_index == turns.c.branch_index)
+    return select(
+        turns.c.id,
+        turns.c.trajectory_id,
+        turns.c.branch_index,
+        turns.c.n_prompt_tokens + turns.c.n_tokens,
+        turns.c.sequence_hash,
+        exists().where(continues),
+    ).where(turns.c.id.in_(_listed(dialect)))
 
 
 def _upsert(insert: Any) -> Insert:
@@ -121,29 +184,3 @@ def _upsert(insert: Any) -> Insert:
     for name in ("incomplete_reason", "mode", "task_id", "metadata"):
         update[name] = func.coalesce(stored[name], added[name])
     return new.on_conflict_do_update(index_elements=["id"], set_=update)
-
-
-def _find_extents(
-    connection: Connection, records: Sequence[TurnRecord]
-) -> tuple[dict[str, Extent], list[str]]:
-    """The stored extents, and the trajectories among them that have an outcome."""
-    ids = list({record.trajectory_id for record in records})
-    rows = connection.execute(_FIND_EXTENTS, {"ids": ids}).all()
-    extents = {row.id: Extent(n_turns=row.n_turns, n_branches=row.n_branches) for row in rows}
-    return extents, [row.id for row in rows if row.outcome is not None]
-
-
-def _find_tails(connection: Connection, records: Sequence[TurnRecord]) -> dict[str, Tail]:
-    ids = list({record.parent.turn_id for record in records if record.parent is not None})
-    if not ids:
-        return {}
-    return {
-        row.id: Tail(
-            trajectory_id=row.trajectory_id,
-            branch_index=row.branch_index,
-            sequence_length=row.sequence_length,
-            sequence_hash=row.sequence_hash,
-            continued=bool(row.continued),
-        )
-        for row in connection.execute(_FIND_TAILS, {"ids": ids})
-    }

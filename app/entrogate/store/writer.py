@@ -73,7 +73,8 @@ class Writer:
         self._interval = interval_seconds
         self._limit = queue_limit
         self._patience = patience_seconds
-        self._tables = TurnTables(engine.dialect.name)
+        self._tables = TurnTables(engine.dialect)
+        self._connection: Connection | None = None  # kept between batches
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         # Each counter has one writing thread; their differences are what is waiting.
         self._jobs_in = self._bytes_in = 0
@@ -118,6 +119,7 @@ class Writer:
             if taken:
                 self._finish(taken)
             last_commit = time.monotonic()
+        self._disconnect()
 
     def _drain(self) -> list[Job | None]:
         """What else is waiting, up to the end mark (None), which stays last."""
@@ -159,9 +161,12 @@ class Writer:
         pause = 0.02
         while True:
             try:
-                with self._engine.begin() as connection:
-                    outcomes = self._write(connection, jobs)
-            except SQLAlchemyError as error:
+                if self._connection is None:
+                    self._connection = self._engine.connect()
+                with self._connection.begin():
+                    outcomes = self._write(self._connection, jobs)
+            except Exception as error:
+                self._disconnect()
                 if not is_locked(error) or time.monotonic() >= deadline:
                     raise
                 time.sleep(pause)
@@ -169,6 +174,12 @@ class Writer:
             else:
                 self._tables.committed([r for job in jobs for r in job.records])
                 return outcomes
+
+    def _disconnect(self) -> None:
+        """Give the connection back; the pool rolls back what it left behind."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _write(self, connection: Connection, jobs: list[Job]) -> list[Any]:
         records = [record for job in jobs for record in job.records]
