@@ -78,7 +78,8 @@ class CaptureBuilder:
         """Tokens with the same number of returned log-probs are worked out together."""
         values = np.array(self._values, dtype=np.float64)
         ends = np.array(self._ends, dtype=np.int64)
-        counts = np.diff(ends, prepend=0)
+        counts = ends.copy()
+        counts[1:] -= ends[:-1]
         columns = np.full((4, len(self)), np.nan)
         for count in np.unique(counts):
             rows = np.flatnonzero(counts == count)

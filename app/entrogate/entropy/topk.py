@@ -42,6 +42,7 @@ LOGPROB_FLOOR = -9999.0  # what vLLM prints for -inf
 _RELATIVE = 4e-6
 _PER_TOKEN = 2e-10
 _ACCUMULATORS = 4
+_TINY = float(np.finfo(np.float64).tiny)
 _SAME_LOGPROB = 1e-6  # two prints of one float32 differ by less
 _IMPOSSIBLE_MASS = (
     1e-2  # known probabilities that add up to more than 1 by this are no distribution
@@ -103,36 +104,32 @@ def topk_bounds(logprobs: Float64, sampled: Float64, vocab_size: int) -> TopkBou
 def _widen(
     head: Float64, tail: Float64, unknown: Float64, cap: Float64, vocab_size: int
 ) -> tuple[Float64, Float64]:
-    """Bounds of head + tail entropy over every tail mass that rounding allows."""
+    """Bounds of head + tail entropy over every tail mass that rounding allows.
+
+    Both tail bounds are taken at the end of the allowed masses where they are the weakest if they
+    grow with the mass. Where they fall, they do so with a slope of at most 1, so that ``error``,
+    which is no less than the range of masses, covers it.
+    """
     rounding = _RELATIVE + vocab_size * _PER_TOKEN
-    tail = np.clip(tail, 0.0, 1.0)
+    tail = np.maximum(tail, 0.0)
     lost = np.minimum(tail / (_ACCUMULATORS - 1), vocab_size / _ACCUMULATORS * 2.0**-24)
-    cap = np.minimum(cap * (1.0 + rounding), 1.0)
-    most = np.minimum(unknown * cap, 1.0)
+    error = (2.0 * rounding + lost) * (1.0 + head)
+    cap = cap * (1.0 + rounding)
+    most = unknown * cap
     least_mass = np.minimum(np.maximum(tail - rounding, 0.0), most)
-    most_mass = np.minimum(tail + lost + rounding, most)
-    error_of_head = (rounding + lost) * (1.0 + head)
-    # The lower bound of the tail grows with its mass if cap <= 1/e; else it falls by 1 at most.
-    falling = np.where(cap > np.exp(-1.0), most_mass - least_mass, 0.0)
-    lower = head - error_of_head + _least_entropy(least_mass, cap) - falling
-    upper = head + error_of_head + _most_entropy(least_mass, most_mass, unknown)
+    most_mass = np.minimum(np.minimum(tail + lost + rounding, most), 1.0)
+    lower = head - error + _least_entropy(least_mass, cap)
+    upper = head + error + _surprise(most_mass) + most_mass * np.log(np.maximum(unknown, 1.0))
     return np.maximum(lower, 0.0), np.minimum(upper, np.log(vocab_size) + rounding)
 
 
 def _least_entropy(mass: Float64, cap: Float64) -> Float64:
     """Least entropy of a tail of ``mass`` with no token above ``cap``."""
-    safe_cap = np.maximum(cap, np.finfo(np.float64).tiny)
-    full = np.floor(mass / safe_cap)
-    rest = np.maximum(mass - full * safe_cap, 0.0)
-    return full * _surprise(safe_cap) + _surprise(rest)
-
-
-def _most_entropy(least: Float64, most: Float64, size: Float64) -> Float64:
-    """Largest q ln(size / q) for q in [least, most]; it peaks at size / e."""
-    mass = np.clip(size / np.e, least, most)
-    return _surprise(mass) + mass * np.log(np.maximum(size, 1.0))
+    cap = np.maximum(cap, _TINY)
+    full = np.floor(mass / cap)
+    return full * _surprise(cap) + _surprise(np.maximum(mass - full * cap, 0.0))
 
 
 def _surprise(p: Float64) -> Float64:
     """-p ln p, 0 at 0."""
-    return -p * np.log(np.maximum(p, np.finfo(np.float64).tiny))
+    return -p * np.log(np.maximum(p, _TINY))

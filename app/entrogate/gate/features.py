@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, cast
+
+import msgspec
 
 from entrogate.types import Estimator, Features, Interval, SegmentStats
 
@@ -15,15 +17,9 @@ _MARGINS = ("margin_mean", "margin_min")
 
 
 def to_json(features: Features) -> str:
-    """One line of JSON. Floats keep every bit (the shortest digits that read back the same)."""
-    values = asdict(features)
-    segment = values["segment"]
-    if segment is not None:
-        for name in _MARGINS:  # JSON has no nan
-            segment[name] = None if math.isnan(segment[name]) else segment[name]
-    return json.dumps(
-        {"schema_version": SCHEMA_VERSION} | values, separators=(",", ":"), allow_nan=False
-    )
+    """One line of JSON. Floats keep every bit; the unknown (nan) becomes null."""
+    values = {f.name: getattr(features, f.name) for f in fields(features)}
+    return msgspec.json.encode({"schema_version": SCHEMA_VERSION} | values).decode()
 
 
 def from_json(text: str | bytes) -> Features:
@@ -31,13 +27,13 @@ def from_json(text: str | bytes) -> Features:
     values = json.loads(text)
     if not isinstance(values, dict):
         raise ValueError("not the features of a call: want a JSON object")
-    fields = cast("dict[str, Any]", values)
-    version = fields.pop("schema_version", None)
+    stored = cast("dict[str, Any]", values)
+    version = stored.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise ValueError(f"features of schema version {version}; want {SCHEMA_VERSION}")
     try:
-        segment = fields.pop("segment")
-        return Features(segment=None if segment is None else _segment(segment), **fields)
+        segment = stored.pop("segment")
+        return Features(segment=None if segment is None else _segment(segment), **stored)
     except (TypeError, KeyError) as error:
         raise ValueError(f"not the features of a call: {error}") from None
 

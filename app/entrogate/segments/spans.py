@@ -55,11 +55,11 @@ def find_spans(
     is. ``starts_in_reasoning``: the prompt ended inside an open think marker. It need not be given
     for a finished turn: a closing marker without an opening one says the same.
     """
-    ids = np.asarray(token_ids, dtype=np.int32)
-    at = np.flatnonzero(np.isin(ids, np.array(sorted(markers.ids()), dtype=np.int32)))
-    found = [(int(i), int(ids[i])) for i in at]
-    if stopped and len(ids) and (not found or found[-1][0] != len(ids) - 1):
-        found.append((len(ids) - 1, int(ids[-1])))
+    ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
+    special = markers.ids()
+    found = [(i, token) for i, token in enumerate(ids) if token in special]
+    if stopped and ids and (not found or found[-1][0] != len(ids) - 1):
+        found.append((len(ids) - 1, ids[-1]))
     thinking = starts_in_reasoning or _closes_first(found, markers)
     stop_at = len(ids) - 1 if stopped else None
     cut = _cut(found, len(ids), markers, thinking=thinking, stop_at=stop_at)

@@ -211,3 +211,18 @@ def test_refuses_a_list_longer_than_the_vocabulary():
 def test_refuses_arrays_that_are_not_parallel():
     with pytest.raises(ValueError, match="want shapes"):
         topk_bounds(np.zeros((2, 3)), np.zeros(3), 8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    weights=st.lists(st.floats(0, 30), min_size=2, max_size=5),
+    k=st.integers(1, 3),
+    sampled=st.integers(0, 4),
+    listing=st.sampled_from(LISTINGS),
+)
+def test_tiny_vocabularies(weights, k, sampled, listing):
+    exact = log_softmax(np.array(weights))
+    lower, upper = bounds_of(
+        log_softmax_float32(np.array(weights)), sampled % len(exact), min(k, len(exact)), listing
+    )
+    assert lower <= entropy(exact) <= upper
