@@ -74,7 +74,7 @@ def make_logits(kind, vocab, scale, rng):
     return logits
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     kind=st.sampled_from(["normal", "peaked", "masked", "tied", "floor", "uniform"]),
     vocab=st.sampled_from([1_000, 1_003, 4_096, 32_000, 256_000]),

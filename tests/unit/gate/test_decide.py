@@ -273,7 +273,7 @@ FEATURES = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(FEATURES, min_size=1, max_size=3),
     st.sampled_from(Mode),
