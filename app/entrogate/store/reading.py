@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from sqlalchemy import Connection, Row, Select, and_, or_, select
+from sqlalchemy import Connection, Row, RowMapping, Select, and_, or_, select
 
 from entrogate.errors import UnknownRecord
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
@@ -40,6 +40,8 @@ _BLOBS = (
     turns.c.tail_mass,
     turns.c.p_tool_call,
 )
+# As plain strings: SQLAlchemy's names are a subclass that orjson refuses as keys.
+_TRAJECTORY = tuple(str(column.name) for column in trajectories.c)
 _SUMMARY = tuple(column for column in turns.c if column not in _BLOBS)
 _SCALARS = (
     "turn_index",
@@ -140,7 +142,7 @@ def _parse_cursor(cursor: str) -> tuple[float, str]:
 
 
 def _summary(row: Row[Any]) -> dict[str, Any]:
-    fields = {column.name: getattr(row, column.name) for column in trajectories.c}
+    fields = {name: getattr(row, name) for name in _TRAJECTORY}
     fields["metadata"] = _parsed(fields["metadata"])
     fields["complete"] = fields["incomplete_reason"] is None
     return fields
@@ -289,13 +291,17 @@ def _toolsets(connection: Connection, turn_rows: Iterable[Row[Any]]) -> dict[str
 def _feedback(connection: Connection, trajectory_id: str) -> list[dict[str, Any]]:
     query = select(feedback).where(feedback.c.trajectory_id == trajectory_id)
     rows = connection.execute(query.order_by(feedback.c.id)).mappings()
-    return [dict(row) | {"gold": _parsed(row["gold"])} for row in rows]
+    return [_plain(row) | {"gold": _parsed(row["gold"])} for row in rows]
 
 
 def _rewards(connection: Connection, trajectory_id: str) -> dict[str, Any] | None:
     query = select(rewards).where(rewards.c.trajectory_id == trajectory_id)
     row = connection.execute(query).mappings().first()
-    return None if row is None else dict(row)
+    return None if row is None else _plain(row)
+
+
+def _plain(row: RowMapping) -> dict[str, Any]:
+    return {str(name): value for name, value in row.items()}
 
 
 def _parsed(text: str | None) -> Any:

@@ -50,7 +50,7 @@ class Batch:
     """What became of a batch: per job the result or the error, and the time it took."""
 
     jobs: list[Job]
-    outcomes: list[Any]  # a StoreError or ValueError where the job failed
+    outcomes: list[Any]  # a StoreError where the job failed
     seconds: float
 
 
@@ -144,7 +144,7 @@ class Writer:
         """Per job its result or its error. The supervisor of this thread: nothing may end it."""
         try:
             return self._attempt(jobs)
-        except (StoreError, ValueError) as error:
+        except StoreError as error:
             if len(jobs) == 1:
                 return [error]
         except Exception as error:  # noqa: BLE001
