@@ -131,7 +131,7 @@ class Features:
     tool: str
     segment: SegmentStats | None
     capture_complete: bool
-    tool_choice: str  # auto | required | named | none
+    tool_choice: str  # auto | required | named | none | constrained (by a grammar)
     repeats: int  # identical earlier calls (name and canonical arguments) in the message history
     replayable: bool  # one of them has its result in the history
     calls_before: int  # calls in the message history

@@ -10,7 +10,7 @@ class Reason(StrEnum):
 
     NOT_NAMED = "not_named"  # the policy does not name the tool
     SIDE_EFFECTS = "side_effects"  # the policy says that the tool must never be gated
-    TOOL_CHOICE = "tool_choice"  # the client demands a call
+    TOOL_CHOICE = "tool_choice"  # the client demands a call, or a grammar shapes the answer
     TRAJECTORY_BUDGET = "trajectory_budget"  # calls_per_trajectory used up
     TOOL_BUDGET = "tool_budget"  # max_calls of the tool used up
     CERTAIN = "certain"  # the signal says that the model knows without the tool
@@ -24,6 +24,7 @@ class Reason(StrEnum):
     NO_VALUE = "no_value"  # the statistic is unknown for this segment: fail open
     UNCERTAIN = "uncertain"  # the signal says that the call is worth making
     NO_RULE = "no_rule"  # no rule of this tool applies
+    GATE_FAULT = "gate_fault"  # it could not be carried out: the call went through
     MIXED_TURN = "mixed_turn"  # parallel calls with different answers: all go through
 
 

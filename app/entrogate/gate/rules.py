@@ -30,7 +30,7 @@ def propose(policy: Policy, features: Features, uniform: float) -> Proposal:
         return Proposal(action=Action.ALLOW, reason=Reason.NOT_NAMED)
     if rule.side_effects:
         return Proposal(action=Action.ALLOW, reason=Reason.SIDE_EFFECTS)
-    if features.tool_choice in ("required", "named"):
+    if features.tool_choice != "auto":
         return Proposal(action=Action.ALLOW, reason=Reason.TOOL_CHOICE)
     exhausted = _exhausted(policy, rule, features)
     if exhausted is not None:

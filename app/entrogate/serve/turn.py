@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 
 from entrogate.errors import StoreError
+from entrogate.gate.reasons import Reason
 from entrogate.label.change import entropy_change
 from entrogate.segments.spans import find_spans
 from entrogate.serve.choice import Choice
@@ -99,7 +100,7 @@ class Turn:
         self.gateway.metrics.record_gate_fault()
         _log.warning("gate.failed_open request=%s %s", self.request_id, what)
         self.leg.decided[choice.index] = tuple(
-            replace(record, decision=_allowed(record.decision, "gate_fault"))
+            replace(record, decision=_allowed(record.decision))
             for record in self.leg.decided.get(choice.index, ())
         )
 
@@ -178,8 +179,8 @@ class Turn:
         }
 
 
-def _allowed(decision: Decision, reason: str) -> Decision:
-    return replace(decision, applied=Action.ALLOW, reason=reason, propensity=1.0)
+def _allowed(decision: Decision) -> Decision:
+    return replace(decision, applied=Action.ALLOW, reason=Reason.GATE_FAULT, propensity=1.0)
 
 
 def _record(turn: Turn, leg: Leg, choice: Choice, *, final: bool) -> TurnRecord:

@@ -9,6 +9,7 @@ from typing import Any
 
 from entrogate.gate.decide import decide_turn
 from entrogate.gate.policy import parse_policy
+from entrogate.gate.reasons import Reason
 from entrogate.gate.schema import Policy
 from entrogate.store.decisions import DecidedTurn
 from entrogate.store.store import Store
@@ -97,7 +98,7 @@ def _replay_turn(report: ReplayReport, turn: DecidedTurn, policy: Policy | None)
         stored = call.decision
         report.stored[stored.action] += 1
         report.replayed[decision.action] += 1
-        if stored.action is decision.action if given else stored == decision:
+        if _equal(stored, decision, by_action=given):
             report.equal += 1
             continue
         report.changed[call.name, stored.action, decision.action] += 1
@@ -112,6 +113,13 @@ def _replay_turn(report: ReplayReport, turn: DecidedTurn, policy: Policy | None)
                     "replayed": _shown(decision),
                 }
             )
+
+
+def _equal(stored: Decision, decided: Decision, *, by_action: bool) -> bool:
+    """A decision that failed open was taken as it is again, only not carried out."""
+    if by_action or stored.reason == Reason.GATE_FAULT:
+        return stored.action is decided.action
+    return stored == decided
 
 
 def _shown(decision: Decision) -> dict[str, Any]:

@@ -37,6 +37,7 @@ REPEAT = {"repeats": 1, "replayable": True}
         ({"segment": CERTAIN, "tool": "send", "calls_before": 99}, ALLOW, Reason.SIDE_EFFECTS),
         ({"segment": CERTAIN, "tool_choice": "required"}, ALLOW, Reason.TOOL_CHOICE),
         ({"segment": CERTAIN, "tool_choice": "named", **REPEAT}, ALLOW, Reason.TOOL_CHOICE),
+        ({"segment": CERTAIN, "tool_choice": "constrained"}, ALLOW, Reason.TOOL_CHOICE),
         ({"segment": CERTAIN, "capture_complete": False}, ALLOW, Reason.CAPTURE_GAP),
         ({"segment": None}, ALLOW, Reason.NO_SEGMENT),
         ({"segment": segment(entropy=0.5, n_tokens=3)}, ALLOW, Reason.SHORT_SEGMENT),
