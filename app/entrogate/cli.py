@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Lazy:
+class LazyCommand:
     """Where a command lives (``module:attribute``), its help, and commands of other modules that
     are to appear inside it."""
 
@@ -40,29 +40,29 @@ class _Lazy:
         return command
 
 
-COMMANDS: Mapping[str, _Lazy] = {
-    "serve": _Lazy(
+COMMANDS: Mapping[str, LazyCommand] = {
+    "serve": LazyCommand(
         target="entrogate.serve.cli:serve",
         help="Serve the OpenAI API in front of a vLLM (--upstream) or a model (--model).",
     ),
-    "demo": _Lazy(
+    "demo": LazyCommand(
         target="entrogate.almanac.demo:demo",
         help="Show the gate at work on the bundled model, with a report.",
     ),
-    "almanac": _Lazy(
+    "almanac": LazyCommand(
         target="entrogate.almanac.cli:almanac",
         help="The bundled model: build it, ask it, evaluate an agent on it.",
     ),
-    "policy": _Lazy(
+    "policy": LazyCommand(
         target="entrogate.gate.cli:policy",
         help="Check a policy file, or replay one over the store.",
         children={"replay": "entrogate.store.cli:replay"},
     ),
-    "trajectories": _Lazy(
+    "trajectories": LazyCommand(
         target="entrogate.store.cli:trajectories",
         help="List and show recorded trajectories.",
     ),
-    "bench": _Lazy(
+    "bench": LazyCommand(
         target="entrogate.bench.cli:bench",
         help="Measure the gateway's overhead and the gate's decisions.",
     ),
@@ -72,7 +72,7 @@ COMMANDS: Mapping[str, _Lazy] = {
 class _LazyGroup(click.Group):
     """A group whose sub-commands come from a table of import paths."""
 
-    def __init__(self, *, table: Mapping[str, _Lazy], **attributes: object) -> None:
+    def __init__(self, *, table: Mapping[str, LazyCommand], **attributes: object) -> None:
         super().__init__(**attributes)  # pyright: ignore[reportArgumentType]
         self._table = table
 
@@ -88,7 +88,7 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, lazy.help) for name, lazy in self._table.items()])
 
 
-def command_line(table: Mapping[str, _Lazy] = COMMANDS) -> click.Group:
+def command_line(table: Mapping[str, LazyCommand] = COMMANDS) -> click.Group:
     """The root command over a table of sub-commands."""
     group = _LazyGroup(
         table=table,
