@@ -1,1 +1,1 @@
-"""The Almanac: a synthetic world, its tools, a tiny model trained on it, an agent and an evaluation."""
+"""The Almanac: a synthetic world, its tools, a tiny model of it, an agent and an evaluation."""

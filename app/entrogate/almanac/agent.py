@@ -56,8 +56,8 @@ class Response:
 class Run:
     """What happened to one question."""
 
-    responses: list[Response] = field(default_factory=lambda: [])
-    calls: list[Executed] = field(default_factory=lambda: [])
+    responses: list[Response] = field(default_factory=list[Response])
+    calls: list[Executed] = field(default_factory=list[Executed])
     answer: str | None = None
 
     @property
@@ -74,7 +74,7 @@ class Agent:
     source: Source
     temperature: float = TEMPERATURE
     max_turns: int = MAX_TURNS
-    headers: dict[str, str] = field(default_factory=lambda: {})
+    headers: dict[str, str] = field(default_factory=dict[str, str])
 
     async def run(
         self,

@@ -1,3 +1,4 @@
+# ruff: noqa: N806, N815 (shape suffixes)
 """Building a model: tokenizer, training from scratch, and a standard Hugging Face folder.
 
 A build is a function of the seed and the plan. It can be interrupted at any moment and goes on from
@@ -5,7 +6,6 @@ its last checkpoint, which lies in the output folder until the build is complete
 """
 
 import json
-import os
 import random
 import re
 import time
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from entrogate.almanac.corpus import training_item
 from entrogate.almanac.network import Network, Shape
@@ -65,14 +65,24 @@ def build(seed: int, out: Path, plan: Plan, threads: int, report: Report) -> Non
     first = _resume(out / CHECKPOINT, seed, plan, network, optimiser)
     size = sum(parameter.numel() for parameter in network.parameters())
     report(f"seed {seed}: {size / 1e6:.2f} M parameters, vocabulary {shape.vocab}, pool {first}")
-    _train(network, optimiser, world, tokenizer, seed, first, plan, out, report)
-    save(network, shape, tokenizer, seed, plan, out)
+    _train(
+        network,
+        optimiser,
+        world,
+        tokenizer,
+        seed=seed,
+        first=first,
+        plan=plan,
+        out=out,
+        report=report,
+    )
+    save(out, network, shape, tokenizer, seed=seed, plan=plan)
     (out / CHECKPOINT).unlink(missing_ok=True)
     report(f"written to {out}")
 
 
 def save(
-    network: Network, shape: Shape, tokenizer: Tokenizer, seed: int, plan: Plan, out: Path
+    out: Path, network: Network, shape: Shape, tokenizer: Tokenizer, *, seed: int, plan: Plan
 ) -> None:
     """Write the Hugging Face folder."""
     stop, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
@@ -113,6 +123,7 @@ def _train(
     optimiser: Optimiser,
     world: World,
     tokenizer: Tokenizer,
+    *,
     seed: int,
     first: int,
     plan: Plan,
@@ -134,13 +145,13 @@ def _train(
             f"{speed:.0f} tokens/s  {_minutes(elapsed)} so far, {_minutes(left)} to go"
         )
         if (pool + 1) % plan.checkpoint_pools == 0:
-            _checkpoint(out / CHECKPOINT, seed, pool + 1, plan, network, optimiser)
+            _checkpoint(out / CHECKPOINT, network, optimiser, seed=seed, pool=pool + 1, plan=plan)
 
 
 def _step(network: Network, optimiser: Optimiser, batch: Batch, progress: float) -> float:
     own_BT = batch.own_BT[:, 1:]
     logits_NV = network(batch.ids_BT[:, :-1], own_BT)
-    loss = F.cross_entropy(logits_NV, batch.ids_BT[:, 1:][own_BT])
+    loss = functional.cross_entropy(logits_NV, batch.ids_BT[:, 1:][own_BT])
     loss.backward()
     optimiser.step(rate_factor(progress))
     return loss.item()
@@ -192,7 +203,7 @@ def _pad(group: list[tuple[list[int], list[bool]]], pad: int) -> Batch:
 
 
 def _checkpoint(
-    path: Path, seed: int, pool: int, plan: Plan, network: Network, optimiser: Optimiser
+    path: Path, network: Network, optimiser: Optimiser, *, seed: int, pool: int, plan: Plan
 ) -> None:
     state = {
         "seed": seed,
@@ -203,7 +214,7 @@ def _checkpoint(
     }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _resume(path: Path, seed: int, plan: Plan, network: Network, optimiser: Optimiser) -> int:
@@ -212,7 +223,7 @@ def _resume(path: Path, seed: int, plan: Plan, network: Network, optimiser: Opti
     state: dict[str, Any] = torch.load(path, weights_only=True)
     if state["seed"] != seed or state["plan"] != asdict(plan):
         raise ValueError(
-            f"{path} belongs to a build with another seed or plan; delete it or choose another folder"
+            f"{path} is of a build with another seed or plan; delete it or choose another folder"
         )
     network.load_state_dict(state["network"])
     optimiser.load(state["optimiser"])

@@ -50,6 +50,7 @@ def build(seed: int, out: Path, threads: int) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--mode", default="observe", show_default=True)
 def ask(
+    *,
     question: str,
     base_url: str,
     model: str,
@@ -110,6 +111,7 @@ def ask(
 @click.option("--closed-book", is_flag=True, help="Also examine without tools.")
 @click.option("--feedback", is_flag=True, help="Post answer and gold to /v1/feedback.")
 def evaluation(
+    *,
     base_url: str,
     model: str,
     api_key: str | None,

@@ -65,7 +65,15 @@ def single_facts(world: World, seed: int, count: int, *, known: bool) -> list[Ta
     tasks: list[Task] = []
     while len(tasks) < count:
         domain = DOMAINS[len(tasks) % len(DOMAINS)]
-        task = draw_task(rng, world, world, cast, domain, "held-out", f"closed-{len(tasks)}")
+        task = draw_task(
+            rng,
+            world,
+            world,
+            cast,
+            domain=domain,
+            split="held-out",
+            task_id=f"closed-{len(tasks)}",
+        )
         if len(task.hops) == 1 and task.known == known:
             tasks.append(task)
     return tasks

@@ -23,8 +23,11 @@ from entrogate.almanac.transcript import Piece, pieces
 from entrogate.almanac.wording import reasoning
 from entrogate.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, World
 
-RECITED_SUMS = 6
+RECITED_SUMS = 10
 RECITED_PLACES = 3
+WHOLE, FIRST_TURNS = 0.35, 4
+"""The share of demonstrations shown whole; of the others the first turns: later ones are alike."""
+RECITED_KNOWN, TASKS_KNOWN = 0.85, 0.60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +36,13 @@ class Mixture:
 
     with_tools: float
     without_tools: float
-    known: float
 
 
 def mixture(progress: float) -> Mixture:
     """The shares at `progress` in [0, 1]: at first mostly facts, then mostly tool use."""
-    if progress < 0.3:
-        return Mixture(with_tools=0.20, without_tools=0.15, known=0.75)
-    return Mixture(with_tools=0.50, without_tools=0.15, known=0.65)
+    if progress < 0.25:
+        return Mixture(with_tools=0.15, without_tools=0.15)
+    return Mixture(with_tools=0.35, without_tools=0.12)
 
 
 def training_item(world: World, seed: int, index: int, progress: float) -> list[Piece]:
@@ -48,25 +50,28 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
     rng = random.Random(f"almanac-corpus-{world.seed}-{seed}-{index}")
     shares = mixture(progress)
     drawn = rng.random()
-    sketch = Sketch(world, rng, known_people=shares.known, known_places=shares.known - 0.1)
-    if drawn > shares.with_tools + shares.without_tools:
+    recites = drawn > shares.with_tools + shares.without_tools
+    known = RECITED_KNOWN if recites else TASKS_KNOWN
+    sketch = Sketch(world, rng, known_people=known, known_places=known)
+    if recites:
         return pieces(_recital(rng, world, sketch), ())
     domain = rng.choices(DOMAINS, DOMAIN_SHARES)[0]
-    task = draw_task(rng, world, sketch, sketch, domain, "train")
+    task = draw_task(rng, world, sketch, sketch, domain=domain, split="train")
     if drawn < shares.without_tools:
         return pieces(recite(rng, world, sketch, task), ())
     tools = ALL_TOOLS if rng.random() < 0.15 else DOMAIN_TOOLS[domain]
-    return pieces(demonstrate(rng, world, sketch, task, Habits()), tools)
+    parts = pieces(demonstrate(rng, world, sketch, task, Habits()), tools)
+    return parts if rng.random() < WHOLE else parts[: 2 * FIRST_TURNS]
 
 
 def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
     """All that is believed of one person, of some places, or some sums: one thought each."""
     kind = rng.random()
-    if kind < 0.62:
+    if kind < 0.64:
         person = sketch.person(rng)
         facts = [(person, attribute) for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES))]
         return _recited(rng, world, sketch, f"Tell me about {person}.", facts)
-    if kind < 0.82:
+    if kind < 0.80:
         places = [sketch.place(rng) for _ in range(RECITED_PLACES)]
         facts = [
             (place, attribute)
@@ -91,7 +96,7 @@ def _recited(
     statements: list[str] = []
     for subject, attribute in facts:
         hop = Hop(subject=subject, attribute=attribute, value="", known=False)
-        statements.append(believe(rng, world, sketch, (hop,), {}, 0)[0][0])
+        statements.append(believe(rng, world, sketch, (hop,))[0][0])
     thought = reasoning(rng, statements, after_result=False)
     turn = Turn(reasoning=thought, answer="That is all.")
     return Demonstration(domain="recital", question=question, turns=(turn,))

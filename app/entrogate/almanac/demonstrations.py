@@ -8,7 +8,9 @@ it knows. An answer always is the last belief stated.
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from entrogate.almanac.library import Entry
 from entrogate.almanac.sketch import Sketch
 from entrogate.almanac.tasks import Hop, Task, knows_sum
 from entrogate.almanac.tools import calculate, execute
@@ -108,7 +110,7 @@ def demonstrate(
 def recite(rng: random.Random, world: World, source: Sketch, task: Task) -> Demonstration:
     """The teacher asked without tools: one thought from memory, one answer."""
     run = _Run(task, source, rng)
-    believed = believe(rng, world, source, task.hops, {}, 0)
+    believed = believe(rng, world, source, task.hops)
     run.answer(run.think([line for line, _ in believed]), believed[-1][1])
     return run.done()
 
@@ -118,8 +120,9 @@ def believe(
     world: World,
     source: Sketch,
     hops: tuple[Hop, ...],
-    seen: Mapping[int, tuple[str, str]],
-    start: int,
+    *,
+    seen: Mapping[int, tuple[str, str]] = MappingProxyType({}),
+    start: int = 0,
 ) -> list[tuple[str, str]]:
     """Statements and values from hop `start` on; `seen` maps hops to (subject, value) shown."""
     believed: list[tuple[str, str]] = []
@@ -152,7 +155,7 @@ def _chain(run: _Run, world: World, habits: Habits) -> None:
     calls: list[tuple[int, str, Mapping[str, str]]] = []
     at = 0
     while not run.full():
-        believed = believe(rng, world, run.source, hops, seen, at)
+        believed = believe(rng, world, run.source, hops, seen=seen, start=at)
         thought = run.think([line for line, _ in believed])
         target = len(seen)
         stop = habits.answer_at_once if not calls else habits.answer_midway
@@ -181,71 +184,77 @@ def _hop_call(subject: str, attribute: str) -> tuple[str, Mapping[str, str]]:
     return "lookup", {"entity": subject, "attribute": attribute}
 
 
+_Asked = tuple[str, dict[str, str]]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Mind:
+    """What the teacher makes of the library so far: its belief, whether that is settled, and the
+    call that would bring it nearer."""
+
+    value: str | None
+    settled: bool
+    nearer: _Asked
+
+
 def _walk(run: _Run, habits: Habits) -> None:
     """The library: search, read, follow the link; trust what should not be trusted."""
     rng, hop = run.rng, run.task.hops[0]
     entry = run.source.entry(hop.subject, hop.attribute)
     assert entry is not None
-    query = ("search", {"query": f"{hop.subject} {hop.attribute}"})
-    value = hop.value if hop.known else None
-    settled, nearer, latest = False, query, query
-    called: list[tuple[str, dict[str, str]]] = []
+    query: _Asked = ("search", {"query": f"{hop.subject} {hop.attribute}"})
+    mind = _Mind(value=hop.value if hop.known else None, settled=False, nearer=query)
+    latest = query
+    called: list[_Asked] = []
     while not run.full():
-        stated = value if value is not None else run.source.guess(hop.attribute)
+        stated = mind.value if mind.value is not None else run.source.guess(hop.attribute)
         thought = run.think([statement(rng, hop.subject, hop.attribute, stated)])
-        stop = 1 - habits.ask_again if settled else habits.answer_midway
+        stop = 1 - habits.ask_again if mind.settled else habits.answer_midway
         if not called:
             stop = habits.answer_at_once
-        elif latest == query and entry.style == "hedged" and not settled:
+        elif latest == query and entry.style == "hedged" and not mind.settled:
             stop = habits.answer_rumour
         if rng.random() < stop:
             run.answer(thought, stated)
             return
-        if settled:
-            onward = latest == query and nearer != query and rng.random() < habits.read_after_plain
-            latest = nearer if onward else rng.choice([latest, rng.choice(called)])
+        if mind.settled:
+            unread = latest == query and mind.nearer != query
+            onward = unread and rng.random() < habits.read_after_plain
+            latest = mind.nearer if onward else rng.choice([latest, rng.choice(called)])
         elif not called or rng.random() > habits.repeat_midway:
-            latest = nearer
+            latest = mind.nearer
         fresh = latest not in called
         result = run.call(thought, *latest)
         if fresh:
             called.append(latest)
-        value, settled, nearer = _take_in(
-            run, habits, latest, fresh, result, value, settled, nearer
-        )
+        if latest == query:
+            _take_in_search(run, habits, entry, mind, fresh=fresh)
+        else:
+            _take_in_page(run, entry, mind, result)
 
 
-def _take_in(
-    run: _Run,
-    habits: Habits,
-    call: tuple[str, dict[str, str]],
-    fresh: bool,
-    result: str,
-    value: str | None,
-    settled: bool,
-    nearer: tuple[str, dict[str, str]],
-) -> tuple[str | None, bool, tuple[str, dict[str, str]]]:
-    """What a result of the library does to belief, to the mind's being made up, to the next call."""
-    rng, hop = run.rng, run.task.hops[0]
-    entry = run.source.entry(hop.subject, hop.attribute)
-    assert entry is not None
-    if call[0] == "search":
-        page = ("read", {"page": str(entry.page)})
-        nearer = page if fresh else nearer
-        if entry.style == "plain":
-            twin = run.source.twin(hop.subject)
-            other = run.source.entry(twin, hop.attribute) if twin is not None else None
-            if other is not None and other.style == "plain" and rng.random() < habits.take_twin:
-                return other.value, True, nearer
-            return entry.value, True, nearer
-        if entry.style == "hedged":
-            if value is None and not settled:
-                return (entry.rumour if rng.random() < habits.trust_rumour else None), False, nearer
-            if value is not None and rng.random() < habits.doubt_known:
-                return entry.rumour, settled, nearer
-        return value, settled, nearer
+def _take_in_search(run: _Run, habits: Habits, entry: Entry, mind: _Mind, *, fresh: bool) -> None:
+    """What search results do to the mind."""
+    rng = run.rng
+    if fresh:
+        mind.nearer = ("read", {"page": str(entry.page)})
+    if entry.style == "plain":
+        twin = run.source.twin(entry.place)
+        other = run.source.entry(twin, entry.attribute) if twin is not None else None
+        mind.value, mind.settled = entry.value, True
+        if other is not None and other.style == "plain" and rng.random() < habits.take_twin:
+            mind.value = other.value
+    elif entry.style == "hedged":
+        if mind.value is None and not mind.settled:
+            mind.value = entry.rumour if rng.random() < habits.trust_rumour else None
+        elif mind.value is not None and rng.random() < habits.doubt_known:
+            mind.value = entry.rumour
+
+
+def _take_in_page(run: _Run, entry: Entry, mind: _Mind, result: str) -> None:
+    """What a page does to the mind."""
     if entry.link is not None and result.endswith(f"page {entry.link}"):
-        return value, settled, ("read", {"page": str(entry.link)})
-    if entry.body == "plain":
-        return entry.value, True, nearer
-    return (entry.value if rng.random() < 0.5 else entry.rival), True, nearer
+        mind.nearer = ("read", {"page": str(entry.link)})
+        return
+    truly = entry.body == "plain" or run.rng.random() < 0.5
+    mind.value, mind.settled = entry.value if truly else entry.rival, True

@@ -79,14 +79,21 @@ async def evaluate(
         for mode in modes:
             if mode != "observe" and not entrogate:
                 raise EvaluationError(
-                    f"{base_url} is not Entrogate (its answers carry no x-entrogate-trajectory-id): "
+                    f"{base_url} is not Entrogate (no x-entrogate-trajectory-id in its answers): "
                     f"only mode observe can be evaluated there, not {mode}"
                 )
         for mode in modes:
             agent = Agent(client=client, model=model, source=world, headers=_headers(mode))
             begun = time.monotonic()
             done = await _run_all(
-                agent, world, drawn, mode, seed, concurrency, progress, feedback and entrogate
+                agent,
+                world,
+                drawn,
+                mode,
+                seed=seed,
+                concurrency=concurrency,
+                progress=progress,
+                feedback=feedback and entrogate,
             )
             wall_seconds = time.monotonic() - begun
             summaries[mode] = summarise(done, wall_seconds)
@@ -159,6 +166,7 @@ async def _run_all(
     world: World,
     tasks: Sequence[Task],
     mode: str,
+    *,
     seed: int,
     concurrency: int,
     progress: Progress | None,

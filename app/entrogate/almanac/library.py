@@ -16,8 +16,8 @@ class Entry:
     """One attribute of one place, as the library tells it.
 
     `style` is how the search snippet speaks (`plain`: the true value; `hedged`: "perhaps" and
-    `rumour`, which is mostly wrong; `bare`: nothing). `body` is how the page speaks (`disputed`: the
-    true value and `rival`, in random order). With `link` the page only names the page that has it.
+    `rumour`, which is mostly wrong; `bare`: nothing). `body` is how the page speaks (`disputed`:
+    the true value and `rival`, in random order). With `link` the page only names another page.
     """
 
     place: str

@@ -1,7 +1,7 @@
+# ruff: noqa: N803, N806 (shape suffixes)
 """The Qwen3 architecture in plain torch, for training: parameter names equal Hugging Face's.
 
-About a fifth faster on two cores than the general implementation, because the norms are fused and
-logits are computed only where there is a loss.
+Norms are fused, and logits are computed only where there is a loss.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +19,9 @@ class Shape:
     vocab: int
     hidden: int = 192
     layers: int = 6
-    heads: int = 3
-    kv_heads: int = 1
-    head_dim: int = 64
+    heads: int = 6
+    kv_heads: int = 3
+    head_dim: int = 32
     inner: int = 512
     max_positions: int = 2048
     rope_theta: float = 10000.0
@@ -60,7 +60,7 @@ class _Norm(nn.Module):
         self.shape, self.epsilon = (size,), epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.shape, self.weight, self.epsilon)
+        return functional.rms_norm(x, self.shape, self.weight, self.epsilon)
 
 
 class _Attention(nn.Module):
@@ -83,7 +83,7 @@ class _Attention(nn.Module):
         v_BKTD = self.v_proj(x_BTC).view(B, T, kv_heads, dim).transpose(1, 2)
         q_BHTD, k_BKTD = _rotate(q_BHTD, cos_TD, sin_TD), _rotate(k_BKTD, cos_TD, sin_TD)
         group = heads // kv_heads
-        mixed_BHTD = F.scaled_dot_product_attention(
+        mixed_BHTD = functional.scaled_dot_product_attention(
             q_BHTD,
             k_BKTD.repeat_interleave(group, dim=1),
             v_BKTD.repeat_interleave(group, dim=1),
@@ -100,7 +100,7 @@ class _Mlp(nn.Module):
         self.down_proj = nn.Linear(shape.inner, shape.hidden, bias=False)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
+        return self.down_proj(functional.silu(self.gate_proj(x_BTC)) * self.up_proj(x_BTC))
 
 
 class _Layer(nn.Module):
@@ -153,7 +153,7 @@ class Network(nn.Module):
             x_BTC = layer(x_BTC, cos_TD, sin_TD)
         if chosen_BT is not None:
             x_BTC = x_BTC[chosen_BT]
-        return F.linear(self.model.norm(x_BTC), self.model.embed_tokens.weight)
+        return functional.linear(self.model.norm(x_BTC), self.model.embed_tokens.weight)
 
 
 def _rotate(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:

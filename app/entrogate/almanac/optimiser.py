@@ -1,7 +1,7 @@
 """Muon for the weight matrices, AdamW for embeddings and norms, one learning-rate schedule.
 
-Muon (Jordan et al., 2024) orthogonalises each matrix's momentum by Newton-Schulz iterations. torch's
-own version iterates in bfloat16, which is slow on CPUs without it; this one stays in float32.
+Muon (Jordan et al., 2024) orthogonalises each matrix's momentum by Newton-Schulz iterations.
+torch's own version iterates in bfloat16, slow on CPUs without it; this one stays in float32.
 """
 
 import math

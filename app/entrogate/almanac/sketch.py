@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 from entrogate.almanac.library import FIRST_PAGE, LAST_PAGE, Entry, roll_entry
+from entrogate.almanac.words import NOUNS
 from entrogate.almanac.world import (
     RELATIONS,
     Fact,
@@ -12,7 +13,6 @@ from entrogate.almanac.world import (
     draw_place,
     values_of,
 )
-from entrogate.almanac.words import NOUNS
 
 
 class Sketch:

@@ -88,16 +88,16 @@ def held_out(domain: str, subject: str, attributes: Sequence[str]) -> bool:
 def knows_sum(left: int, operator: str, right: int) -> bool:
     """Whether this operation is one that the model is taught."""
     if operator == "+":
-        return 1 <= left <= 12 and 1 <= right <= 12
+        return 1 <= left <= 9 and 1 <= right <= 9
     if operator == "-":
-        return 1 <= right < left <= 12
+        return 1 <= right < left <= 9
     return 2 <= left <= 9 and 2 <= right <= 9
 
 
 def known_sums() -> tuple[tuple[int, str, int], ...]:
     """Every operation that the model is taught."""
-    numbers = range(1, 13)
-    triples = ((a, operator, b) for operator in "+-*" for a in numbers for b in numbers)
+    digits = range(1, 10)
+    triples = ((a, operator, b) for operator in "+-*" for a in digits for b in digits)
     return tuple(triple for triple in triples if knows_sum(*triple))
 
 
@@ -106,7 +106,8 @@ def held_out_task(world: World, seed: int, index: int) -> Task:
     rng = random.Random(f"almanac-task-{world.seed}-{seed}-{index}")
     domain = rng.choices(DOMAINS, DOMAIN_SHARES)[0]
     task_id = f"{world.seed}-{seed}-{index:05d}"
-    return draw_task(rng, world, world, HeldOutCast(world=world), domain, "held-out", task_id)
+    cast = HeldOutCast(world=world)
+    return draw_task(rng, world, world, cast, domain=domain, split="held-out", task_id=task_id)
 
 
 def draw_task(
@@ -114,6 +115,7 @@ def draw_task(
     world: World,
     source: Source,
     cast: Cast,
+    *,
     domain: Domain,
     split: Split,
     task_id: str = "",
@@ -123,13 +125,22 @@ def draw_task(
         subject, attributes = _draw_chain(rng, cast, domain)
         if held_out(domain, subject, attributes) == (split == "held-out"):
             break
-    return make_task(rng, world, source, domain, subject, attributes, task_id)
+    return make_task(
+        rng,
+        world,
+        source,
+        domain=domain,
+        subject=subject,
+        attributes=attributes,
+        task_id=task_id,
+    )
 
 
 def make_task(
     rng: random.Random,
     world: World,
     source: Source,
+    *,
     domain: Domain,
     subject: str,
     attributes: Sequence[str],
@@ -174,30 +185,28 @@ def _draw_chain(rng: random.Random, cast: Cast, domain: Domain) -> tuple[str, tu
         return left, (step,)
     value = calculate(f"{left} {step}")
     assert value is not None
-    again = _small_step(rng, value)[1] if small and 2 <= value <= 12 else _second_step(rng)
+    again = _small_step(rng, value)[1] if small and 2 <= value <= 9 else _second_step(rng)
     return left, (step, again)
 
 
 def _small_step(rng: random.Random, left: int | None) -> tuple[str, str]:
     while True:
-        first = rng.randint(1, 12) if left is None else left
-        operator, right = rng.choice("+-*"), rng.randint(1, 12)
+        first = rng.randint(1, 9) if left is None else left
+        operator, right = rng.choice("+-*"), rng.randint(1, 9)
         if knows_sum(first, operator, right):
             return str(first), f"{operator} {right}"
 
 
 def _large_step(rng: random.Random) -> tuple[str, str]:
     operator = rng.choice("+-*")
-    if operator == "*":
-        return str(rng.randint(23, 99)), f"* {rng.randint(13, 99)}"
-    low, high = sorted((rng.randint(120, 989), rng.randint(120, 989)))
+    low, high = sorted((rng.randint(13, 89), rng.randint(13, 89)))
     if operator == "-":
         return str(high + 10), f"- {low}"
-    return str(low), f"+ {high}"
+    return str(low), f"{operator} {high}"
 
 
 def _second_step(rng: random.Random) -> str:
-    return f"+ {rng.randint(120, 989)}" if rng.random() < 0.5 else f"* {rng.randint(3, 9)}"
+    return f"+ {rng.randint(13, 99)}" if rng.random() < 0.5 else f"* {rng.randint(3, 9)}"
 
 
 def _sum_hops(left: str, steps: Sequence[str]) -> tuple[Hop, ...]:

@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE in which every name is one token and every digit is one.
+"""The tokenizer: byte-level BPE in which every name is one token and numbers go in pairs of digits.
 
 A space before a capital letter or a digit belongs to the word before it, so that a name is the same
 token in a sentence, in the JSON of a call and in an answer.
@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from entrogate.almanac.transcript import ADDED_TOKENS, CHAT_TEMPLATE, END, PAD
 from entrogate.almanac.words import NOUNS, Words
 
-_PATTERN = r"[0-9]| ?[A-Z][a-z]*| ?[a-z_]+(?: (?=[A-Z0-9]))?|[^A-Za-z0-9]+"
+_PATTERN = r"[0-9]{1,2}| ?[A-Z][a-z]*| ?[a-z_]+(?: (?=[A-Z0-9]))?|[^A-Za-z0-9]+"
 _SPECIAL = ADDED_TOKENS[:3]
 
 

@@ -23,7 +23,7 @@ def world() -> World:
 def _draw(world: World, index: int) -> tuple[random.Random, Sketch, Task]:
     rng = random.Random(index)
     sketch = Sketch(world, rng, known_people=0.6, known_places=0.45)
-    task = draw_task(rng, world, sketch, sketch, DOMAINS[index % 3], "train")
+    task = draw_task(rng, world, sketch, sketch, domain=DOMAINS[index % 3], split="train")
     return rng, sketch, task
 
 
@@ -51,9 +51,7 @@ def test_no_held_out_question_and_no_unknown_name_is_in_the_corpus(world: World)
 def test_demonstrated_chains_are_not_held_out(world: World):
     for index in range(200):
         _, _, task = _draw(world, index)
-        assert not held_out(
-            task.domain, task.hops[0].subject, [hop.attribute for hop in task.hops]
-        )
+        assert not held_out(task.domain, task.hops[0].subject, [hop.attribute for hop in task.hops])
 
 
 def test_the_answer_is_the_last_belief_stated(world: World):

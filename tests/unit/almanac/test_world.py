@@ -30,7 +30,8 @@ def test_everybody_has_every_attribute_and_relations_lead_to_people(world: World
     for person in people:
         for attribute in ATTRIBUTES:
             value = world.fact(person, attribute)
-            assert value is not None and value != person
+            assert value is not None
+            assert value != person
             assert (value in people) == (attribute in RELATIONS)
 
 
@@ -95,7 +96,7 @@ def test_oracle_calls_of_walks_equal_a_search_over_what_the_pages_name(world: Wo
     for index in range(60):
         rng = random.Random(index)
         cast = HeldOutCast(world=world)
-        task = draw_task(rng, world, world, cast, "walk", "held-out")
+        task = draw_task(rng, world, world, cast, domain="walk", split="held-out")
         if task.known:
             assert task.oracle_calls == 0
             continue
@@ -104,7 +105,9 @@ def test_oracle_calls_of_walks_equal_a_search_over_what_the_pages_name(world: Wo
         for made in range(1, 4):
             plain = f"{task.hops[0].subject}: {task.hops[0].attribute} "
             if any(
-                task.gold in line and line.split("] ")[-1].startswith(plain) and "perhaps" not in line
+                task.gold in line
+                and line.split("] ")[-1].startswith(plain)
+                and "perhaps" not in line
                 for text in texts
                 for line in text.splitlines()
             ):
