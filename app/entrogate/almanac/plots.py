@@ -154,7 +154,7 @@ def change_plot(changes: Sequence[Change]) -> str:
                 f'cx="{frame.x(centre + offset)}" cy="{frame.y(delta)}">'
                 f"<title>{label}: ΔH {delta:+.3f} nats</title></circle>"
             )
-        name = f"{label} ({len(group)})"
+        note = "no known ΔH"
         if group:
             median = (group[len(group) // 2] + group[(len(group) - 1) // 2]) / 2
             y = frame.y(median)
@@ -162,9 +162,10 @@ def change_plot(changes: Sequence[Change]) -> str:
                 f'<line class="median" x1="{frame.x(centre - 0.17)}" '
                 f'x2="{frame.x(centre + 0.17)}" y1="{y}" y2="{y}"/>'
             )
-            name += f", median {median:+.2f}"
+            note = f"{len(group)}, median {median:+.2f}"
         parts.append(
             f'<text x="{frame.x(centre)}" y="{frame.height - 22}" text-anchor="middle">'
-            f"{name}</text>"
+            f"{label}</text>"
+            f'<text x="{frame.x(centre)}" y="{frame.height - 6}" text-anchor="middle">{note}</text>'
         )
     return frame.svg("Entropy change of calls by outcome", *parts)

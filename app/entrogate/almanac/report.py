@@ -101,13 +101,16 @@ def page(result: _Json, exhibits: Exhibits, *, about: _Json) -> str:
     modes = result["modes"]
     return Template(template).substitute(
         summary=escape(_summary(modes)),
-        about=escape(" · ".join(f"{name} {value}" for name, value in about.items())),
+        about=escape(
+            " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
+        ),
         table=_html_table(table_rows(modes)),
         domains=_html_table(_domain_rows(modes)),
         accuracy=bar_plot("Accuracy by mode", "accuracy", _bars(modes, "accuracy"), percent=True),
         calls=bar_plot("Calls per task by mode", "calls per task", _bars(modes, "calls")),
         changes=change_plot(exhibits.changes),
         groups=_html_table(_group_rows(exhibits)),
+        unlabelled=escape(_without_label(exhibits)),
         trace=_trace(exhibits.trace),
     )
 
@@ -162,9 +165,12 @@ def _group_rows(exhibits: Exhibits) -> list[Row]:
     rows: list[Row] = [("call groups", "task solved", "task not solved")]
     for name, label in (("reduced", "entropy fell"), ("not_reduced", "entropy rose")):
         rows.append((label, str(counts[name]["solved"]), str(counts[name]["not_solved"])))
-    for reason, count in sorted(exhibits.unlabelled.items()):
-        rows.append((f"no label: {reason}", str(count), ""))
     return rows
+
+
+def _without_label(exhibits: Exhibits) -> str:
+    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(exhibits.unlabelled.items()))
+    return f"Call groups without a label: {counts or 'none'}."
 
 
 def _html_table(rows: Sequence[Row]) -> str:

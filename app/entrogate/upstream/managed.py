@@ -184,11 +184,11 @@ class ManagedVllm:
             code = await process.wait()
             await self._end()
             crashes = 1 if clock() - ready_since > _STABLE_SECONDS else crashes + 1
-            _log.error("vllm.exited", extra={"detail": self._quote(_exit_text(code))})
+            _log.error("vllm.exited %s", self._quote(_exit_text(code)))
             while True:
                 if crashes > self._settings.restart_limit:
                     self.state = ManagedState.FAILED
-                    _log.error("vllm.given_up", extra={"restarts": self.restarts})
+                    _log.error("vllm.given_up restarts=%d", self.restarts)
                     return
                 self.state = ManagedState.RESTARTING
                 delay = self._backoff_seconds * 2 ** (crashes - 1)
@@ -199,11 +199,11 @@ class ManagedVllm:
                     await self._until_healthy(process, None)
                     break
                 except (UpstreamError, OSError) as error:
-                    _log.error("vllm.restart_failed", extra={"detail": str(error)})
+                    _log.error("vllm.restart_failed %s", error)
                     await self._end()
                     crashes += 1
             self.state = ManagedState.READY
-            _log.warning("vllm.restarted", extra={"restarts": self.restarts})
+            _log.warning("vllm.restarted restarts=%d", self.restarts)
 
     async def _end(self) -> None:
         """End the current process and everything in its group."""

@@ -70,8 +70,9 @@ def test_change_plot_separates_outcomes_and_marks_the_median() -> None:
     zero = number(elements(svg, "zero")[0], "y1")
     assert sum(number(dot, "cy") > zero for dot in good) == 2  # two fell below 0
     # solved: -0.5, -0.2, 0.05, 0.4 -> median -0.075
-    assert re.search(r"task solved \(4\), median -0\.0[78]", svg)
+    assert re.search(r">4, median -0\.0[78]<", svg)
+    assert ">1, median -0.30<" in svg
 
 
 def test_change_plot_of_nothing() -> None:
-    assert "task solved (0)" in change_plot(())
+    assert change_plot(()).count("no known ΔH") == 2
