@@ -64,6 +64,16 @@ class Running:
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of ``name`` whose labels include ``labels``."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        return sum(
+            value
+            for sample, value in (await self.metrics()).items()
+            if sample.partition("{")[0] == name
+            and wanted <= set(sample.partition("{")[2].rstrip("}").split(","))
+        )
+
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Running]:
@@ -89,10 +99,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
 
 
 def settings(
-    upstream: str, folder: Path, *, policy: str = "observe", **branches: dict[str, Any]
+    upstream_url: str, folder: Path, *, policy: str = "observe", **branches: dict[str, Any]
 ) -> Settings:
     tree: dict[str, Any] = {
-        "upstream": {"url": upstream},
+        "upstream": {"url": upstream_url},
         "store": {"url": f"sqlite:///{folder / 'store.db'}"},
         "gate": {"policy": policy},
     }

@@ -75,6 +75,7 @@ class ScriptedUpstream:
     ) -> None:
         self.stats = Stats()
         self.url = ""
+        self.refuse_completions = False  # answers /v1/completions with an error of the engine
         self._model = model
         self._max_model_len = max_model_len
         self._api_key = api_key
@@ -120,6 +121,9 @@ class ScriptedUpstream:
         self.stats.requests += 1
         self.stats.paths[request.path] += 1
         self.stats.bodies.append(raw)
+        if self.refuse_completions and request.path == "/v1/completions":
+            error = dialect.error_body("EngineCore died", "InternalServerError", 500)
+            return _json(error, 500)
         answer = self._rendered.get((request.path, raw))
         if answer is None:
             answer = self._answer(request.path, raw)
@@ -257,7 +261,8 @@ async def _send(request: web.Request, answer: _Answer) -> web.StreamResponse:
         await asyncio.sleep(step.delay)
     if step.fault is not None:
         await _break_stream(request, response, step, parts[until:])
-    await response.write_eof()
+    if step.fault != "cut":
+        await response.write_eof()
     return response
 
 
