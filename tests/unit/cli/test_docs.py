@@ -1,0 +1,73 @@
+"""What the documentation says of settings, options, metrics and pages is so."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import BaseModel
+
+from entrogate.cli import COMMANDS
+from entrogate.observe.metrics import Metrics
+from entrogate.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+ROW = re.compile(r"^\| `(ENTROGATE_\w+)` \|([^|]*)\|([^|]*)\|", re.MULTILINE)
+
+
+def settings() -> dict[str, str]:
+    """Environment variable → default as the page writes it."""
+    found: dict[str, str] = {}
+    for branch, field in Settings.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for name, leaf in model.model_fields.items():
+            default = leaf.default
+            written = {None: "none", (): "`[]`", False: "`false`"}.get(default, f"`{default}`")
+            found[f"ENTROGATE_{branch}__{name}".upper()] = written
+    return found
+
+
+def test_configuration_page_lists_every_setting_with_its_default() -> None:
+    rows = {name: default.strip() for name, _, default in ROW.findall(CONFIGURATION)}
+    assert rows == settings()
+
+
+def test_configuration_page_names_the_options_of_serve() -> None:
+    serve = COMMANDS["serve"].load()
+    options = {o for p in serve.params if isinstance(p, click.Option) for o in p.opts}
+    named = {o for _, cell, _ in ROW.findall(CONFIGURATION) for o in re.findall(r"--[a-z-]+", cell)}
+    assert named == options
+
+
+def test_every_metric_that_is_written_about_exists() -> None:
+    body, _ = Metrics().render("text/plain")
+    known = set(re.findall(r"^# TYPE (\w+)", body.decode(), re.MULTILINE))
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(entrogate_\w+?)(?:\{[^`]*\})?`", text))
+    assert named
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_written_about_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for line in re.findall(r"(?:^    |`)entrogate ((?:[a-z]+ ?)+)", text, re.MULTILINE):
+        command: click.Command | None = None
+        for word in line.split():
+            if command is None:
+                assert word in COMMANDS, f"entrogate {line}"
+                command = COMMANDS[word].load()
+            elif isinstance(command, click.Group):
+                assert word in command.commands, f"entrogate {line}"
+                command = command.commands[word]
