@@ -13,10 +13,9 @@ import sys
 import time
 from dataclasses import replace
 
-from tests.unit.store.records import allowed_call, sequence, turn
-
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from tests.unit.store.records import allowed_call, sequence, turn
 
 AGENTS = 8
 

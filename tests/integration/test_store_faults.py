@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.store.records import turn
 
 import entrogate.store.writer as writer_module
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from tests.unit.store.records import turn
 
 NOBODY = 65534
 
@@ -46,7 +46,7 @@ async def store(path: Path) -> AsyncIterator[Store]:
 
 async def driver_of(store: Store) -> sqlite3.Connection:
     """The driver's connection that the writer writes on."""
-    return await store._write(lambda connection: connection.connection.driver_connection)  # noqa: SLF001
+    return await store._write(lambda connection: connection.connection.driver_connection)
 
 
 @contextmanager
@@ -108,9 +108,7 @@ async def test_a_short_lock_is_waited_for(store: Store, path: Path) -> None:
     assert await ids(store) == {"first", "patient"}
 
 
-async def test_a_lock_that_stays_is_an_error(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_that_stays_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("entrogate.store.database.BUSY_TIMEOUT_MS", 10)
     store = Store.open(settings(path))
     monkeypatch.setattr(writer_module.Writer.__init__, "__kwdefaults__", {"patience_seconds": 0.1})
@@ -184,7 +182,10 @@ async def test_a_read_only_file_is_refused_at_opening_and_can_be_read(path: Path
         copy.write_bytes(path.read_bytes())
         copy.chmod(0o444)
         Path(folder).chmod(0o555)
-        with unprivileged(), pytest.raises(StoreError, match=r"^store: cannot open .*readonly|unable"):
+        with (
+            unprivileged(),
+            pytest.raises(StoreError, match=r"^store: cannot open .*readonly|unable"),
+        ):
             Store.open(settings(copy))
         Path(folder).chmod(0o755)
 

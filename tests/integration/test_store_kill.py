@@ -20,7 +20,7 @@ async def test_no_acknowledged_turn_is_lost(tmp_path: Path, durability: str) -> 
     url = f"sqlite:///{tmp_path}/store.db"
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'app'}{os.pathsep}{ROOT}"}
     killer = Path(__file__).with_name("store_killer.py")
-    done = subprocess.run(  # noqa: ASYNC221
+    done = subprocess.run(
         [sys.executable, str(killer), url, durability, str(ROUNDS), "7"],
         env=environment,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Turns through the real store on SQLite: what is committed is what is read, linked and replayed."""
+"""Turns through the real store on SQLite: what is committed is read, linked and replayed."""
 
 import asyncio
 from collections.abc import AsyncIterator

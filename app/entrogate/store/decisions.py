@@ -50,7 +50,7 @@ def read_decisions(
         .join(calls, calls.c.turn_id == page.c.id)
         .order_by(page.c.trajectory_id, page.c.turn_index, calls.c.position)
     )
-    grouped: dict[str, list[Row[Any]]] = {}
+    grouped: dict[str, list[Row[*tuple[Any, ...]]]] = {}
     for row in rows:
         grouped.setdefault(row.turn_id, []).append(row)
     return [
@@ -64,7 +64,7 @@ def read_decisions(
     ]
 
 
-def _decided_call(row: Row[Any]) -> DecidedCall:
+def _decided_call(row: Row[*tuple[Any, ...]]) -> DecidedCall:
     return DecidedCall(
         call_id=row.id,
         name=row.name,

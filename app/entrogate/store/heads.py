@@ -117,12 +117,12 @@ def _latest(connection: Connection, condition: ColumnElement[bool]) -> TurnHead 
     )
 
 
-def _first(connection: Connection, query: Select[Any]) -> TurnHead | None:
+def _first(connection: Connection, query: Select[*tuple[Any, ...]]) -> TurnHead | None:
     row = connection.execute(query).first()
     return None if row is None else _head(row)
 
 
-def _head(row: Row[Any]) -> TurnHead:
+def _head(row: Row[*tuple[Any, ...]]) -> TurnHead:
     return TurnHead(
         turn_id=row.id,
         trajectory_id=row.trajectory_id,

@@ -110,7 +110,7 @@ def list_trajectories(
     return Page(items=items, next_cursor=_cursor(rows[limit - 1]) if more else None)
 
 
-def _filtered(query: Select[Any], wanted: Filter) -> Select[Any]:
+def _filtered(query: Select[*tuple[Any, ...]], wanted: Filter) -> Select[*tuple[Any, ...]]:
     columns = trajectories.c
     for name in ("task_id", "model", "mode"):
         value = getattr(wanted, name)
@@ -129,7 +129,7 @@ def _filtered(query: Select[Any], wanted: Filter) -> Select[Any]:
     return query
 
 
-def _cursor(row: Row[Any]) -> str:
+def _cursor(row: Row[*tuple[Any, ...]]) -> str:
     return base64.urlsafe_b64encode(f"{row.created_at!r} {row.id}".encode()).decode()
 
 
@@ -141,7 +141,7 @@ def _parse_cursor(cursor: str) -> tuple[float, str]:
         raise ValueError("cursor is not one that an earlier page gave as next_cursor") from None
 
 
-def _summary(row: Row[Any]) -> dict[str, Any]:
+def _summary(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
     fields = {name: getattr(row, name) for name in _TRAJECTORY}
     fields["metadata"] = _parsed(fields["metadata"])
     fields["complete"] = fields["incomplete_reason"] is None
@@ -174,23 +174,23 @@ class _Parts:
     """What hangs on the turns of a trajectory, by turn id."""
 
     def __init__(self, connection: Connection, trajectory_id: str) -> None:
-        def rows(table: Any, *order: Any) -> Iterable[Row[Any]]:
+        def rows(table: Any, *order: Any) -> Iterable[Row[*tuple[Any, ...]]]:
             query = select(table).join(turns, table.c.turn_id == turns.c.id)
             return connection.execute(
                 query.where(turns.c.trajectory_id == trajectory_id).order_by(*order)
             )
 
-        self.calls: defaultdict[str, list[Row[Any]]] = defaultdict(list)
+        self.calls: defaultdict[str, list[Row[*tuple[Any, ...]]]] = defaultdict(list)
         for call in rows(calls, calls.c.position):
             self.calls[call.turn_id].append(call)
-        self.results: defaultdict[str, list[Row[Any]]] = defaultdict(list)
+        self.results: defaultdict[str, list[Row[*tuple[Any, ...]]]] = defaultdict(list)
         for result in rows(results, results.c.call_id):
             self.results[result.turn_id].append(result)
         self.changes = {change.turn_id: change for change in rows(changes)}
         self.dense = {reward.turn_id: reward.dense for reward in rows(call_rewards)}
 
 
-def _turn(row: Row[Any], parts: _Parts, prompt: IntArray | None) -> dict[str, Any]:
+def _turn(row: Row[*tuple[Any, ...]], parts: _Parts, prompt: IntArray | None) -> dict[str, Any]:
     change = parts.changes.get(row.id)
     fields: dict[str, Any] = {"id": row.id}
     fields |= {name: getattr(row, name) for name in _SCALARS}
@@ -219,7 +219,7 @@ def _turn(row: Row[Any], parts: _Parts, prompt: IntArray | None) -> dict[str, An
     return fields
 
 
-def _call(row: Row[Any]) -> dict[str, Any]:
+def _call(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
     return {
         "id": row.id,
         "position": row.position,
@@ -238,7 +238,7 @@ def _call(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _change(row: Row[Any]) -> dict[str, Any]:
+def _change(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name in ("before", "after", "delta"):
         lower = getattr(row, f"{name}_lower")
@@ -249,7 +249,7 @@ def _change(row: Row[Any]) -> dict[str, Any]:
     return fields
 
 
-def _tokens(row: Row[Any], prompt: IntArray) -> dict[str, Any]:
+def _tokens(row: Row[*tuple[Any, ...]], prompt: IntArray) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "prompt_token_ids": prompt.tolist(),
         "token_ids": unpack_ints(row.token_ids).tolist(),
@@ -269,7 +269,7 @@ def _floats(blob: bytes | None) -> list[float | None] | None:
     return [None if np.isnan(value) else float(value) for value in unpack_floats(blob)]
 
 
-def prompts_of(turn_rows: Iterable[Row[Any]]) -> dict[str, IntArray]:
+def prompts_of(turn_rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[str, IntArray]:
     """The whole prompt of each turn, parents before children: shared prefix plus what it added."""
     prompts: dict[str, IntArray] = {}
     sequences: dict[str, IntArray] = {}
@@ -282,7 +282,7 @@ def prompts_of(turn_rows: Iterable[Row[Any]]) -> dict[str, IntArray]:
     return prompts
 
 
-def _toolsets(connection: Connection, turn_rows: Iterable[Row[Any]]) -> dict[str, Any]:
+def _toolsets(connection: Connection, turn_rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[str, Any]:
     ids = {row.toolset_id for row in turn_rows if row.toolset_id is not None}
     rows = connection.execute(select(toolsets).where(toolsets.c.id.in_(ids)))
     return {row.id.hex(): _parsed(row.content) for row in rows}

@@ -96,12 +96,12 @@ def _replay_turn(report: ReplayReport, turn: DecidedTurn, policy: Policy | None)
     for call, decision in zip(turn.calls, again, strict=True):
         report.calls += 1
         stored = call.decision
-        report.stored[stored.action] += 1
-        report.replayed[decision.action] += 1
+        report.stored[stored.action.value] += 1
+        report.replayed[decision.action.value] += 1
         if _equal(stored, decision, by_action=given):
             report.equal += 1
             continue
-        report.changed[call.name, stored.action, decision.action] += 1
+        report.changed[call.name, stored.action.value, decision.action.value] += 1
         if len(report.examples) < _EXAMPLES:
             report.examples.append(
                 {

@@ -13,6 +13,8 @@ from entrogate.store.codec import load_change
 from entrogate.store.schema import call_rewards, changes, feedback, rewards, turns
 from entrogate.types import EntropyChange
 
+TurnRow = Row[*tuple[Any, ...]]  # id, parent_id, has_calls
+
 OPTIONS = RewardOptions()
 """What the paper leaves open, as stored with every reward."""
 
@@ -61,7 +63,7 @@ def refresh_rewards(connection: Connection, trajectory_id: str) -> dict[str, Any
     return row | {"dense": list(computed.dense)}
 
 
-def judged_path(rows: Sequence[Row[Any]], turn_id: str | None) -> list[Row[Any]]:
+def judged_path(rows: Sequence[TurnRow], turn_id: str | None) -> list[Row[*tuple[Any, ...]]]:
     """The turns from a first one to the last that descends from ``turn_id`` (None: of them all).
 
     ``rows`` are the turns of the trajectory in the order of their index.
@@ -81,7 +83,7 @@ def judged_path(rows: Sequence[Row[Any]], turn_id: str | None) -> list[Row[Any]]
 
 
 def _labels(
-    connection: Connection, path: Sequence[Row[Any]]
+    connection: Connection, path: Sequence[TurnRow]
 ) -> list[tuple[str, EntropyChange | None]]:
     """Per group of calls on the path: the turn that made them, and their label if there is one."""
     ids = [row.id for row in path]

@@ -145,7 +145,7 @@ def _ids(values: set[str]) -> dict[str, str]:
     return {"ids": orjson.dumps(list(values)).decode()}
 
 
-def _listed(dialect: Dialect) -> Select[tuple[str]]:
+def _listed(dialect: Dialect) -> Select[str]:
     """The strings of the JSON list bound as ``ids``: one statement for a list of any length."""
     ids = bindparam("ids", type_=Text())
     if dialect.name == "postgresql":
@@ -155,13 +155,13 @@ def _listed(dialect: Dialect) -> Select[tuple[str]]:
     return select(elements.table_valued("value").c.value)
 
 
-def _extents(dialect: Dialect) -> Select[Any]:
+def _extents(dialect: Dialect) -> Select[*tuple[Any, ...]]:
     stored = trajectories.c
     query = select(stored.id, stored.n_turns, stored.n_branches, stored.outcome)
     return query.where(stored.id.in_(_listed(dialect))).with_for_update()
 
 
-def _tails(dialect: Dialect) -> Select[Any]:
+def _tails(dialect: Dialect) -> Select[*tuple[Any, ...]]:
     child = turns.alias("child")
     continues = (child.c.parent_id == turns.c.id) & (child.c.branch_index == turns.c.branch_index)
     return select(

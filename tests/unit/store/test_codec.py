@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tests.unit.store.records import change, segment
 
 from entrogate.store.codec import (
     dump_change,
@@ -26,6 +25,7 @@ from entrogate.store.codec import (
     unpack_ints,
 )
 from entrogate.types import Span, SpanKind
+from tests.unit.store.records import change, segment
 
 
 @given(arrays(np.int32, st.integers(0, 50)))

@@ -44,5 +44,5 @@ def test_a_score_out_of_range_is_refused(score: float) -> None:
     ],
 )
 def test_a_bad_combination_is_refused(changed: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="give|name exactly one"):
+    with pytest.raises(ValueError, match=r"give|name exactly one"):
         feedback(**changed)

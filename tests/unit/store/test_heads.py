@@ -1,9 +1,8 @@
 """The cache in front of the database."""
 
-from tests.unit.store.records import allowed_call, calls_of, features, segment, turn
-
 from entrogate.store.heads import HeadCache, Lru, has_calls, head_of_record
 from entrogate.types import Action
+from tests.unit.store.records import allowed_call, calls_of, features, segment, turn
 
 
 def test_lru_forgets_what_was_not_used_for_longest() -> None:

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
-from tests.unit.store.records import sequence, turn
 
 from entrogate.store.heads import head_of_record
 from entrogate.store.placement import Extent, Place, Placement
 from entrogate.types import TurnHead, TurnRecord
+from tests.unit.store.records import sequence, turn
 
 
 def head(record: TurnRecord) -> TurnHead:
