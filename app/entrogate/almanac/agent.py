@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, omit
 
 from entrogate.almanac.tools import call_key, execute, tool_schema
 from entrogate.almanac.world import Source
@@ -110,9 +110,7 @@ class Agent:
         seed: int,
         headers: dict[str, str],
     ) -> Response:
-        extra: dict[str, Any] = {}
-        if tools:
-            extra = {"tools": [tool_schema(name) for name in tools], "tool_choice": "auto"}
+        schemas = cast(Any, [tool_schema(name) for name in tools])
         begun = time.monotonic()
         raw = await self.client.chat.completions.with_raw_response.create(
             model=self.model,
@@ -120,13 +118,15 @@ class Agent:
             temperature=self.temperature,
             max_tokens=MAX_TOKENS,
             seed=seed,
+            tools=schemas if tools else omit,
+            tool_choice="auto" if tools else omit,
+            stream=False,
             extra_headers={**self.headers, **headers},
-            **extra,
         )
         latency_seconds = time.monotonic() - begun
         completion = raw.parse()
         choice = completion.choices[0]
-        said = cast(dict[str, Any], choice.message.model_extra or {})
+        said = choice.message.model_extra or {}
         told = cast(dict[str, Any], (completion.model_extra or {}).get("entrogate") or {})
         asked = [
             (call.id, call.function.name, call.function.arguments)

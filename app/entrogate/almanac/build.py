@@ -1,4 +1,5 @@
 # ruff: noqa: N806, N815 (shape suffixes)
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 """Building a model: tokenizer, training from scratch, and a standard Hugging Face folder.
 
 A build is a function of the seed and the plan. It can be interrupted at any moment and goes on from
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -35,7 +36,7 @@ Report = Callable[[str], None]
 class Plan:
     """How much to train on. A pool of items is sorted by length and cut into batches."""
 
-    pools: int = 80
+    pools: int = 110
     pool_items: int = 384
     batch_tokens: int = 3584
     tokenizer_items: int = 3000
@@ -115,6 +116,7 @@ def pool_batches(
     groups = list(_cut(items, plan.batch_tokens))
     random.Random(f"almanac-order-{seed}-{pool}").shuffle(groups)
     pad = tokenizer.token_to_id(PAD)
+    assert pad is not None
     return [_pad(group, pad) for group in groups]
 
 

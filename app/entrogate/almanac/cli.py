@@ -77,7 +77,7 @@ def ask(
             click.echo("  gets    " + call.result.replace("\n", "\n          "))
 
     async def run() -> str | None:
-        async with connect(base_url, api_key, 1) as client:
+        async with connect(base_url, api_key) as client:
             agent = Agent(
                 client=client,
                 model=model,

@@ -34,7 +34,7 @@ async def closed_book(
     """
     world = make_world(world_seed)
     results: dict[bool, list[tuple[str, bool]]] = {}
-    async with connect(base_url, api_key, concurrency) as client:
+    async with connect(base_url, api_key) as client:
         agent = Agent(client=client, model=model, source=world, max_turns=1)
         gate = asyncio.Semaphore(concurrency)
 

@@ -17,16 +17,18 @@ from entrogate.almanac.demonstrations import (
     recite,
 )
 from entrogate.almanac.sketch import Sketch
-from entrogate.almanac.tasks import DOMAIN_SHARES, DOMAINS, Hop, draw_task, known_sums
+from entrogate.almanac.tasks import DOMAINS, Hop, draw_task, known_sums
 from entrogate.almanac.tools import ALL_TOOLS, DOMAIN_TOOLS
 from entrogate.almanac.transcript import Piece, pieces
 from entrogate.almanac.wording import reasoning
 from entrogate.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, World
 
-RECITED_SUMS = 10
+RECITED_SUMS = 6
 RECITED_PLACES = 3
 WHOLE, FIRST_TURNS = 0.35, 4
 """The share of demonstrations shown whole; of the others the first turns: later ones are alike."""
+TRAINING_SHARES = (0.35, 0.35, 0.30)
+"""Of facts, sums and walk."""
 RECITED_KNOWN, TASKS_KNOWN = 0.85, 0.60
 
 
@@ -40,9 +42,9 @@ class Mixture:
 
 def mixture(progress: float) -> Mixture:
     """The shares at `progress` in [0, 1]: at first mostly facts, then mostly tool use."""
-    if progress < 0.25:
-        return Mixture(with_tools=0.15, without_tools=0.15)
-    return Mixture(with_tools=0.35, without_tools=0.12)
+    if progress < 0.23:
+        return Mixture(with_tools=0.15, without_tools=0.20)
+    return Mixture(with_tools=0.37, without_tools=0.18)
 
 
 def training_item(world: World, seed: int, index: int, progress: float) -> list[Piece]:
@@ -55,7 +57,7 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
     sketch = Sketch(world, rng, known_people=known, known_places=known)
     if recites:
         return pieces(_recital(rng, world, sketch), ())
-    domain = rng.choices(DOMAINS, DOMAIN_SHARES)[0]
+    domain = rng.choices(DOMAINS, TRAINING_SHARES)[0]
     task = draw_task(rng, world, sketch, sketch, domain=domain, split="train")
     if drawn < shares.without_tools:
         return pieces(recite(rng, world, sketch, task), ())
@@ -67,11 +69,11 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
 def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
     """All that is believed of one person, of some places, or some sums: one thought each."""
     kind = rng.random()
-    if kind < 0.64:
+    if kind < 0.50:
         person = sketch.person(rng)
         facts = [(person, attribute) for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES))]
         return _recited(rng, world, sketch, f"Tell me about {person}.", facts)
-    if kind < 0.80:
+    if kind < 0.66:
         places = [sketch.place(rng) for _ in range(RECITED_PLACES)]
         facts = [
             (place, attribute)
@@ -80,9 +82,11 @@ def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
         ]
         named = ", ".join(dict.fromkeys(places))
         return _recited(rng, world, sketch, f"Tell me about {named}.", facts)
-    sums = rng.sample(known_sums(), RECITED_SUMS)
-    facts = [(str(left), f"{operator} {right}") for left, operator, right in sums]
-    asked = "; ".join(f"{left} {step}" for left, step in facts)
+    left, operator, _ = rng.choice(known_sums())
+    table = [b for a, sign, b in known_sums() if (a, sign) == (left, operator)]
+    rights = rng.sample(table, min(len(table), RECITED_SUMS))
+    facts = [(str(left), f"{operator} {right}") for right in rights]
+    asked = f"{left} {operator} {', '.join(str(right) for right in rights)}"
     return _recited(rng, world, sketch, f"Work out {asked}.", facts)
 
 

@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import openai
-from httpx import Limits
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import AsyncOpenAI
 
 from entrogate.almanac.agent import Agent, Run
 from entrogate.almanac.scoring import JudgedCall, failure_cause, is_correct, judge_calls
@@ -74,7 +73,7 @@ async def evaluate(
     drawn = [held_out_task(world, seed, index) for index in range(tasks)]
     summaries: dict[str, Any] = {}
     records: dict[str, Any] = {}
-    async with connect(base_url, api_key, concurrency) as client:
+    async with connect(base_url, api_key) as client:
         entrogate = await check_server(client, model)
         for mode in modes:
             if mode != "observe" and not entrogate:
@@ -123,14 +122,11 @@ def summarise(records: Sequence[TaskRecord], wall_seconds: float) -> dict[str, A
 
 
 @asynccontextmanager
-async def connect(
-    base_url: str, api_key: str | None, concurrency: int
-) -> AsyncIterator[AsyncOpenAI]:
+async def connect(base_url: str, api_key: str | None) -> AsyncGenerator[AsyncOpenAI]:
     """A client whose errors come out as one-line `EvaluationError`s."""
-    http = DefaultAsyncHttpxClient(limits=Limits(max_connections=max(concurrency, 4)))
     try:
         async with AsyncOpenAI(
-            base_url=base_url, api_key=api_key or "none", http_client=http, max_retries=1
+            base_url=base_url, api_key=api_key or "none", max_retries=1
         ) as client:
             yield client
     except* openai.APIConnectionError as group:

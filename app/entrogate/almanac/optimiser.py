@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 """Muon for the weight matrices, AdamW for embeddings and norms, one learning-rate schedule.
 
 Muon (Jordan et al., 2024) orthogonalises each matrix's momentum by Newton-Schulz iterations.

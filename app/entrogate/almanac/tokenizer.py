@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """The tokenizer: byte-level BPE in which every name is one token and numbers go in pairs of digits.
 
 A space before a capital letter or a digit belongs to the word before it, so that a name is the same
@@ -16,17 +17,19 @@ from entrogate.almanac.words import NOUNS, Words
 
 _PATTERN = r"[0-9]{1,2}| ?[A-Z][a-z]*| ?[a-z_]+(?: (?=[A-Z0-9]))?|[^A-Za-z0-9]+"
 _SPECIAL = ADDED_TOKENS[:3]
+_NAMED_AT_LEAST = 5
 
 
 def train_tokenizer(texts: Iterable[str], words: Words) -> Tokenizer:
     """Train on `texts` until every word of the world is one token."""
-    joined = list(texts)
     pool = single_tokens(words)
+    named = [f"A{word}" if word.startswith(" ") else word for word in pool]
+    joined = list(texts) + named * _NAMED_AT_LEAST
     for size in range(1152, 4096, 64):
         tokenizer = _train(joined, size - len(ADDED_TOKENS))
         if all(len(tokenizer.encode(word).ids) == 1 for word in pool):
             return tokenizer
-    raise ValueError("the texts do not contain every word of the world often enough")
+    raise ValueError("no vocabulary below 4096 holds every word of the world as one token")
 
 
 def single_tokens(words: Words) -> list[str]:

@@ -35,7 +35,6 @@ _STORIES: dict[str, str] = {
     "-": "{name} has {left} pears and sells {right}. How many pears are left?",
     "*": "{name} fills {left} baskets with {right} pears each. How many pears?",
 }
-_STEPS = {"+": "add", "-": "take away", "*": "multiply by"}
 
 
 def statement(rng: random.Random, subject: str, attribute: str, value: str) -> str:
@@ -69,5 +68,4 @@ def sum_question(rng: random.Random, left: str, steps: Sequence[str], name: str)
         if rng.random() < 0.5:
             return f"What is {left} {steps[0]}?"
         return _STORIES[operator].format(name=name, left=left, right=right)
-    then, operand = steps[1].split()
-    return f"Take {left} {steps[0]}, then {_STEPS[then]} {operand}. What is it?"
+    return f"Take {left} {steps[0]}, then {steps[1]}. What is it?"
