@@ -12,6 +12,7 @@ from starlette.types import Send
 from entrogate.errors import EntrogateError
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import WatchedResponse, read_body
+from entrogate.upstream.client import UpstreamClient
 from entrogate.wire.errors import error_event
 
 _KEPT = ("content-type", "x-request-id")
@@ -39,13 +40,13 @@ async def forward(request: Request) -> Response:
     async def work(send: Send) -> None:
         async with stack:
             with gateway.metrics.in_flight(route):
-                await _copy(upstream, send)
+                await _copy(gateway.client, upstream, send)
         gateway.metrics.record_request(route, upstream.status)
 
     return WatchedResponse(work)
 
 
-async def _copy(upstream: aiohttp.ClientResponse, send: Send) -> None:
+async def _copy(client: UpstreamClient, upstream: aiohttp.ClientResponse, send: Send) -> None:
     headers = [
         (name.encode(), upstream.headers[name].encode("latin-1"))
         for name in _KEPT
@@ -54,8 +55,9 @@ async def _copy(upstream: aiohttp.ClientResponse, send: Send) -> None:
     start = {"type": "http.response.start", "status": upstream.status, "headers": headers}
     await send(start)
     try:
-        async for data in upstream.content.iter_any():
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+        with client.failures():
+            async for data in upstream.content.iter_any():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
     except EntrogateError as error:
         if upstream.content_type != "text/event-stream":
             raise

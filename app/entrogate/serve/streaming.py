@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 import orjson
@@ -116,13 +117,14 @@ class StreamedTurn:
         if response is None:
             raise RuntimeError("open() comes before events()")
         splitter = EventSplitter()
-        async for data in response.content.iter_any():
-            out = reader.take_all(splitter.feed(data))
-            if out:
-                yield out
-            if reader.cut is not None:
-                await self._stack.aclose()
-                return
+        with self.turn.gateway.client.failures():
+            async for data in response.content.iter_any():
+                out = reader.take_all(splitter.feed(data))
+                if out:
+                    yield out
+                if reader.cut is not None:
+                    await self._stack.aclose()
+                    return
         if not reader.ended:
             raise UpstreamUnavailable("the model server broke off its stream")
         if not reader.usage_event:
@@ -184,14 +186,14 @@ class StreamedTurn:
             extra = orjson.dumps(turn.debug_object(), option=orjson.OPT_SERIALIZE_NUMPY)
             tail = tail[:at] + b',"entrogate":' + extra + tail[at:]
         usage = b""
-        if turn.request.wanted.usage and self._usage_event:
+        if turn.request.wanted.usage:
             changed = any(r.replayed or r.wasted_tokens for r in turn.records)
             usage = self._whole_usage() if changed else self._usage_event
         return tail + usage + DONE
 
     def _whole_usage(self) -> bytes:
         """Usage over all legs: the tokens of the answer, without those thrown away."""
-        payload = orjson.loads(self._usage_event[len(b"data:") :])
+        payload = self._usage_frame()
         records = self.turn.records
         prompt = len(records[0].prompt_token_ids)
         completion = sum(len(record.capture) for record in records)
@@ -201,3 +203,18 @@ class StreamedTurn:
             "completion_tokens": completion,
         }
         return json_event(payload)
+
+    def _usage_frame(self) -> dict[str, Any]:
+        """The upstream's usage event, or one like it for a leg that was cut before it came."""
+        if self._usage_event:
+            return orjson.loads(self._usage_event[len(b"data:") :])
+        response_id, created = self._first_response or ("", 0)
+        return {
+            "id": response_id,
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": self.turn.leg.model,
+            "choices": [],
+            "usage": {},
+            "system_fingerprint": self.turn.capabilities.system_fingerprint,
+        }

@@ -87,7 +87,7 @@ def _take(turn: Turn, raw: bytes) -> None:
     if body.prompt_token_ids is not None:
         turn.set_prompt(body.prompt_token_ids)
     for part in body.choices:
-        turn.new_choice(part.index).add_body(part)
+        turn.new_choice(part.index).add_body(part, raw)
     leg.check_usage(body.usage.completion_tokens if body.usage is not None else None)
 
 
@@ -162,7 +162,7 @@ def _body(
 
 def _apply(turn: Turn, choice: Choice, part: dict[str, Any], edit: dict[str, Any]) -> None:
     wanted = turn.request.wanted
-    part["message"]["tool_calls"] = []
+    part["message"].pop("tool_calls", None)  # vLLM leaves an empty list out
     part["message"]["content"] = "".join(choice.content)
     part["finish_reason"], part["stop_reason"] = edit["finish_reason"], edit["stop_reason"]
     if wanted.token_ids:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Self
 
 import aiohttp
@@ -73,12 +73,22 @@ class UpstreamClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._classified(error) from error
         try:
-            yield response
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._classified(error) from error
+            with self.failures():
+                yield response
         finally:
             if not response.closed:
                 response.close()
+
+    @contextmanager
+    def failures(self) -> Generator[None]:
+        """Turn what aiohttp raises in the block into an UpstreamError.
+
+        Needed where an answer is read outside of the block of ``request``.
+        """
+        try:
+            yield
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise self._classified(error) from error
 
     async def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None

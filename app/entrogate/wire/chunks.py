@@ -10,11 +10,12 @@ import msgspec
 
 
 class TopLogprob(msgspec.Struct, gc=False):
-    token: str
+    """One alternative; its text is not read (see `wire.alternatives`)."""
+
     logprob: float
 
 
-class TokenLogprob(msgspec.Struct, gc=False):
+class TokenLogprob(msgspec.Struct):
     logprob: float = -9999.0
     top_logprobs: list[TopLogprob] = []
 
@@ -83,7 +84,7 @@ class Chunk(msgspec.Struct):
     usage: Usage | None = None
     system_fingerprint: str | None = None
     prompt_token_ids: list[int] | None = None
-    error: msgspec.Raw | None = None
+    error: dict[str, object] | None = None
 
 
 class BodyChoice(msgspec.Struct):
@@ -127,7 +128,7 @@ class Completion(msgspec.Struct):
 
     choices: list[CompletionChoice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: dict[str, object] | None = None
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
