@@ -45,7 +45,10 @@ def serve(**options: Any) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     _check_upstream(settings)
-    asyncio.run(_serve(settings))
+    try:
+        asyncio.run(_serve(settings))
+    except asyncio.CancelledError:  # SIGTERM while vLLM was starting
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _settings(options: dict[str, Any]) -> Settings:
