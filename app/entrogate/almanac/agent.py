@@ -13,11 +13,10 @@ from typing import Any, cast
 
 from openai import AsyncOpenAI, omit
 
+from entrogate.almanac.tasks import MAX_TURNS
 from entrogate.almanac.tools import call_key, execute, tool_schema
 from entrogate.almanac.world import Source
 
-MAX_TURNS = 8
-"""A run without an answer by this turn has none; a call in the last turn is not made."""
 MAX_TOKENS = 192
 TEMPERATURE = 0.8
 

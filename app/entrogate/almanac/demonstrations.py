@@ -12,13 +12,10 @@ from types import MappingProxyType
 
 from entrogate.almanac.library import Entry
 from entrogate.almanac.sketch import Sketch
-from entrogate.almanac.tasks import Hop, Task, knows_sum
+from entrogate.almanac.tasks import MAX_TURNS, Hop, Task, knows_sum
 from entrogate.almanac.tools import calculate, execute
 from entrogate.almanac.wording import reasoning, statement
 from entrogate.almanac.world import World
-
-MAX_TURNS = 8
-"""An agent that has not answered by this turn has no answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

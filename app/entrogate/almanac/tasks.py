@@ -16,6 +16,8 @@ Split = Literal["train", "held-out"]
 DOMAINS: tuple[Domain, ...] = ("facts", "sums", "walk")
 DOMAIN_SHARES = (0.40, 0.25, 0.35)
 KNOWN_PEOPLE_SHARE, SMALL_SUMS_SHARE, KNOWN_PLACES_SHARE = 0.60, 0.60, 0.45
+MAX_TURNS = 8
+"""A run without an answer by this turn has none; a call in the last turn is not made."""
 HELD_OUT_IN = 4
 """One question in so many is held out."""
 

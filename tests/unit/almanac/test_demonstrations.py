@@ -4,14 +4,13 @@ import pytest
 
 from entrogate.almanac.corpus import training_item
 from entrogate.almanac.demonstrations import (
-    MAX_TURNS,
     Demonstration,
     Habits,
     demonstrate,
     recite,
 )
 from entrogate.almanac.sketch import Sketch
-from entrogate.almanac.tasks import DOMAINS, Task, draw_task, held_out, held_out_task
+from entrogate.almanac.tasks import DOMAINS, MAX_TURNS, Task, draw_task, held_out, held_out_task
 from entrogate.almanac.world import World, make_world
 
 
