@@ -39,14 +39,14 @@ def segment_stats(
     """
     _check(ranges, len(capture))
     at = np.concatenate([np.arange(a, b) for a, b in ranges] or [np.arange(0)])
-    lower = capture.entropy_lower[at].astype(np.float64)
-    upper = capture.entropy_upper[at].astype(np.float64)
-    if len(at) == 0 or not (np.isfinite(lower).all() and np.isfinite(upper).all()):
+    bounds = np.stack((capture.entropy_lower[at], capture.entropy_upper[at])).astype(np.float64)
+    if len(at) == 0 or not np.isfinite(bounds).all():
         return None
     margin = capture.margin[at].astype(np.float64)
 
-    def interval(statistic: Callable[[_Values], float]) -> Interval:
-        return Interval(lower=statistic(lower), upper=statistic(upper))
+    def interval(statistic: Callable[[_Values], _Values]) -> Interval:
+        lower, upper = statistic(bounds)
+        return Interval(lower=float(lower), upper=float(upper))
 
     return SegmentStats(
         start=int(at[0]),
@@ -57,7 +57,7 @@ def segment_stats(
         max=interval(_max),
         tail_mean=interval(_tail_mean),
         last_window=interval(_last_window),
-        margin_mean=_mean(margin),
+        margin_mean=float(margin.mean()),
         margin_min=float(margin.min()),
         p_tool_call=_p_tool_call(capture, decision_at),
     )
@@ -80,18 +80,18 @@ def _p_tool_call(capture: Capture, position: int | None) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _mean(values: _Values) -> float:
-    return float(values.mean())
+def _mean(bounds: _Values) -> _Values:
+    return bounds.mean(axis=1)
 
 
-def _max(values: _Values) -> float:
-    return float(values.max())
+def _max(bounds: _Values) -> _Values:
+    return bounds.max(axis=1)
 
 
-def _tail_mean(values: _Values) -> float:
-    count = max(1, math.ceil(TAIL_SHARE * len(values)))
-    return float(np.sort(values)[-count:].mean())
+def _tail_mean(bounds: _Values) -> _Values:
+    count = max(1, math.ceil(TAIL_SHARE * bounds.shape[1]))
+    return np.sort(bounds, axis=1)[:, -count:].mean(axis=1)
 
 
-def _last_window(values: _Values) -> float:
-    return float(values[-LAST_WINDOW:].mean())
+def _last_window(bounds: _Values) -> _Values:
+    return bounds[:, -LAST_WINDOW:].mean(axis=1)

@@ -8,16 +8,20 @@ from typing import Any
 
 from entrogate.entropy.capture import CaptureBuilder
 from entrogate.serve.linkage import mint
+from entrogate.types import Capture
 from entrogate.upstream.handshake import Capabilities
+from entrogate.wire.alternatives import marks_of, probabilities
 from entrogate.wire.chunks import (
     BodyChoice,
     ChatLogprobs,
     CompletionChoice,
     Message,
+    TokenLogprob,
     ToolCallPart,
 )
 
 _NAN = math.nan
+_UNKNOWN = TokenLogprob(logprob=_NAN)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class ProposedCall:
 class Choice:
     """Accumulates one choice. ``gap`` says why its capture is incomplete, None if it is not."""
 
-    def __init__(self, index: int, capabilities: Capabilities) -> None:
+    def __init__(self, index: int, capabilities: Capabilities, call_text: str) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.builder = CaptureBuilder(capabilities.top_logprobs, capabilities.vocab_size)
@@ -51,31 +55,32 @@ class Choice:
         self.wasted_tokens = 0
         self.held: list[bytes] = []
         self.resumes_at: int | None = None  # set when a call was suppressed
+        self._pending: list[TokenLogprob] = []  # parallel to the last token ids
+        self._p_call: list[float] = []
         self._call_token_id = capabilities.tool_call_token_id
-        self._call_texts = {f"token_id:{self._call_token_id}"}
+        self._call_marks = marks_of((call_text, f"token_id:{self._call_token_id}"))
 
-    def expect_call_text(self, text: str) -> None:
-        """``text`` is how the server spells the tool-call token among the alternatives."""
-        self._call_texts.add(text)
+    def add_tokens(
+        self, token_ids: list[int] | None, logprobs: ChatLogprobs | None, answer: bytes
+    ) -> None:
+        """Take the tokens of one chunk, or of a whole answer; ``answer`` is its JSON.
 
-    def add_tokens(self, token_ids: list[int] | None, logprobs: ChatLogprobs | None) -> None:
-        """Take the tokens of one chunk, or of a whole answer."""
+        On the path of every streamed token: what can wait is done in `capture`.
+        """
         entries = (logprobs.content if logprobs is not None else None) or []
         if token_ids is None or len(token_ids) != len(entries):
             self._note_gap(token_ids, len(entries))
-            self.token_ids.extend(token_ids or ())
-            for token_id in token_ids or ():
-                self.builder.add(token_id, _NAN, (), _NAN)
+            entries = [_UNKNOWN] * len(token_ids or ())
+        if not entries:
             return
-        self.token_ids.extend(token_ids)
-        for token_id, entry in zip(token_ids, entries, strict=True):
-            top = entry.top_logprobs
-            p_call = _NAN
-            for alternative in top:
-                if alternative.token in self._call_texts:
-                    p_call = math.exp(alternative.logprob)
-                    break
-            self.builder.add(token_id, entry.logprob, [t.logprob for t in top], p_call)
+        self.token_ids.extend(token_ids or ())
+        self._pending.extend(entries)
+        self._p_call += probabilities(answer, self._call_marks, len(entries))
+
+    def capture(self) -> Capture:
+        """What the engine said of the tokens so far."""
+        self._settle()
+        return self.builder.build()
 
     def add_message(self, message: Message) -> None:
         """Take the text and the calls of a delta or of a whole message."""
@@ -87,9 +92,9 @@ class Choice:
         for part in message.tool_calls or ():
             self._add_call(part)
 
-    def add_body(self, choice: BodyChoice) -> None:
+    def add_body(self, choice: BodyChoice, answer: bytes) -> None:
         """Take a choice of an answer that was not streamed."""
-        self.add_tokens(choice.token_ids, choice.logprobs)
+        self.add_tokens(choice.token_ids, choice.logprobs, answer)
         for position, part in enumerate(choice.message.tool_calls or ()):
             part.index = position
         self.add_message(choice.message)
@@ -97,6 +102,7 @@ class Choice:
 
     def add_completion(self, choice: CompletionChoice) -> None:
         """Take tokens that were decoded after the tool call was masked."""
+        self._settle()
         logprobs, token_ids = choice.logprobs, choice.token_ids or []
         if logprobs is None or len(logprobs.token_logprobs) != len(token_ids):
             self._note_gap(token_ids, 0 if logprobs is None else len(logprobs.token_logprobs))
@@ -135,6 +141,7 @@ class Choice:
         if position is None:
             return False
         self.wasted_tokens += len(self.token_ids) - position
+        self._settle()
         del self.token_ids[position:]
         self.builder.truncate(position)
         self.resumes_at = position
@@ -158,6 +165,20 @@ class Choice:
                 for call in self.calls
             ]
         return message
+
+    def _settle(self) -> None:
+        """Hand the tokens that have gathered to the builder."""
+        pending = self._pending
+        if not pending:
+            return
+        self.builder.add_many(
+            self.token_ids[-len(pending) :],
+            [entry.logprob for entry in pending],
+            [top.logprob for entry in pending for top in entry.top_logprobs],
+            [len(entry.top_logprobs) for entry in pending],
+            self._p_call,
+        )
+        self._pending, self._p_call = [], []
 
     def _add_call(self, part: ToolCallPart) -> None:
         call = next((c for c in self.calls if c.index == part.index), None)

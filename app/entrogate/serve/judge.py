@@ -12,7 +12,7 @@ from entrogate.gate.decide import decide_turn
 from entrogate.gate.policy import Policy
 from entrogate.segments.spans import Markers, find_spans, reasoning_ranges
 from entrogate.serve.choice import Choice, ProposedCall
-from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats
+from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats, Span
 from entrogate.wire.history import EarlierCall, call_key
 
 
@@ -61,20 +61,26 @@ class Judge:
         """The record of a decision that `decide_early` took."""
         return self._decide(choice, choice.calls[:1], complete=False)
 
-    def segment(self, choice: Choice) -> SegmentStats | None:
-        """Statistics of what was reasoned before the call (of the turn, when there is none)."""
-        if choice.gap is not None:
-            return None
-        position = choice.resumes_at if choice.resumes_at is not None else choice.call_position()
-        capture = choice.builder.build()
-        token_ids = capture.token_ids if position is None else capture.token_ids[:position]
-        spans = find_spans(
-            token_ids,
+    def spans(self, choice: Choice, stop: int | None = None) -> tuple[Span, ...]:
+        """The spans of the tokens so far, or of those before ``stop``."""
+        return find_spans(
+            choice.capture().token_ids[:stop],
             self.markers,
-            stopped=position is None and choice.finish_reason not in (None, "length"),
+            stopped=stop is None and choice.finish_reason in ("stop", "tool_calls"),
             starts_in_reasoning=self.starts_in_reasoning,
         )
-        return segment_stats(capture, reasoning_ranges(spans), decision_at=position)
+
+    def segment(self, choice: Choice, spans: tuple[Span, ...] | None = None) -> SegmentStats | None:
+        """Statistics of what was reasoned before the call (of the turn, when there is none).
+
+        ``spans`` saves finding them again for a turn without a call.
+        """
+        if choice.gap is not None:
+            return None
+        position = choice.call_position()
+        if spans is None or position is not None:
+            spans = self.spans(choice, position)
+        return segment_stats(choice.capture(), reasoning_ranges(spans), decision_at=position)
 
     def _decide(
         self, choice: Choice, calls: list[ProposedCall], *, complete: bool

@@ -138,7 +138,7 @@ class Reader:
     def _take_choice(self, chunk: Chunk, event: bytes) -> bytes:
         part = chunk.choices[0]
         choice = self.turn.leg.choices.get(part.index) or self.turn.new_choice(part.index)
-        choice.add_tokens(part.token_ids, part.logprobs)
+        choice.add_tokens(part.token_ids, part.logprobs, event)
         delta = part.delta
         finish = part.finish_reason
         empty = delta.empty

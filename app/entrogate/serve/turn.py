@@ -19,7 +19,6 @@ import orjson
 from entrogate.errors import StoreError
 from entrogate.gate.reasons import Reason
 from entrogate.label.change import entropy_change
-from entrogate.segments.spans import find_spans
 from entrogate.serve.choice import Choice
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.judge import Judge
@@ -82,8 +81,8 @@ class Turn:
         """The accumulator of choice ``index`` of the current leg."""
         choice = self.leg.choices.get(index)
         if choice is None:
-            choice = Choice(index, self.capabilities)
-            choice.expect_call_text(self.gateway.settings.upstream.tool_call_token)
+            call_text = self.gateway.settings.upstream.tool_call_token
+            choice = Choice(index, self.capabilities, call_text)
             if "logprob_token_ids" in self.request.body:
                 choice.gap = "logprob_token_ids"
             self.judge.draw_for(choice, self.gateway.random.random())
@@ -184,10 +183,11 @@ def _allowed(decision: Decision) -> Decision:
 
 
 def _record(turn: Turn, leg: Leg, choice: Choice, *, final: bool) -> TurnRecord:
-    capture = choice.builder.build()
-    segment = turn.judge.segment(choice)
+    capture = choice.capture()
+    spans = turn.judge.spans(choice)
     complete = choice.gap is None and leg.error is None
     calls = leg.decided.get(choice.index, ())
+    segment = calls[0].features.segment if calls else turn.judge.segment(choice, spans)
     suppressed = choice.resumes_at is not None
     message = choice.message(calls=not suppressed)
     parent = leg.parent
@@ -214,12 +214,7 @@ def _record(turn: Turn, leg: Leg, choice: Choice, *, final: bool) -> TurnRecord:
         finish_reason=choice.finish_reason,
         prompt_token_ids=prompt,
         capture=capture,
-        spans=find_spans(
-            capture.token_ids,
-            turn.judge.markers,
-            stopped=choice.finish_reason in ("stop", "tool_calls"),
-            starts_in_reasoning=turn.judge.starts_in_reasoning,
-        ),
+        spans=spans,
         segment=segment,
         altered=tuple(choice.altered),
         capture_gap=choice.gap or ("broken_off" if leg.error else None),

@@ -35,6 +35,8 @@ def strip_event(event: bytes, wanted: Wanted) -> bytes:
         payload = orjson.loads(event[len(b"data:") :])
         _trim_logprobs(payload, wanted.top_logprobs)
         event = b"data: " + orjson.dumps(payload) + b"\n\n"
+    elif not wanted.logprobs and not wanted.token_ids:
+        return _cut_both(event) or _null_injected(event, wanted)
     return _null_injected(event, wanted)
 
 
@@ -48,6 +50,24 @@ def strip_body(body: bytes, wanted: Wanted) -> bytes:
                 choice["message"]["reasoning"] = None
         body = orjson.dumps(answer)
     return _null_injected(body, wanted)
+
+
+def _cut_both(event: bytes) -> bytes | None:
+    """The common case in one pass: log-probs, then token ids, of a single choice become null.
+
+    None for an event of another shape.
+    """
+    start = event.find(b'"logprobs":{')
+    ids = event.rfind(b'"token_ids":[')
+    if start < 0 or ids < start or event.find(b'"token_ids":[') < ids:
+        return None
+    if b'"prompt_token_ids":[' in event:
+        return None
+    stop = event.index(b',"finish_reason":', start)
+    if event.find(b'"logprobs":{', stop) >= 0:
+        return None
+    closed = event.index(b"]", ids) + 1
+    return b"".join((event[: start + 11], b"null", event[stop : ids + 12], b"null", event[closed:]))
 
 
 def _null_injected(data: bytes, wanted: Wanted) -> bytes:
