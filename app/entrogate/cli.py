@@ -20,6 +20,15 @@ from entrogate import __version__
 from entrogate.errors import EntrogateError
 
 INTERRUPTED = 130
+# Which extra of the package brings a module.
+EXTRAS = {
+    "openai": "agent",
+    "torch": "train",
+    "transformers": "train",
+    "tokenizers": "train",
+    "safetensors": "train",
+    "psycopg": "postgres",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +123,12 @@ def run(arguments: Sequence[str], root: click.Group | None = None) -> int:
         return error.exit_code
     except EntrogateError as error:
         click.echo(f"error: {error}", err=True)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        click.echo(f"error: this needs {error.name}: pip install 'entrogate[{extra}]'", err=True)
         return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

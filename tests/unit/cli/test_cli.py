@@ -26,6 +26,8 @@ def fail(how: str) -> None:
             raise KeyboardInterrupt
         case "abort":
             raise click.Abort
+        case "extra":
+            raise ModuleNotFoundError("No module named 'openai'", name="openai")
         case "exit":
             click.get_current_context().exit(3)
         case _:
@@ -55,6 +57,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("config", 1, "error: no such policy: blanced\n"),
         ("interrupt", 130, "interrupted\n"),
         ("abort", 130, "interrupted\n"),
+        ("extra", 1, "error: this needs openai: pip install 'entrogate[agent]'\n"),
         ("exit", 3, ""),
     ],
 )
