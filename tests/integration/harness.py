@@ -79,7 +79,13 @@ class Running:
 async def running(settings: Settings) -> AsyncIterator[Running]:
     app = create_app(settings)
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="warning", access_log=False, log_config=None
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="warning",
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=120,  # a busy machine must not make a pooled connection stale
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
