@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Row, delete, select
 
@@ -13,7 +13,7 @@ from entrogate.store.codec import load_change
 from entrogate.store.schema import call_rewards, changes, feedback, rewards, turns
 from entrogate.types import EntropyChange
 
-TurnRow = Row[*tuple[Any, ...]]  # id, parent_id, has_calls
+TurnRow: TypeAlias = "Row[*tuple[Any, ...]]"  # id, parent_id, has_calls
 
 OPTIONS = RewardOptions()
 """What the paper leaves open, as stored with every reward."""
