@@ -1,0 +1,128 @@
+"""One real vLLM with the bundled model for the whole run; gateways in front of it as processes.
+
+``E2E_FULL=1`` runs the sizes that docs/performance.md reports; without it they fit into CI.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import entrogate
+from entrogate.almanac.tasks import Task, held_out_task
+from entrogate.almanac.tools import DOMAIN_TOOLS, tool_schema
+from entrogate.almanac.world import make_world
+from entrogate.bench.processes import child, free_port
+from entrogate.settings import ManagedSettings
+from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
+
+MODEL = Path(entrogate.__file__).parent / "almanac" / "model"
+NAME = "almanac"
+FULL = os.environ.get("E2E_FULL") == "1"
+# float32: greedy decoding then does not depend on what else is in the batch, and the engine's
+# log-probs agree with a float64 forward pass to about 1e-5. The prefix cache would make the second
+# of two equal requests compute less, in other shapes, than the first.
+VLLM_ARGUMENTS = ("--dtype", "float32", "--no-enable-prefix-caching", "--max-model-len", "2048")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A gateway process on the real vLLM, and its store."""
+
+    url: str
+    pid: int
+    store: Path
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=300)
+
+
+StartGateway = Callable[..., Served]
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """URL of a bare vLLM that serves the bundled model."""
+    if importlib.util.find_spec("vllm") is None and not os.environ.get("CI"):
+        pytest.skip("vLLM is not installed here")
+    if not (MODEL / "config.json").is_file():
+        pytest.skip("the bundled model has not been built")
+    build = installed_vllm()
+    settings = ManagedSettings(model=str(MODEL), served_model_name=NAME, extra_args=VLLM_ARGUMENTS)
+    port = free_port()
+    command = command_line(settings, port=port, cpu=build.cpu)
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    url = f"http://127.0.0.1:{port}"
+    with child(
+        command[command.index("-m") + 1 :],
+        url=url,
+        ready="/health",
+        log=log,
+        environment=environment({}, model=str(MODEL), cpu=build.cpu),
+        timeout_seconds=600,
+    ):
+        yield url
+
+
+@contextmanager
+def gateway_process(upstream: str, folder: Path, **settings: str) -> Generator[Served]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    store = folder / "store.db"
+    tree = {"upstream__url": upstream, "store__url": f"sqlite:///{store}", **settings}
+    vocabulary = json.loads((MODEL / "config.json").read_text())["vocab_size"]
+    tree.setdefault("upstream__vocab_size", str(vocabulary))
+    with child(
+        ("entrogate", "serve", "--port", str(port)),
+        url=url,
+        ready="/ready",
+        log=folder / "gateway.log",
+        environment={f"ENTROGATE_{name.upper()}": value for name, value in tree.items()},
+    ) as process:
+        yield Served(url=url, pid=process.pid, store=store)
+
+
+@pytest.fixture
+def start(vllm: str, tmp_path: Path) -> Generator[StartGateway]:
+    """Starts gateways: ``start(policy={...} | "name", mode="enforce")``."""
+    with ExitStack() as stack:
+
+        def begin(policy: str | dict[str, Any] = "observe", **settings: str) -> Served:
+            if isinstance(policy, dict):
+                content = {"schema_version": 1, "name": "test", "mode": "enforce", **policy}
+                path = tmp_path / "policy.yaml"
+                path.write_text(json.dumps(content))
+                policy = str(path)
+            return stack.enter_context(
+                gateway_process(vllm, tmp_path, gate__policy=policy, **settings)
+            )
+
+        yield begin
+
+
+def tasks(count: int, seed: int = 7) -> list[Task]:
+    world = make_world(0)
+    return [held_out_task(world, seed, index) for index in range(count)]
+
+
+def chat_body(task: Task, *, tools: bool = True, **fields: Any) -> dict[str, Any]:
+    """The first request of an agent on ``task``, greedy unless told otherwise."""
+    body: dict[str, Any] = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": task.question}],
+        "temperature": 0,
+        "max_tokens": 128,
+        **fields,
+    }
+    if tools:
+        body["tools"] = [tool_schema(name) for name in DOMAIN_TOOLS[task.domain]]
+    return body
