@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Coroutine
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +61,55 @@ def overhead(
     result = {"tasks": tasks, "rounds": rounds, "seed": seed, "policy": policy}
     result |= measuring.report(found)
     click.echo(measuring.table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@bench.command()
+@click.option("--tasks", default=500, show_default=True, help="Held-out tasks.")
+@click.option("--seed", default=0, show_default=True, help="Which held-out tasks.")
+@click.option("--policy", default="balanced", show_default=True, help="The policy to judge.")
+@click.option("--model", "model_folder", type=click.Path(exists=True, path_type=Path))
+@click.option("--world-seed", default=0, show_default=True, help="Seed the model was built with.")
+@click.option("--base-url", help="A running vLLM with the model instead of our own.")
+@click.option("--model-name", default="almanac", show_default=True, help="Its name there.")
+@click.option("--concurrency", default=16, show_default=True)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
+)
+def gate(
+    *,
+    tasks: int,
+    seed: int,
+    policy: str,
+    model_folder: Path | None,
+    world_seed: int,
+    base_url: str | None,
+    model_name: str,
+    concurrency: int,
+    json_file: Path | None,
+) -> None:
+    """A policy against the margin rule and random suppression, at as many calls."""
+    from entrogate.bench import gate as comparing
+    from entrogate.upstream.vllm_command import vocabulary_size
+
+    model = model_folder or Path(__file__).parents[1] / "almanac" / "model"
+    with ExitStack() as stack:
+        folder = stack.enter_context(comparing.work_folder())
+        upstream = base_url or stack.enter_context(comparing.vllm(model, folder))
+        plan = comparing.Plan(
+            upstream=_root(upstream),
+            model=model_name,
+            policy=policy,
+            tasks=tasks,
+            seed=seed,
+            world_seed=world_seed,
+            concurrency=concurrency,
+            folder=folder,
+            vocab_size=vocabulary_size(str(model)),
+        )
+        result = comparing.run(plan)
+    click.echo(comparing.table(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 
