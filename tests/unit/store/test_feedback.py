@@ -9,7 +9,7 @@ from entrogate.store.feedback import Feedback
 
 
 def feedback(**changed: Any) -> Feedback:
-    targets: dict[str, str | None] = {"trajectory_id": "t", "response_id": None, "tool_call_id": None}
+    targets: dict[str, str | None] = {"trajectory_id": "t", "response_id": None}
     values: dict[str, Any] = {"targets": targets, "score": None, "answer": None, "gold": None}
     return Feedback.of(**(values | {"comment": None} | changed))  # pyright: ignore
 
