@@ -92,3 +92,26 @@ def test_refuses_to_keep_more_than_there_is():
 def test_refuses_impossible_sizes(top_k, vocab):
     with pytest.raises(ValueError, match="want"):
         CaptureBuilder(top_k, vocab)
+
+
+def test_many_at_once_equals_one_by_one() -> None:
+    one, many = CaptureBuilder(3, 100), CaptureBuilder(3, 100)
+    tops = [[-0.1, -2.5, -4.0], [-1.0], [-0.7, -0.7, -5.0]]
+    for token_id, top in enumerate(tops):
+        one.add(token_id, top[0], top, 0.25)
+    many.add_many([0], [-0.1], tops[0], [3], [0.25])
+    many.build()
+    many.add_many([1, 2], [-1.0, -0.7], tops[1] + tops[2], [1, 3], [0.25, 0.25])
+    for name in ("token_ids", "logprobs", "entropy_lower", "entropy_upper", "margin", "tail_mass"):
+        expected, found = getattr(one.build(), name), getattr(many.build(), name)
+        assert expected.tobytes() == found.tobytes(), name
+    many.truncate(1)
+    one.truncate(1)
+    assert many.build().entropy_upper.tobytes() == one.build().entropy_upper.tobytes()
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="columns of one length"):
+        CaptureBuilder(3, 100).add_many([0], [-0.1, -0.2], [-0.1], [1], [0.5])
+    with pytest.raises(ValueError, match="alternatives counted"):
+        CaptureBuilder(3, 100).add_many([0], [-0.1], [-0.1, -0.3], [1], [0.5])
