@@ -36,6 +36,7 @@ class Reader:
         self._muted = muted
         self._holds = turn.judge.acts and turn.request.has_tools and not muted
         self._released: set[int] = set()
+        self._tried: set[int] = set()  # choices whose first call was looked at for an early cut
         self._finished = 0
         self._wanted = turn.request.wanted
         self._n = turn.request.n
@@ -158,24 +159,38 @@ class Reader:
         if finish is not None:
             choice.finish_reason = finish
             return self._finish(choice, self._with_fingerprint(out))
-        if not self._holds or not (delta.tool_calls or choice.held):
+        if not self._holds or choice.index in self._released:
             return out
-        return self._hold(choice, out, text=delta.content is not None and not delta.tool_calls)
+        if delta.tool_calls:
+            return self._hold(choice, out)
+        return self._beside_calls(choice, out, empty=empty)
 
-    def _hold(self, choice: Choice, out: bytes, *, text: bool) -> bytes:
-        """Keep a tool-call event back; text is never held."""
-        if text or choice.index in self._released:
-            return out
+    def _beside_calls(self, choice: Choice, out: bytes, *, empty: bool) -> bytes:
+        """An event without a piece of a call, in a turn whose calls may be held back."""
+        if not empty:
+            # Text is never held. Where it follows a call that did not parse, its tokens come first.
+            return out if choice.calls else self._release(choice) + out
+        if choice.held or choice.call_position() is not None:
+            choice.held.append(out)  # only the ids and log-probs of tokens of the call
+            return b""
+        return out
+
+    def _hold(self, choice: Choice, out: bytes) -> bytes:
+        """Keep a tool-call event back."""
         choice.held.append(out)
         if any(call.name and not self.turn.judge.gates(call.name) for call in choice.calls):
             # A tool that is not gated makes the whole turn pass: nothing to wait for.
             self._released.add(choice.index)
-            released = b"".join(choice.held)
-            choice.held.clear()
-            return released
-        if len(choice.held) == 1 and self._n == 1 and self._cut_now(choice):
+            return self._release(choice)
+        if choice.index not in self._tried and self._n == 1 and self._cut_now(choice):
             self.cut = choice
+        self._tried.add(choice.index)
         return b""
+
+    def _release(self, choice: Choice) -> bytes:
+        released = b"".join(choice.held)
+        choice.held.clear()
+        return released
 
     def _cut_now(self, choice: Choice) -> bool:
         """May the stream be cut at the first sign of a call, its arguments unseen?"""
@@ -229,7 +244,7 @@ def resumed_event(choice: Choice, event: bytes, reader: Reader) -> bytes:
     except msgspec.DecodeError as error:
         raise UpstreamProtocol(f"the upstream sent an event that is no chunk: {error}") from None
     if completion.error is not None:
-        raise UpstreamProtocol(f"the upstream failed while resuming: {bytes(completion.error)!r}")
+        raise UpstreamProtocol(f"the upstream failed while resuming: {completion.error!r}")
     if not completion.choices:
         return b""
     part = completion.choices[0]
