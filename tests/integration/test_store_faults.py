@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 import entrogate.store.writer as writer_module
 from entrogate.errors import StoreError
@@ -46,7 +47,13 @@ async def store(path: Path) -> AsyncIterator[Store]:
 
 async def driver_of(store: Store) -> sqlite3.Connection:
     """The driver's connection that the writer writes on."""
-    return await store._write(lambda connection: connection.connection.driver_connection)
+
+    def driver(connection: Connection) -> sqlite3.Connection:
+        found = connection.connection.driver_connection
+        assert isinstance(found, sqlite3.Connection)
+        return found
+
+    return await store._write(driver)  # noqa: SLF001
 
 
 @contextmanager
