@@ -53,7 +53,7 @@ async def driver_of(store: Store) -> sqlite3.Connection:
         assert isinstance(found, sqlite3.Connection)
         return found
 
-    return await store._write(driver)  # noqa: SLF001
+    return await store._write(driver)
 
 
 @contextmanager
