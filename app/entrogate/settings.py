@@ -23,7 +23,7 @@ class UpstreamSettings(_Branch):
     connect_timeout_seconds: float = Field(default=5.0, gt=0)
     read_timeout_seconds: float = Field(default=600.0, gt=0)
     max_connections: int = Field(default=1024, ge=1)
-    top_logprobs: int = Field(default=20, ge=1, le=1000)
+    top_logprobs: int = Field(default=5, ge=1, le=1000)  # why 5: docs/performance.md
     tool_call_token: str = "<tool_call>"
     reasoning_end_token: str = "</think>"
     vocab_size: int | None = Field(default=None, ge=2)  # of a remote model; tightens upper bounds
