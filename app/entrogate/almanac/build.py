@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from entrogate.almanac.corpus import training_item
+from entrogate.almanac.corpus import DRILLED_UNTIL, training_item
 from entrogate.almanac.network import Network, Shape
 from entrogate.almanac.optimiser import Optimiser, rate_factor
 from entrogate.almanac.tokenizer import padded_vocabulary, save_tokenizer, train_tokenizer
@@ -36,9 +36,10 @@ Report = Callable[[str], None]
 class Plan:
     """How much to train on. A pool of items is sorted by length and cut into batches."""
 
-    pools: int = 110
+    pools: int = 104
     pool_items: int = 384
     batch_tokens: int = 3584
+    drill_batch_tokens: int = 1024
     tokenizer_items: int = 3000
     checkpoint_pools: int = 4
     matrix_rate: float = 0.02
@@ -113,7 +114,8 @@ def pool_batches(
         for index in range(plan.pool_items)
     ]
     items.sort(key=lambda item: len(item[0]))
-    groups = list(_cut(items, plan.batch_tokens))
+    drilling = progress < DRILLED_UNTIL
+    groups = list(_cut(items, plan.drill_batch_tokens if drilling else plan.batch_tokens))
     random.Random(f"almanac-order-{seed}-{pool}").shuffle(groups)
     pad = tokenizer.token_to_id(PAD)
     assert pad is not None

@@ -1,7 +1,7 @@
 """The training corpus: an endless, seeded stream of demonstrations in shares that change with time.
 
 Item `i` of a seed is always the same. The shares: demonstrations with tools, the same kind of
-question without tools, and recitals, in which the model is told to say all it knows of something.
+question without tools, drills in copying, and recitals of all that the model knows of something.
 """
 
 import random
@@ -21,15 +21,17 @@ from entrogate.almanac.tasks import DOMAINS, Hop, draw_task, known_sums
 from entrogate.almanac.tools import ALL_TOOLS, DOMAIN_TOOLS
 from entrogate.almanac.transcript import Piece, pieces
 from entrogate.almanac.wording import reasoning
-from entrogate.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, World
+from entrogate.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, World, draw_person
 
+DRILLED_UNTIL = 0.13
+"""Copying learnt first, in small batches, serves all that follows; mixed in, it came too late."""
 RECITED_SUMS = 6
 RECITED_PLACES = 3
-WHOLE, FIRST_TURNS = 0.35, 4
+WHOLE, FIRST_TURNS = 0.5, 4
 """The share of demonstrations shown whole; of the others the first turns: later ones are alike."""
 TRAINING_SHARES = (0.35, 0.35, 0.30)
 """Of facts, sums and walk."""
-RECITED_KNOWN, TASKS_KNOWN = 0.85, 0.60
+RECITED_KNOWN, TASKS_KNOWN = 0.80, 0.50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +40,16 @@ class Mixture:
 
     with_tools: float
     without_tools: float
+    drills: float
 
 
 def mixture(progress: float) -> Mixture:
-    """The shares at `progress` in [0, 1]: at first mostly facts, then mostly tool use."""
-    if progress < 0.23:
-        return Mixture(with_tools=0.15, without_tools=0.20)
-    return Mixture(with_tools=0.37, without_tools=0.18)
+    """The shares at `progress` in [0, 1]: drills alone, then mostly facts, then mostly tool use."""
+    if progress < DRILLED_UNTIL:
+        return Mixture(with_tools=0.0, without_tools=0.0, drills=1.0)
+    if progress < 0.33:
+        return Mixture(with_tools=0.20, without_tools=0.12, drills=0.10)
+    return Mixture(with_tools=0.45, without_tools=0.12, drills=0.05)
 
 
 def training_item(world: World, seed: int, index: int, progress: float) -> list[Piece]:
@@ -52,6 +57,8 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
     rng = random.Random(f"almanac-corpus-{world.seed}-{seed}-{index}")
     shares = mixture(progress)
     drawn = rng.random()
+    if (drawn := drawn - shares.drills) < 0:
+        return pieces(_drill(rng, world), ())
     recites = drawn > shares.with_tools + shares.without_tools
     known = RECITED_KNOWN if recites else TASKS_KNOWN
     sketch = Sketch(world, rng, known_people=known, known_places=known)
@@ -64,6 +71,25 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
     tools = ALL_TOOLS if rng.random() < 0.15 else DOMAIN_TOOLS[domain]
     parts = pieces(demonstrate(rng, world, sketch, task, Habits()), tools)
     return parts if rng.random() < WHOLE else parts[: 2 * FIRST_TURNS]
+
+
+def _drill(rng: random.Random, world: World) -> Demonstration:
+    """Names and numbers to say again: nothing to know, only to copy."""
+    said: list[str] = []
+    for _ in range(rng.randint(4, 9)):
+        kind = rng.random()
+        if kind < 0.45:
+            while (name := draw_person(rng, world.words)) in world.reserved:
+                pass
+            said.append(name)
+        elif kind < 0.80:
+            left, right = (rng.randint(1, 10 ** rng.randint(1, 4)) for _ in range(2))
+            said.append(f"{left} {rng.choice('+-*')} {right}")
+        else:
+            said.append(rng.choice(world.words.everything()))
+    listed = ", ".join(said)
+    turn = Turn(reasoning=f"{listed}.", answer="That is all.")
+    return Demonstration(domain="drill", question=f"Say again: {listed}.", turns=(turn,))
 
 
 def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:

@@ -67,9 +67,9 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def rate_factor(progress: float, *, warm_up: float = 0.02, floor: float = 0.02) -> float:
-    """Linear warm-up, a plateau for the first 40 %, then a cosine down to `floor`."""
+    """Linear warm-up, a plateau for the first 45 %, then a cosine down to `floor`."""
     if progress < warm_up:
         return progress / warm_up
-    if progress < 0.4:
+    if progress < 0.45:
         return 1.0
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (progress - 0.4) / 0.6))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (progress - 0.45) / 0.55))
