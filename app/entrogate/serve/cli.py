@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,29 @@ def serve(**options: Any) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     _check_upstream(settings)
     try:
-        asyncio.run(_serve(settings))
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(settings))
     except asyncio.CancelledError:  # SIGTERM while vLLM was starting
         sys.exit(128 + signal.SIGTERM)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """On uvloop where there is one: it halves what a socket event costs."""
+    if sys.platform == "win32":
+        asyncio.run(work)
+    else:
+        import uvloop
+
+        uvloop.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop halves what a socket operation costs; it does not exist for every platform."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _settings(options: dict[str, Any]) -> Settings:
