@@ -1,4 +1,4 @@
-"""The bounds from the top 20 contain the entropy over the whole vocabulary, for every token.
+"""The bounds from the top k contain the entropy over the whole vocabulary, for every token.
 
 The reference is independent of all our code: the model's weights in float64, one forward pass over
 the very ids that vLLM sampled, and the definition −Σ p ln p.

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,6 @@ def serve(**options: Any) -> None:
             runner.run(_serve(settings))
     except asyncio.CancelledError:  # SIGTERM while vLLM was starting
         sys.exit(128 + signal.SIGTERM)
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """On uvloop where there is one: it halves what a socket event costs."""
-    if sys.platform == "win32":
-        asyncio.run(work)
-    else:
-        import uvloop
-
-        uvloop.run(work)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
