@@ -40,9 +40,12 @@ class ProposedCall:
 
 
 class Choice:
-    """Accumulates one choice. ``gap`` says why its capture is incomplete, None if it is not."""
+    """Accumulates one choice; without ``call_text`` nobody looks for the tool-call token.
 
-    def __init__(self, index: int, capabilities: Capabilities, call_text: str) -> None:
+    ``gap`` says why its capture is incomplete, None if it is not.
+    """
+
+    def __init__(self, index: int, capabilities: Capabilities, call_text: str | None) -> None:
         self.index = index
         self.token_ids: list[int] = []
         self.builder = CaptureBuilder(capabilities.top_logprobs, capabilities.vocab_size)
@@ -58,7 +61,8 @@ class Choice:
         self._pending: list[TokenLogprob] = []  # parallel to the last token ids
         self._p_call: list[float] = []
         self._call_token_id = capabilities.tool_call_token_id
-        self._call_marks = marks_of((call_text, f"token_id:{self._call_token_id}"))
+        names = () if call_text is None else (call_text, f"token_id:{self._call_token_id}")
+        self._call_marks = marks_of(names)
 
     def add_tokens(
         self, token_ids: list[int] | None, logprobs: ChatLogprobs | None, answer: bytes

@@ -82,7 +82,8 @@ class Turn:
         choice = self.leg.choices.get(index)
         if choice is None:
             call_text = self.gateway.settings.upstream.tool_call_token
-            choice = Choice(index, self.capabilities, call_text)
+            tools = self.request.has_tools
+            choice = Choice(index, self.capabilities, call_text if tools else None)
             if "logprob_token_ids" in self.request.body:
                 choice.gap = "logprob_token_ids"
             self.judge.draw_for(choice, self.gateway.random.random())
