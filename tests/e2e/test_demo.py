@@ -15,7 +15,7 @@ import pytest
 from entrogate.almanac.demo import BUNDLED_MODEL
 from tests.e2e.conftest import FULL
 
-TASKS = 200 if FULL else 24
+TASKS = 100 if FULL else 24
 
 
 def running(marker: str) -> list[str]:

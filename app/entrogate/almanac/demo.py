@@ -46,7 +46,7 @@ class _Plan:
 
 
 @click.command()
-@click.option("--tasks", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--tasks", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which held-out tasks.")
 @click.option("--policy", default="balanced", show_default=True, help="A bundled name or a file.")
 @click.option(
