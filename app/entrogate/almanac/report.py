@@ -186,9 +186,9 @@ def _trace(trace: Trace | None) -> str:
         return "<p>No trajectory with a call was recorded.</p>"
     said: list[str] = []
     for turn in trace.turns:
-        said += [f'<li class="result">result: {escape(result)}</li>' for result in turn.results]
+        results = "".join(f'<div class="result">{escape(result)}</div>' for result in turn.results)
         calls = "".join(f"<br><code>{escape(call)}</code>" for call in turn.calls)
-        said.append(f"<li>{escape(turn.text)}{calls}</li>")
+        said.append(f"<li>{results}{escape(turn.text)}{calls}</li>")
     return (
         f"<p>“{escape(trace.question)}” Right answer: {escape(trace.gold)}; given: "
         f"{escape(trace.answer or 'none')}. Estimator: {escape(trace.estimator)}, the bars show "
