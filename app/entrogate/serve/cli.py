@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +115,48 @@ async def _serve(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=30,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     try:
         if managed is not None:
             await _start(managed)
         _say(settings)
-        await server.serve()
+        with _exits(server):
+            await server.serve()
     finally:
         if managed is not None:
             await managed.stop()
     if not server.started:
         raise ConfigError(f"cannot listen on {settings.serve.host}:{settings.serve.port}")
+    if server.interrupted:
+        raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves the signals to us.
+
+    Its own handling raises the signal again when it ends, which would kill this process before the
+    managed vLLM is stopped.
+    """
+
+    interrupted = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    def leave(self, sig: signal.Signals) -> None:
+        """Stop serving; a second Ctrl-C does not wait for open requests."""
+        self.interrupted = self.interrupted or sig is signal.SIGINT
+        self.handle_exit(sig, None)
+
+
+@contextlib.contextmanager
+def _exits(server: _Server) -> Generator[None]:
+    """While the block runs, SIGTERM and Ctrl-C end the server in order."""
+    loop = asyncio.get_running_loop()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(sig, server.leave, sig)
+    yield
 
 
 async def _start(managed: ManagedVllm) -> None:
