@@ -16,6 +16,7 @@ from tests.integration.conftest import Start
 from tests.integration.harness import (
     CHAT,
     SURE,
+    TOOLS,
     UNSURE,
     Running,
     ask,
@@ -142,7 +143,10 @@ async def test_a_demanded_call_is_never_suppressed(
     assert (call["applied"], call["reason"]) == ("allow", "tool_choice")
 
 
-async def test_parallel_calls_stand_or_fall_together(start: Start, folder: Path) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_parallel_calls_stand_or_fall_together(
+    start: Start, folder: Path, stream: bool
+) -> None:
     gateway = await start(policy=policy_file(folder, **ALWAYS))
     mixed = {
         **calling("Ada"),
@@ -151,7 +155,7 @@ async def test_parallel_calls_stand_or_fall_together(start: Start, folder: Path)
             {"name": "send_mail", "arguments": {"entity": "Bo"}},
         ],
     }
-    response = await gateway.chat(ask(mixed))
+    response = await gateway.chat(ask(mixed, stream=stream))
     (turn,) = (await gateway.trajectory(response))["turns"]
     assert [c["applied"] for c in decided(turn)] == ["allow", "allow"]
     assert "send_mail" in response.text
@@ -360,3 +364,16 @@ async def test_policy_replay_gives_the_same_decisions(
     result = await asyncio.to_thread(CliRunner().invoke, command_line(), arguments)
     assert result.exit_code == 0, result.output
     assert "different: 0" in result.output
+
+
+@pytest.mark.parametrize(("tools", "arguments"), [(TOOLS[:1], ""), (TOOLS, '{"entity": "Ada"}')])
+async def test_a_stream_is_cut_early_only_where_every_tool_may_be_suppressed(
+    start: Start, folder: Path, tools: list[dict[str, Any]], arguments: str
+) -> None:
+    """With `send_mail` on offer, a second call could be one that nobody may drop."""
+    gateway = await start(policy=policy_file(folder, **ALWAYS))
+    response, _ = await gateway.stream({**ask(calling("Ada")), "tools": tools})
+    (turn,) = (await gateway.trajectory(response))["turns"]
+    (call,) = turn["calls"]
+    assert call["arguments"] == arguments
+    assert call["decision"]["applied"] == "suppress"

@@ -193,9 +193,14 @@ class Reader:
         return released
 
     def _cut_now(self, choice: Choice) -> bool:
-        """May the stream be cut at the first sign of a call, its arguments unseen?"""
-        known = choice.calls[0].name and choice.call_position() is not None
-        return bool(known) and self.turn.judge.decide_early(choice)
+        """May the stream be cut at the first sign of a call, its arguments unseen?
+
+        Not while the model could still go on to call a tool that must not be suppressed.
+        """
+        if not choice.calls[0].name or choice.call_position() is None:
+            return False
+        judge, tools = self.turn.judge, self.turn.request.tool_names
+        return all(map(judge.gates, tools)) and judge.decide_early(choice)
 
     def _finish(self, choice: Choice, out: bytes) -> bytes:
         """The last event of a choice waits for the decision and the commit."""

@@ -28,6 +28,12 @@ class ChatRequest:
     wanted: Wanted
     metadata: dict[str, str] | None
 
+    @property
+    def tool_names(self) -> list[str]:
+        """Names of the tools that the request offers."""
+        tools = [t for t in self.body.get("tools") or () if isinstance(t, dict)]
+        return [str((t.get("function") or {}).get("name")) for t in cast("list[Any]", tools)]
+
     def upstream(self, top_logprobs: int) -> dict[str, Any]:
         """The body for vLLM: the client's, plus token ids, log-probs and usage."""
         body = dict(self.body)
