@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ async def test_oversized_body(upstream: ScriptedUpstream, start: Start, declared
     before = upstream.stats.requests
     raw = json.dumps(ask(TEXT, text="x" * 10_000)).encode()
 
-    async def parts() -> Any:
+    async def parts() -> AsyncIterator[bytes]:
         for i in range(0, len(raw), 1000):
             yield raw[i : i + 1000]
 

@@ -66,7 +66,7 @@ def compare(policy: Outcome, method: Sequence[Outcome], *, seed: int = 0) -> Dif
     n_tasks = correct.shape[1]
     found = np.empty(_RESAMPLES)
     for i in range(_RESAMPLES):
-        chosen = rng.integers(n_tasks, size=n_tasks)
+        chosen = np.asarray(rng.integers(n_tasks, size=n_tasks), dtype=np.int64)
         found[i] = _difference(correct[:, chosen].mean(1), calls[:, chosen].mean(1))
     lower, upper = np.percentile(found, [2.5, 97.5])
     return Difference(

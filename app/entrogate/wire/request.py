@@ -31,8 +31,9 @@ class ChatRequest:
     @property
     def tool_names(self) -> list[str]:
         """Names of the tools that the request offers."""
-        tools = [t for t in self.body.get("tools") or () if isinstance(t, dict)]
-        return [str((t.get("function") or {}).get("name")) for t in cast("list[Any]", tools)]
+        tools: list[Any] = [t for t in self.body.get("tools") or () if isinstance(t, dict)]
+        functions: list[dict[str, Any]] = [t.get("function") or {} for t in tools]
+        return [str(function.get("name")) for function in functions]
 
     def upstream(self, top_logprobs: int) -> dict[str, Any]:
         """The body for vLLM: the client's, plus token ids, log-probs and usage."""
