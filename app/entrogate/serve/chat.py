@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -77,17 +78,15 @@ async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
     """The upstream's head decides the status, so it is asked before the response begins."""
     metrics = turn.gateway.metrics
     streamed = StreamedTurn(turn)
-    try:
+    async with AsyncExitStack() as unanswered:
+        unanswered.push_async_callback(streamed.close)
         upstream = await streamed.open()
         if upstream.status != 200:
             body = await upstream.read()
             metrics.record_request(ROUTE, upstream.status)
             content_type = upstream.headers.get("content-type", "application/json")
-            await streamed.close()
             return Response(body, upstream.status, {"content-type": content_type, **headers})
-    except BaseException:
-        await streamed.close()
-        raise
+        unanswered.pop_all()
 
     async def work(send: Send) -> None:
         with metrics.in_flight(ROUTE):

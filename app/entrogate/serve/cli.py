@@ -163,12 +163,10 @@ async def _start(managed: ManagedVllm) -> None:
     """Wait for vLLM; Ctrl-C and SIGTERM end the wait, and with it vLLM."""
     click.echo(f"starting vLLM (log: {managed.log_file})", err=True)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    with contextlib.suppress(NotImplementedError):
-        if task is not None:
-            loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    if task is not None:
+        loop.add_signal_handler(signal.SIGTERM, task.cancel)
     await managed.start(_progress)
-    with contextlib.suppress(NotImplementedError):
-        loop.remove_signal_handler(signal.SIGTERM)
+    loop.remove_signal_handler(signal.SIGTERM)
 
 
 def _progress(seconds: float, line: str) -> None:

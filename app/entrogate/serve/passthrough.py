@@ -25,16 +25,13 @@ async def forward(request: Request) -> Response:
     headers = gateway.client.headers(request.headers)
     if "x-request-id" in request.headers:
         headers["x-request-id"] = request.headers["x-request-id"]
-    stack = AsyncExitStack()
-    try:
-        upstream = await stack.enter_async_context(
+    async with AsyncExitStack() as unanswered:
+        upstream = await unanswered.enter_async_context(
             gateway.client.request(
                 request.method, request.url.path, body=body or None, headers=headers
             )
         )
-    except BaseException:
-        await stack.aclose()
-        raise
+        stack = unanswered.pop_all()
     route = request.url.path
 
     async def work(send: Send) -> None:
