@@ -45,21 +45,17 @@ class Judge:
     def draw_for(self, choice: Choice, fresh: float) -> None:
         self.draws.setdefault(choice.index, fresh)
 
-    def decide_early(self, choice: Choice) -> bool:
-        """Is the first call to be suppressed by its name and the entropy alone?
+    def decide_early(self, choice: Choice) -> tuple[CallRecord, ...]:
+        """The decision to suppress the first call by its name and the entropy alone.
 
-        True only when no argument could change that: the rest of the call need not be decoded.
+        Empty unless no argument could change that: then the rest of the call need not be decoded.
         """
         records = self._decide(choice, choice.calls[:1], complete=False)
-        return records[0].decision.applied is Action.SUPPRESS
+        return records if records[0].decision.applied is Action.SUPPRESS else ()
 
     def decide(self, choice: Choice) -> tuple[CallRecord, ...]:
         """The decisions on all calls of ``choice``, in order."""
         return self._decide(choice, choice.calls, complete=True)
-
-    def early_record(self, choice: Choice) -> tuple[CallRecord, ...]:
-        """The record of a decision that `decide_early` took."""
-        return self._decide(choice, choice.calls[:1], complete=False)
 
     def spans(self, choice: Choice, stop: int | None = None) -> tuple[Span, ...]:
         """The spans of the tokens so far, or of those before ``stop``."""

@@ -80,7 +80,6 @@ class Reader:
         """Choices with calls, decided now; those that were released or have none are left out."""
         judge, leg = self.turn.judge, self.turn.leg
         if self.cut is not None:
-            leg.decided[self.cut.index] = judge.early_record(self.cut)
             return [self.cut]
         for choice in leg.choices.values():
             if choice.calls:
@@ -200,7 +199,10 @@ class Reader:
         if not choice.calls[0].name or choice.call_position() is None:
             return False
         judge, tools = self.turn.judge, self.turn.request.tool_names
-        return all(map(judge.gates, tools)) and judge.decide_early(choice)
+        decided = judge.decide_early(choice) if all(map(judge.gates, tools)) else ()
+        if decided:
+            self.turn.leg.decided[choice.index] = decided
+        return bool(decided)
 
     def _finish(self, choice: Choice, out: bytes) -> bytes:
         """The last event of a choice waits for the decision and the commit."""

@@ -19,7 +19,6 @@ from entrogate.serve.choice import Choice
 from entrogate.serve.reader import Reader, resumed_event
 from entrogate.serve.turn import Turn
 from entrogate.types import Action
-from entrogate.upstream.resume import resume_request
 from entrogate.wire.errors import error_event
 from entrogate.wire.sse import DONE, EventSplitter, json_event
 
@@ -138,12 +137,7 @@ class StreamedTurn:
             turn.fail_open(choice, "the tool-call token is not among the sampled ids")
             yield b"".join(choice.held)
             return
-        body = resume_request(
-            turn.leg.request,
-            turn.capabilities,
-            prompt_token_ids=turn.leg.prompt_token_ids,
-            kept_token_ids=choice.token_ids[:position],
-        )
+        body = turn.resume_body(choice, position)
         if body is None:
             choice.cut_at_call()
             choice.finish_reason = "length"

@@ -25,6 +25,7 @@ from entrogate.serve.judge import Judge
 from entrogate.serve.linkage import Link, mint, new_results
 from entrogate.types import Action, CallRecord, Decision, TurnHead, TurnRecord
 from entrogate.upstream.handshake import Capabilities
+from entrogate.upstream.resume import resume_request
 from entrogate.wire.history import EarlierCall, call_key, fingerprint
 from entrogate.wire.request import ChatRequest
 
@@ -94,6 +95,15 @@ class Turn:
         self.leg.prompt_token_ids = prompt_token_ids
         opening = self.capabilities.reasoning_start_token_id
         self.judge.starts_in_reasoning = opening is not None and opening in prompt_token_ids[-4:]
+
+    def resume_body(self, choice: Choice, position: int) -> dict[str, Any] | None:
+        """The request that goes on without the call that opens at ``position``; None: no room."""
+        return resume_request(
+            self.leg.request,
+            self.capabilities,
+            prompt_token_ids=self.leg.prompt_token_ids,
+            kept_token_ids=choice.token_ids[:position],
+        )
 
     def fail_open(self, choice: Choice, what: str) -> None:
         """Let the calls of ``choice`` through although the policy said otherwise."""

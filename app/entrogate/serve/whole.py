@@ -14,7 +14,7 @@ from entrogate.serve.choice import Choice
 from entrogate.serve.streaming import CHAT, COMPLETIONS
 from entrogate.serve.turn import Turn
 from entrogate.types import Action
-from entrogate.upstream.resume import chat_logprobs, resume_request
+from entrogate.upstream.resume import chat_logprobs
 from entrogate.wire.chunks import decode_body, decode_completion
 from entrogate.wire.strip import strip_body
 
@@ -97,12 +97,7 @@ async def _resume(turn: Turn, choice: Choice) -> dict[str, Any] | None:
     if position is None or not turn.judge.can_suppress:
         turn.fail_open(choice, "the tool-call token is not among the sampled ids")
         return None
-    request = resume_request(
-        turn.leg.request,
-        turn.capabilities,
-        prompt_token_ids=turn.leg.prompt_token_ids,
-        kept_token_ids=choice.token_ids[:position],
-    )
+    request = turn.resume_body(choice, position)
     if request is None:
         choice.cut_at_call()
         choice.finish_reason = "length"
