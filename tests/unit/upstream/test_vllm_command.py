@@ -18,7 +18,8 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_command_line_on_cpu(model: Path) -> None:
+def test_command_line_on_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_command, "_multiplies_bfloat16", lambda: True)
     settings = ManagedSettings(
         model=str(model), served_model_name="almanac", extra_args=("--max-model-len", "2048")
     )
@@ -30,6 +31,26 @@ def test_command_line_on_cpu(model: Path) -> None:
         "--reasoning-parser", "qwen3", "--enforce-eager", "--max-num-seqs", "32",
         "--max-model-len", "2048",
     ]  # fmt: skip
+
+
+def test_a_small_model_runs_in_float32_where_bfloat16_is_emulated(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dtype(folder: str, flags: str) -> list[str]:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text(f"processor : 0\nflags : fpu avx2 {flags}\n")
+        has = vllm_command._multiplies_bfloat16(cpuinfo)
+        monkeypatch.setattr(vllm_command, "_multiplies_bfloat16", lambda: has)
+        settings = ManagedSettings(model=folder)
+        try:
+            command = vllm_command.command_line(settings, port=1, cpu=True)
+        finally:
+            monkeypatch.undo()
+        return command[command.index("--dtype") :] if "--dtype" in command else []
+
+    assert dtype(str(model), "avx512f") == ["--dtype", "float32"]
+    assert dtype(str(model), "avx512_bf16") == []
+    assert dtype("org/name", "avx512f") == []
 
 
 def test_command_line_on_gpu_leaves_the_engine_its_defaults() -> None:
