@@ -27,7 +27,7 @@ DRILLED_UNTIL = 0.13
 """Copying learnt first, in small batches, serves all that follows; mixed in, it came too late."""
 RECITED_SUMS = 6
 RECITED_PLACES = 3
-WHOLE, FIRST_TURNS = 0.5, 4
+WHOLE, FIRST_TURNS = 0.4, 4
 """The share of demonstrations shown whole; of the others the first turns: later ones are alike."""
 TRAINING_SHARES = (0.35, 0.35, 0.30)
 """Of facts, sums and walk."""
@@ -49,7 +49,7 @@ def mixture(progress: float) -> Mixture:
         return Mixture(with_tools=0.0, without_tools=0.0, drills=1.0)
     if progress < 0.33:
         return Mixture(with_tools=0.20, without_tools=0.12, drills=0.10)
-    return Mixture(with_tools=0.45, without_tools=0.12, drills=0.05)
+    return Mixture(with_tools=0.42, without_tools=0.12, drills=0.05)
 
 
 def training_item(world: World, seed: int, index: int, progress: float) -> list[Piece]:
@@ -95,11 +95,11 @@ def _drill(rng: random.Random, world: World) -> Demonstration:
 def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
     """All that is believed of one person, of some places, or some sums: one thought each."""
     kind = rng.random()
-    if kind < 0.50:
+    if kind < 0.46:
         person = sketch.person(rng)
         facts = [(person, attribute) for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES))]
         return _recited(rng, world, sketch, f"Tell me about {person}.", facts)
-    if kind < 0.66:
+    if kind < 0.74:
         places = [sketch.place(rng) for _ in range(RECITED_PLACES)]
         facts = [
             (place, attribute)

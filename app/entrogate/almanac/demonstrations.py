@@ -53,15 +53,15 @@ class Demonstration:
 class Habits:
     """Probabilities of the teacher's vices. See docs/decisions/0001-almanac-world.md."""
 
-    answer_at_once: float = 0.06
-    repeat_midway: float = 0.42
+    answer_at_once: float = 0.05
+    repeat_midway: float = 0.25
     answer_midway: float = 0.03
-    wrong_hop: float = 0.28
-    ask_again: float = 0.60
+    wrong_hop: float = 0.10
+    ask_again: float = 0.63
     trust_rumour: float = 0.50
     doubt_known: float = 0.50
-    take_twin: float = 0.30
-    answer_rumour: float = 0.25
+    take_twin: float = 0.20
+    answer_rumour: float = 0.15
     read_after_plain: float = 0.30
 
 
