@@ -36,7 +36,7 @@ Report = Callable[[str], None]
 class Plan:
     """How much to train on. A pool of items is sorted by length and cut into batches."""
 
-    pools: int = 120
+    pools: int = 136
     pool_items: int = 384
     batch_tokens: int = 3584
     drill_batch_tokens: int = 1024

@@ -31,7 +31,7 @@ WHOLE, FIRST_TURNS = 0.4, 4
 """The share of demonstrations shown whole; of the others the first turns: later ones are alike."""
 TRAINING_SHARES = (0.35, 0.35, 0.30)
 """Of facts, sums and walk."""
-RECITED_KNOWN, TASKS_KNOWN = 0.80, 0.50
+RECITED_KNOWN, TASKS_KNOWN = 0.80, 0.35
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def mixture(progress: float) -> Mixture:
         return Mixture(with_tools=0.0, without_tools=0.0, drills=1.0)
     if progress < 0.33:
         return Mixture(with_tools=0.20, without_tools=0.12, drills=0.10)
-    return Mixture(with_tools=0.42, without_tools=0.12, drills=0.05)
+    return Mixture(with_tools=0.45, without_tools=0.12, drills=0.05)
 
 
 def training_item(world: World, seed: int, index: int, progress: float) -> list[Piece]:

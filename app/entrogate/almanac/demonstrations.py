@@ -57,9 +57,9 @@ class Habits:
     repeat_midway: float = 0.25
     answer_midway: float = 0.03
     wrong_hop: float = 0.10
-    ask_again: float = 0.63
+    ask_again: float = 0.58
     trust_rumour: float = 0.50
-    doubt_known: float = 0.50
+    doubt_known: float = 0.35
     take_twin: float = 0.20
     answer_rumour: float = 0.15
     read_after_plain: float = 0.30
