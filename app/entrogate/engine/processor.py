@@ -242,10 +242,12 @@ class EntrogateProcessor(LogitsProcessor):
             self._publisher.ended(row.gateway, Ended(stream=row.stream, n_tokens=n_tokens))
 
     def _move(self, first: int, second: int, *, swap: bool) -> None:
+        if not swap:
+            self._end(second)  # vLLM fills the place of a finished request with the last one
         moved, other = self._rows.pop(first, None), self._rows.pop(second, None)
         if moved is not None:
             self._rows[second] = moved
-        if other is not None and swap:
+        if other is not None:
             self._rows[first] = other
 
 
