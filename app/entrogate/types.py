@@ -77,9 +77,10 @@ class Capture:
     """What the engine said of the sampled tokens of one choice. Every array has length T.
 
     ``logprobs`` are those of the sampled tokens: under the raw distribution for estimator ``topk``,
-    under the one that was sampled from (temperature, top-k/top-p) for ``exact``. ``margin`` is the gap
-    between the two largest log-probs; ``tail_mass`` the probability outside the k returned ones;
-    ``p_tool_call`` the probability of the tool-call token (``nan`` where it was not returned).
+    under the one that was sampled from (temperature, top-k/top-p) for ``exact``. ``margin`` is the
+    gap between the two largest log-probs; ``tail_mass`` the probability outside the k returned
+    ones; ``p_tool_call`` the probability of the tool-call token (``nan`` where it was not
+    returned).
     """
 
     token_ids: IntArray

@@ -1,9 +1,10 @@
 """What the engine sends of the tokens it samples: one message for many tokens of many requests.
 
 The arrays are packed: little-endian, one item a token. A message goes to one gateway, under its
-name as the topic; ``sequence`` counts the messages of a topic from 0, so a lost one shows. A request
-names its gateway and itself in ``vllm_xargs``: ``{"entrogate": "GATEWAY/REQUEST"}``; the choices of
-``n > 1`` are told apart by ``entrogate_choice``, which the plugin adds.
+name as the topic; ``sequence`` counts the messages of a topic from 0, so a lost one shows. A
+request names its gateway, itself and the tool-call token (-1: none) in ``vllm_xargs``:
+``{"entrogate": "GATEWAY/REQUEST/TOKEN_ID"}``; the choices of ``n > 1`` are told apart by
+``entrogate_choice``, which the plugin adds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TOKEN = np.dtype(
 
 
 class Began(msgspec.Struct, array_like=True, frozen=True):
-    """A choice entered the batch; ``resumed`` when it had been preempted, with its tokens so far."""
+    """A choice entered the batch; one that had been preempted has ``resumed`` tokens already."""
 
     stream: int
     request: str

@@ -1,5 +1,6 @@
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: basic
-# ruff: noqa: N803, N806 (Triton's own spelling)
+# ruff: noqa: N803, PLR0917 (Triton's own spelling; kernels take their arguments by position)
 """`statistics.row_statistics` as one Triton kernel: every logit is read once.
 
 A row is cut into blocks. Of each block, and of all blocks so far, are kept: the largest logit m and
@@ -44,9 +45,7 @@ def fused_row_statistics(logits_BV: Tensor, tool_call_id: int | None) -> RowStat
             BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=_WARPS,
         )
-    return RowStatistics(
-        entropy_B=out[0], margin_B=out[1], p_tool_call_B=out[2], largest_B=largest
-    )
+    return RowStatistics(entropy_B=out[0], margin_B=out[1], p_tool_call_B=out[2], largest_B=largest)
 
 
 @triton.jit

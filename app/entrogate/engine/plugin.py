@@ -34,7 +34,7 @@ def register() -> None:
         return
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
-    original: Any = ParentRequest._get_child_sampling_params  # noqa: SLF001
+    original: Any = getattr(ParentRequest, "_get_child_sampling_params")  # noqa: B009
     if getattr(original, "entrogate", False):
         return
 
@@ -47,7 +47,7 @@ def register() -> None:
         return params
 
     child_params.entrogate = True  # pyright: ignore[reportFunctionMemberAccess]
-    ParentRequest._get_child_sampling_params = child_params  # noqa: SLF001
+    setattr(ParentRequest, "_get_child_sampling_params", child_params)  # noqa: B010
 
 
 def vllm_version() -> str:

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002, N803, N815 (shape suffixes)
 """The logits processor of model runner V1: measures, gates and captures, step by step.
 
 vLLM calls `apply` with the logits of a step and, before the next step, `update_state`. Which token
@@ -68,7 +69,7 @@ class EntrogateProcessor(LogitsProcessor):
         self,
         vllm_config: VllmConfig,
         device: torch.device,
-        is_pin_memory: bool,  # noqa: ARG002
+        is_pin_memory: bool,
     ) -> None:
         self._publisher = open_publisher(vllm_config)
         self._rows: dict[int, _Row] = {}
@@ -169,7 +170,8 @@ class EntrogateProcessor(LogitsProcessor):
         one is not masked.
         """
         gate = row.gate
-        assert gate is not None and self._publisher is not None
+        assert gate is not None
+        assert self._publisher is not None
         p_tool_call, call_id = float(measured[2]), gate.numbers.call_id
         largest = int(found.largest_B[index])
         if p_tool_call >= _COULD_BE_SAMPLED and gate.suppresses():

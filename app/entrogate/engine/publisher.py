@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 """Sends what was captured to the gateways, without ever making the decoder wait.
 
 A ZeroMQ PUB socket: its own thread (no Python in it) does the sending, a gateway that is too slow
@@ -10,6 +11,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import zmq
@@ -55,7 +57,7 @@ class Publisher(Silence):
     """Collects by gateway and sends now and then. Raises zmq.ZMQError when it cannot bind."""
 
     def __init__(self, address: str) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.PUB)
+        self._socket: Any = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 200)
         try:
@@ -63,7 +65,7 @@ class Publisher(Silence):
         except zmq.ZMQError:
             self._socket.close()
             raise
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._worker = int.from_bytes(os.urandom(7), "little")
         self._outgoing: dict[str, _Outgoing] = {}
         self._sent_at = time.monotonic()

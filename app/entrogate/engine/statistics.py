@@ -1,3 +1,6 @@
+# ruff: noqa: N803, N806, N815 (shape suffixes)
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 """Exact statistics of the distributions of one decoding step, in torch.
 
 Shapes: B rows (requests), V the vocabulary. Entropy is in nats.

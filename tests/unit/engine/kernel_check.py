@@ -45,11 +45,12 @@ def main() -> None:
         found = fused_row_statistics(logits, call_id)
         torch.testing.assert_close(found.entropy_B.double(), entropy, rtol=1e-5, atol=1e-12)
         torch.testing.assert_close(found.margin_B.double(), margin, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(found.p_tool_call_B.double(), p[:, call_id], rtol=2e-5, atol=1e-30)
+        likely = found.p_tool_call_B.double()
+        torch.testing.assert_close(likely, p[:, call_id], rtol=2e-5, atol=1e-30)
         largest = logits.gather(1, found.largest_B[:, None])[:, 0]
         torch.testing.assert_close(largest, logits.max(dim=1).values, rtol=0, atol=0)
         checked += len(logits)
-    print(f"{checked} rows agree")  # noqa: T201
+    print(f"{checked} rows agree")
 
 
 main()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import entrogate
+
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
@@ -15,7 +17,8 @@ CHECK = Path(__file__).with_name("kernel_check.py")
 
 def test_the_kernel_in_the_interpreter() -> None:
     """In a process of its own: Triton reads the variable when it is imported."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    source = Path(entrogate.__file__).parent.parent
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(source)}
     done = subprocess.run(
         [sys.executable, str(CHECK), "cpu"],
         env=environment,

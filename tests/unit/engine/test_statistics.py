@@ -13,7 +13,7 @@ def reference(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = logits.astype(np.float64)
     weights = np.exp(x - x.max(axis=1, keepdims=True))
     p = weights / weights.sum(axis=1, keepdims=True)
-    # -sum p ln p loses the entropy of a peaked row to the rounding of ln p near 1: use ln(1 - rest).
+    # -sum p ln p loses the entropy of a peaked row to the rounding of ln p near 1.
     order = np.argsort(p, axis=1)
     entropy = np.empty(len(x))
     for row in range(len(x)):
