@@ -1,5 +1,5 @@
-# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: basic
+# pyright: reportCallIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # ruff: noqa: N803, PLR0917 (Triton's own spelling; kernels take their arguments by position)
 """`statistics.row_statistics` as one Triton kernel: every logit is read once.
 
