@@ -22,6 +22,7 @@ from entrogate.almanac.tasks import Task, held_out_task
 from entrogate.almanac.tools import DOMAIN_TOOLS, tool_schema
 from entrogate.almanac.world import make_world
 from entrogate.bench.processes import child, free_port
+from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
 
@@ -75,7 +76,7 @@ def vllm(captures: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[s
         log=log,
         environment={
             **environment({}, model=str(MODEL), cpu=build.cpu),
-            "ENTROGATE_ENGINE_ADDRESS": captures,
+            ADDRESS_VARIABLE: captures,
         },
         timeout_seconds=600,
     ):

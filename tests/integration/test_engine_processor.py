@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 import zmq
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from vllm import SamplingParams  # noqa: E402
-from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality  # noqa: E402
+import torch
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from entrogate.engine.frames import TOKEN, Message, decode  # noqa: E402
-from entrogate.engine.gate import GateNumbers  # noqa: E402
-from entrogate.engine.processor import EntrogateProcessor  # noqa: E402
+from entrogate.engine.frames import TOKEN, Message, decode
+from entrogate.engine.gate import GateNumbers
+from entrogate.engine.processor import EntrogateProcessor
 
 VOCABULARY, CALL, OPEN, CLOSE = 64, 5, 6, 7
 
@@ -116,11 +116,11 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def processor(address: str) -> Generator[EntrogateProcessor]:
-    config = SimpleNamespace(
+    config: Any = SimpleNamespace(
         scheduler_config=SimpleNamespace(async_scheduling=False),
         parallel_config=SimpleNamespace(data_parallel_rank=0),
     )
-    made = EntrogateProcessor(config, torch.device("cpu"), is_pin_memory=False)
+    made = EntrogateProcessor(config, torch.device("cpu"), False)
     yield made
     made._publisher.close()
 
@@ -297,6 +297,21 @@ def test_a_grammar_that_forbids_calls_is_obeyed(processor: EntrogateProcessor) -
 def test_malformed_arguments_are_refused_at_admission(extra: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         EntrogateProcessor.validate_params(SamplingParams(extra_args=extra))
+
+
+def test_both_of_vllms_loaders_take_it() -> None:
+    """A class that either loader refuses would keep vLLM from starting."""
+    from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
+    from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
+
+    name = "entrogate.engine.processor:EntrogateProcessor"
+    assert _load_logitsprocs_by_fqcns([name]) == [EntrogateProcessor]
+    assert _load_v2_logitsprocs_by_fqcns([name]) == [EntrogateProcessor]
+    config: Any = SimpleNamespace()
+    on_v2 = EntrogateProcessor(config, SimpleNamespace())
+    assert not on_v2.add_request(0, SamplingParams(extra_args=captured("a")))
+    logits = torch.zeros(1, VOCABULARY)
+    assert on_v2.apply(logits, SimpleNamespace()) is logits
 
 
 def test_without_captured_requests_the_logits_go_by_untouched(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
 from entrogate.engine.frames import (
     CHOICE_ARGUMENT,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _log = logging.getLogger("entrogate.engine")
+_V1_ARGUMENTS = 2  # beside the configuration: the device, and whether to pin memory
 _PROMPT_END = 4  # an open think marker there begins the turn in reasoning
 _COULD_BE_SAMPLED = 1e-3  # a call less likely is left to the gate in the gateway
 
@@ -62,16 +64,17 @@ class _Step:
     logits_BV: torch.Tensor
 
 
-class EntrogateProcessor(LogitsProcessor):
-    """Captures the requests that carry `frames.REQUEST_ARGUMENT`; the others cost nothing."""
+class EntrogateProcessor(LogitsProcessor, LogitsProcessorV2):
+    """Captures the requests that carry `frames.REQUEST_ARGUMENT`; the others cost nothing.
 
-    def __init__(
-        self,
-        vllm_config: VllmConfig,
-        device: torch.device,
-        is_pin_memory: bool,
-    ) -> None:
-        self._publisher = open_publisher(vllm_config)
+    Model runner V2 makes it with two arguments instead of three. It is accepted there and stays out
+    of the way: V2 does not tell a processor which tokens were sampled nor when a request ends.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, *runner: object) -> None:
+        self._publisher = open_publisher(vllm_config) if len(runner) == _V1_ARGUMENTS else None
+        if len(runner) != _V1_ARGUMENTS:
+            _log.warning("entrogate: model runner V2: no capture and no gate inside the engine")
         self._rows: dict[int, _Row] = {}
         self._step: _Step | None = None
         self._call_id: int | None = None
@@ -109,7 +112,10 @@ class EntrogateProcessor(LogitsProcessor):
         if before or self._rows:
             publisher.step(now=True)
 
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:  # V2
+        return False
+
+    def apply(self, logits: torch.Tensor, ctx: object = None) -> torch.Tensor:
         if not self._rows:
             return logits
         found = row_statistics(logits, self._call_id)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from entrogate import __version__
 from entrogate.engine.frames import DEFAULT_ADDRESS
+from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
 from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
@@ -43,7 +44,8 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     url = managed.url if managed is not None else settings.upstream.url
     if url is None:
         raise ConfigError("no upstream: give --upstream URL or --model PATH")
-    policy = load_policy(settings.gate.policy)
+    channel = _channel(settings, url, managed)
+    policy = load_policy(settings.gate.policy, can_force=channel is not None)
     metrics = Metrics()
 
     def committed(seconds: float, _turns: int) -> None:
@@ -59,7 +61,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         store=store,
         policy=policy,
         metrics=metrics,
-        channel=_channel(settings, url, managed),
+        channel=channel,
         vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
     )
     metrics.watch_store_queue(lambda: store.queue_depth)
@@ -122,6 +124,21 @@ async def _greet(gateway: Gateway) -> None:
             found.top_logprobs,
             found.vocab_size,
         )
+        if not found.engine:
+            _explain_no_engine(gateway)
+
+
+def _explain_no_engine(gateway: Gateway) -> None:
+    """Say what is missing where somebody asked for it."""
+    if gateway.channel is not None and gateway.settings.upstream.capture != "auto":
+        _log.warning(
+            "upstream.limited nothing that the engine captures arrives from %s: is entrogate"
+            " installed in vLLM's environment, and is this its %s?",
+            gateway.channel.address,
+            ADDRESS_VARIABLE,
+        )
+    if gateway.policy.force is not None:
+        _log.warning("upstream.limited `force` needs the gate inside the engine: it does nothing")
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -60,9 +60,9 @@ class Capabilities:
     def problems(self) -> tuple[str, ...]:
         """What does not work with this upstream, one sentence each."""
         found: list[str] = []
-        if not self.token_ids:
+        if not self.token_ids and not self.engine:
             found.append("the upstream returns no token ids: turns cannot be captured")
-        if self.top_logprobs == 0:
+        if self.top_logprobs == 0 and not self.engine:
             found.append("the upstream returns no log-probs: entropy cannot be measured")
         if self.tool_call_token_id is None:
             found.append("the tool-call marker is not one token: calls cannot be suppressed")

@@ -19,6 +19,7 @@ from typing import Self
 
 import httpx
 
+from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from entrogate.settings import ManagedSettings
 from entrogate.upstream import vllm_command
@@ -147,7 +148,7 @@ class ManagedVllm:
         vllm_command.check_model(self._model)
         build = vllm_command.installed_vllm()
         self._environment = vllm_command.environment(os.environ, model=self._model, cpu=build.cpu)
-        self._environment["ENTROGATE_ENGINE_ADDRESS"] = self.capture_address
+        self._environment[ADDRESS_VARIABLE] = self.capture_address
         return lambda port: vllm_command.command_line(self._settings, port=port, cpu=build.cpu)
 
     async def _launch(self) -> asyncio.subprocess.Process:
