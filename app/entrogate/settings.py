@@ -27,6 +27,9 @@ class UpstreamSettings(_Branch):
     tool_call_token: str = "<tool_call>"
     reasoning_end_token: str = "</think>"
     vocab_size: int | None = Field(default=None, ge=2)  # of a remote model; tightens upper bounds
+    # Where the plugin in vLLM sends what it captures: an address, `off`, or `auto` (the default
+    # address where vLLM is on this machine).
+    capture: str = "auto"
 
 
 class ManagedSettings(_Branch):

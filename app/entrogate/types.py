@@ -76,9 +76,11 @@ class Span:
 class Capture:
     """What the engine said of the sampled tokens of one choice. Every array has length T.
 
-    ``logprobs`` are those of the sampled tokens under the raw distribution. ``margin`` is the gap
-    between the two largest log-probs; ``tail_mass`` the probability outside the k returned ones;
-    ``p_tool_call`` the probability of the tool-call token (``nan`` where it was not returned).
+    ``logprobs`` are those of the sampled tokens: under the raw distribution for estimator ``topk``,
+    under the one that was sampled from (temperature, top-k/top-p) for ``exact``. ``margin`` is the
+    gap between the two largest log-probs; ``tail_mass`` the probability outside the k returned
+    ones; ``p_tool_call`` the probability of the tool-call token (``nan`` where it was not
+    returned).
     """
 
     token_ids: IntArray
@@ -140,6 +142,7 @@ class Features:
     replays_in_turn: int  # results already replayed in this turn
     draw: float
     arguments_valid: bool = True  # the arguments parse as a JSON object
+    forced: bool = False  # the engine's gate made a call of what would have been an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

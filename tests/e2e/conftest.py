@@ -22,6 +22,7 @@ from entrogate.almanac.tasks import Task, held_out_task
 from entrogate.almanac.tools import DOMAIN_TOOLS, tool_schema
 from entrogate.almanac.world import make_world
 from entrogate.bench.processes import child, free_port
+from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
 
@@ -50,7 +51,13 @@ StartGateway = Callable[..., Served]
 
 
 @pytest.fixture(scope="session")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+def captures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the plugin in the vLLM of `vllm` sends what it captures."""
+    return f"ipc://{tmp_path_factory.mktemp('captures')}/captures"
+
+
+@pytest.fixture(scope="session")
+def vllm(captures: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """URL of a bare vLLM that serves the bundled model."""
     if importlib.util.find_spec("vllm") is None and not os.environ.get("CI"):
         pytest.skip("vLLM is not installed here")
@@ -67,7 +74,10 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         url=url,
         ready="/health",
         log=log,
-        environment=environment({}, model=str(MODEL), cpu=build.cpu),
+        environment={
+            **environment({}, model=str(MODEL), cpu=build.cpu),
+            ADDRESS_VARIABLE: captures,
+        },
         timeout_seconds=600,
     ):
         yield url
@@ -91,9 +101,16 @@ def gateway_process(upstream: str, folder: Path, **settings: str) -> Generator[S
         yield Served(url=url, pid=process.pid, store=store)
 
 
+@pytest.fixture(params=["exact", "topk"])
+def estimator(request: pytest.FixtureRequest) -> str:
+    """With the plugin in vLLM, and as if it were not there."""
+    return request.param
+
+
 @pytest.fixture
-def start(vllm: str, tmp_path: Path) -> Generator[StartGateway]:
+def start(vllm: str, captures: str, estimator: str, tmp_path: Path) -> Generator[StartGateway]:
     """Starts gateways: ``start(policy={...} | "name", mode="enforce")``."""
+    capture = captures if estimator == "exact" else "off"
     with ExitStack() as stack:
 
         def begin(policy: str | dict[str, Any] = "observe", **settings: str) -> Served:
@@ -103,7 +120,9 @@ def start(vllm: str, tmp_path: Path) -> Generator[StartGateway]:
                 path.write_text(json.dumps(content))
                 policy = str(path)
             return stack.enter_context(
-                gateway_process(vllm, tmp_path, gate__policy=policy, **settings)
+                gateway_process(
+                    vllm, tmp_path, gate__policy=policy, upstream__capture=capture, **settings
+                )
             )
 
         yield begin

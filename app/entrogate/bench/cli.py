@@ -31,6 +31,12 @@ def bench() -> None:
 @click.option("--direct-url", help="The server behind --base-url, to compare with.")
 @click.option("--model", help="Model name to ask for; needed with --base-url.")
 @click.option(
+    "--engine-rounds",
+    default=7,
+    show_default=True,
+    help="Paired rounds on a real vLLM, for the plugin inside it; 0 leaves them out.",
+)
+@click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
 )
 def overhead(
@@ -42,9 +48,11 @@ def overhead(
     base_url: str | None,
     direct_url: str | None,
     model: str | None,
+    engine_rounds: int,
     json_file: Path | None,
 ) -> None:
     """Time and CPU that the gateway adds, next to no gateway and a bare pass-through."""
+    from entrogate.bench import engine
     from entrogate.bench import overhead as measuring
 
     if base_url is None:
@@ -61,6 +69,11 @@ def overhead(
     result = {"tasks": tasks, "rounds": rounds, "seed": seed, "policy": policy}
     result |= measuring.report(found)
     click.echo(measuring.table(result))
+    if engine_rounds and base_url is None:
+        with engine.servers() as servers:
+            found_inside = _run(engine.measure(servers, rounds=engine_rounds, seed=seed))
+        click.echo(engine.table(found_inside))
+        result |= found_inside
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 

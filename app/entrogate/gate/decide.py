@@ -73,9 +73,9 @@ def _outcome(policy: Policy, features: Sequence[Features], uniform: float) -> _O
         action, reasons = Action.ALLOW, (Reason.MIXED_TURN,) * len(reasons)
     else:
         action = proposals[0].action
-    if action is not Action.ALLOW:
+    if action in (Action.SUPPRESS, Action.REPLAY):
         return _Outcome(action=action, alternative=Action.ALLOW, reasons=reasons)
-    alternative = Action.SUPPRESS if explorable else None
+    alternative = Action.SUPPRESS if explorable and action is Action.ALLOW else None
     return _Outcome(action=action, alternative=alternative, reasons=reasons)
 
 

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     SHORT_SEGMENT = "short_segment"  # fewer than min_tokens: fail open
     NO_VALUE = "no_value"  # the statistic is unknown for this segment: fail open
     UNCERTAIN = "uncertain"  # the signal says that the call is worth making
+    UNCERTAIN_ANSWER = "uncertain_answer"  # forced: the answer was too uncertain without a call
     NO_RULE = "no_rule"  # no rule of this tool applies
     GATE_FAULT = "gate_fault"  # it could not be carried out: the call went through
     MIXED_TURN = "mixed_turn"  # parallel calls with different answers: all go through
@@ -31,4 +32,6 @@ class Reason(StrEnum):
 FAIL_OPEN = frozenset(
     {Reason.CAPTURE_GAP, Reason.NO_SEGMENT, Reason.SHORT_SEGMENT, Reason.NO_VALUE}
 )
-UNTOUCHABLE = frozenset({Reason.NOT_NAMED, Reason.SIDE_EFFECTS, Reason.TOOL_CHOICE})
+UNTOUCHABLE = frozenset(
+    {Reason.NOT_NAMED, Reason.SIDE_EFFECTS, Reason.TOOL_CHOICE, Reason.UNCERTAIN_ANSWER}
+)

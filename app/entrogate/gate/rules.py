@@ -32,6 +32,8 @@ def propose(policy: Policy, features: Features, uniform: float) -> Proposal:
         return Proposal(action=Action.ALLOW, reason=Reason.SIDE_EFFECTS)
     if features.tool_choice != "auto":
         return Proposal(action=Action.ALLOW, reason=Reason.TOOL_CHOICE)
+    if features.forced:
+        return Proposal(action=Action.FORCE, reason=Reason.UNCERTAIN_ANSWER)
     exhausted = _exhausted(policy, rule, features)
     if exhausted is not None:
         return Proposal(action=Action.SUPPRESS, reason=exhausted)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from entrogate import __version__
+from entrogate.engine.frames import DEFAULT_ADDRESS
+from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
 from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
@@ -24,6 +27,7 @@ from entrogate.serve.records import router
 from entrogate.serve.status import status_routes
 from entrogate.settings import Settings
 from entrogate.store import Store
+from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.managed import ManagedVllm
 from entrogate.wire.errors import describe, error_body
@@ -40,7 +44,8 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     url = managed.url if managed is not None else settings.upstream.url
     if url is None:
         raise ConfigError("no upstream: give --upstream URL or --model PATH")
-    policy = load_policy(settings.gate.policy)
+    channel = _channel(settings, url, managed)
+    policy = load_policy(settings.gate.policy, can_force=channel is not None)
     metrics = Metrics()
 
     def committed(seconds: float, _turns: int) -> None:
@@ -56,6 +61,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         store=store,
         policy=policy,
         metrics=metrics,
+        channel=channel,
         vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
     )
     metrics.watch_store_queue(lambda: store.queue_depth)
@@ -70,7 +76,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
                 policy.mode,
                 policy.model_dump_json(exclude_unset=True),
             )
-            async with gateway.client:
+            async with gateway.client, gateway.channel or nullcontext():
                 await _greet(gateway)
                 yield
                 if gateway.background:
@@ -90,6 +96,19 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     return app
 
 
+def _channel(settings: Settings, url: str, managed: ManagedVllm | None) -> CaptureChannel | None:
+    """Where the plugin in vLLM, if there is one, sends what it captures."""
+    wished = settings.upstream.capture
+    if wished == "off":
+        return None
+    if wished != "auto":
+        return CaptureChannel(wished)
+    if managed is not None:
+        return CaptureChannel(managed.capture_address)
+    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    return CaptureChannel(DEFAULT_ADDRESS) if local else None
+
+
 async def _greet(gateway: Gateway) -> None:
     """Ask the upstream what it can do; one that is not there yet is asked again later."""
     try:
@@ -98,11 +117,28 @@ async def _greet(gateway: Gateway) -> None:
         _log.warning("upstream.not_ready %s", error)
     else:
         _log.info(
-            "upstream.ready model=%s top_logprobs=%d vocab<=%d",
+            "upstream.ready model=%s estimator=%s gate_points=%s top_logprobs=%d vocab<=%d",
             found.model,
+            found.estimator,
+            ",".join(found.gate_points) or "none",
             found.top_logprobs,
             found.vocab_size,
         )
+        if not found.engine:
+            _explain_no_engine(gateway)
+
+
+def _explain_no_engine(gateway: Gateway) -> None:
+    """Say what is missing where somebody asked for it."""
+    if gateway.channel is not None and gateway.settings.upstream.capture != "auto":
+        _log.warning(
+            "upstream.limited nothing that the engine captures arrives from %s: is entrogate"
+            " installed in vLLM's environment, and is this its %s?",
+            gateway.channel.address,
+            ADDRESS_VARIABLE,
+        )
+    if gateway.policy.force is not None:
+        _log.warning("upstream.limited `force` needs the gate inside the engine: it does nothing")
 
 
 def _add_error_handlers(app: FastAPI) -> None:

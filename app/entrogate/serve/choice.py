@@ -6,9 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from entrogate.engine.frames import Gated
 from entrogate.entropy.capture import CaptureBuilder
 from entrogate.serve.linkage import mint
-from entrogate.types import Capture
+from entrogate.types import Capture, Estimator
+from entrogate.upstream.captures import ChoiceCapture
 from entrogate.upstream.handshake import Capabilities
 from entrogate.wire.alternatives import marks_of, probabilities
 from entrogate.wire.chunks import (
@@ -58,9 +63,12 @@ class Choice:
         self.wasted_tokens = 0
         self.held: list[bytes] = []
         self.resumes_at: int | None = None  # set when a call was suppressed
+        self.exact: NDArray[np.void] | None = None  # of dtype `frames.TOKEN`: the engine's capture
+        self.gated: Gated | None = None  # what the gate in the engine did
         self._pending: list[TokenLogprob] = []  # parallel to the last token ids
         self._p_call: list[float] = []
         self._call_token_id = capabilities.tool_call_token_id
+        self._engine = capabilities.engine
         names = () if call_text is None else (call_text, f"token_id:{self._call_token_id}")
         self._call_marks = marks_of(names)
 
@@ -83,8 +91,28 @@ class Choice:
 
     def capture(self) -> Capture:
         """What the engine said of the tokens so far."""
+        if self.exact is not None:
+            return exact_capture(self.exact)
         self._settle()
         return self.builder.build()
+
+    def take_captured(self, captured: ChoiceCapture, n_counted: int | None) -> None:
+        """Take what the engine captured of this choice, or of its end after a suppressed call.
+
+        ``n_counted`` is the server's own count where it is known; what the engine sampled beyond it
+        (before a stop string was noticed) is left out.
+        """
+        tokens = captured.tokens()[:n_counted]
+        if not captured.complete or (n_counted is not None and len(tokens) != n_counted):
+            self.gap = self.gap or "capture_incomplete"
+        start = 0 if self.exact is None else len(self.exact)
+        if self.resumes_at is not None:
+            self.altered.append((start, start + 1))
+        for gated in captured.gated:
+            self.altered.append((start + gated.position, start + gated.position + 1))
+            self.gated = self.gated or gated
+        self.exact = tokens if self.exact is None else np.concatenate((self.exact, tokens))
+        self.token_ids = self.exact["token_id"].tolist()
 
     def add_message(self, message: Message) -> None:
         """Take the text and the calls of a delta or of a whole message."""
@@ -98,7 +126,8 @@ class Choice:
 
     def add_body(self, choice: BodyChoice, answer: bytes) -> None:
         """Take a choice of an answer that was not streamed."""
-        self.add_tokens(choice.token_ids, choice.logprobs, answer)
+        if not self._engine:
+            self.add_tokens(choice.token_ids, choice.logprobs, answer)
         for position, part in enumerate(choice.message.tool_calls or ()):
             part.index = position
         self.add_message(choice.message)
@@ -106,6 +135,10 @@ class Choice:
 
     def add_completion(self, choice: CompletionChoice) -> None:
         """Take tokens that were decoded after the tool call was masked."""
+        self.content.append(choice.text)
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        if self.exact is not None:
+            return  # the tokens come from the engine
         self._settle()
         logprobs, token_ids = choice.logprobs, choice.token_ids or []
         if logprobs is None or len(logprobs.token_logprobs) != len(token_ids):
@@ -127,8 +160,6 @@ class Choice:
         if token_ids and self.resumes_at is not None and not self.altered:
             self.altered.append((len(self.token_ids), len(self.token_ids) + 1))
         self.token_ids.extend(token_ids)
-        self.content.append(choice.text)
-        self.finish_reason = choice.finish_reason or self.finish_reason
 
     def call_position(self) -> int | None:
         """Position of the token that opens the first call; None when it is not there."""
@@ -145,9 +176,12 @@ class Choice:
         if position is None:
             return False
         self.wasted_tokens += len(self.token_ids) - position
-        self._settle()
+        if self.exact is not None:
+            self.exact = self.exact[:position]
+        else:
+            self._settle()
+            self.builder.truncate(position)
         del self.token_ids[position:]
-        self.builder.truncate(position)
         self.resumes_at = position
         self.finish_reason = None
         self.held.clear()
@@ -201,3 +235,19 @@ class Choice:
             self.gap = self.gap or "logprobs_missing"
         elif n_logprobs != len(token_ids):
             self.gap = self.gap or "count_mismatch"
+
+
+def exact_capture(tokens: NDArray[np.void]) -> Capture:
+    """The engine's tokens (dtype `frames.TOKEN`) as a capture: bounds that meet."""
+    entropy = tokens["entropy"]
+    return Capture(
+        token_ids=tokens["token_id"],
+        logprobs=tokens["logprob"],
+        entropy_lower=entropy,
+        entropy_upper=entropy,
+        margin=tokens["margin"],
+        tail_mass=np.zeros(len(tokens), dtype=np.float32),
+        p_tool_call=tokens["p_tool_call"],
+        estimator=Estimator.EXACT,
+        top_k=None,
+    )

@@ -16,6 +16,7 @@ from entrogate.segments.spans import Markers
 from entrogate.settings import Settings
 from entrogate.store import Store
 from entrogate.types import Mode
+from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.handshake import Capabilities, ask_capabilities
 
@@ -32,6 +33,7 @@ class Gateway:
     store: Store
     policy: Policy
     metrics: Metrics
+    channel: CaptureChannel | None = None  # None: capture by log-probs only
     vocab_size: int | None = None
     random: random.Random = field(default_factory=random.Random)
     background: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
@@ -48,7 +50,10 @@ class Gateway:
             async with self._asking:
                 if self._capabilities is None:
                     found = await ask_capabilities(
-                        self.client, self.settings.upstream, vocab_size=self.vocab_size
+                        self.client,
+                        self.settings.upstream,
+                        vocab_size=self.vocab_size,
+                        channel=self.channel,
                     )
                     for problem in found.problems():
                         _log.warning("upstream.limited %s", problem)

@@ -7,13 +7,19 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from entrogate.engine.gate import GateNumbers
 from entrogate.entropy.statistics import segment_stats
+from entrogate.gate.compile import compile_gate
 from entrogate.gate.decide import decide_turn
 from entrogate.gate.policy import Policy
 from entrogate.segments.spans import Markers, find_spans, reasoning_ranges
 from entrogate.serve.choice import Choice, ProposedCall
+from entrogate.serve.linkage import mint
 from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats, Span
 from entrogate.wire.history import EarlierCall, call_key
+
+UNSAMPLED = "(unsampled)"  # stands for the name of a tool that the engine never let be named
+_LIKELY = 0.5  # from here on a masked tool-call token counts as a suppressed call
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +63,42 @@ class Judge:
         """The decisions on all calls of ``choice``, in order."""
         return self._decide(choice, choice.calls, complete=True)
 
+    def numbers(
+        self, choice: Choice, tools: list[str], blank_ids: frozenset[int]
+    ) -> GateNumbers | None:
+        """The policy as the gate in the engine needs it for a call of any of ``tools``."""
+        offered = [self._features(choice, _unsampled(tool), None, 1) for tool in tools]
+        return compile_gate(self.policy, self.mode, offered, self.markers, blank_ids=blank_ids)
+
+    def decide_unsampled(self, choice: Choice, tools: list[str]) -> tuple[CallRecord, ...]:
+        """The decision that the engine took before a call was sampled.
+
+        Empty where a call was unlikely anyway. The tool is not known: the features name the first
+        one on offer, for the policy treats all of them alike (`compile_gate`).
+        """
+        gated = choice.gated
+        if gated is None or gated.action != "suppress" or gated.p_tool_call < _LIKELY:
+            return ()
+        started = time.perf_counter()
+        spans = self.spans(choice, gated.position)
+        segment = segment_stats(
+            choice.capture(), reasoning_ranges(spans), decision_at=gated.position
+        )
+        call = _unsampled(tools[0])
+        features = self._features(choice, call, segment, 1)
+        decision = decide_turn(self.policy, self.mode, [features])[0]
+        self.seconds += time.perf_counter() - started
+        return (
+            CallRecord(
+                call_id=call.call_id,
+                index=0,
+                name=UNSAMPLED,
+                arguments="",
+                features=features,
+                decision=decision,
+            ),
+        )
+
     def spans(self, choice: Choice, stop: int | None = None) -> tuple[Span, ...]:
         """The spans of the tokens so far, or of those before ``stop``."""
         return find_spans(
@@ -83,7 +125,10 @@ class Judge:
     ) -> tuple[CallRecord, ...]:
         started = time.perf_counter()
         segment = self.segment(choice)
-        features = [self._features(choice, call, segment, calls, complete) for call in calls]
+        parallel = len(calls)
+        features = [
+            self._features(choice, call, segment, parallel, complete=complete) for call in calls
+        ]
         decisions: tuple[Decision, ...] = decide_turn(self.policy, self.mode, features)
         self.seconds += time.perf_counter() - started
         return tuple(
@@ -103,8 +148,9 @@ class Judge:
         choice: Choice,
         call: ProposedCall,
         segment: SegmentStats | None,
-        calls: list[ProposedCall],
-        complete: bool,
+        parallel_calls: int,
+        *,
+        complete: bool = False,
     ) -> Features:
         key = call_key(call.name, call.arguments_text) if complete else None
         same = [e for e in self.earlier if e.key == key]
@@ -117,11 +163,17 @@ class Judge:
             replayable=self.can_replay and any(e.result is not None for e in same),
             calls_before=len(self.earlier),
             tool_calls_before=sum(e.name == call.name for e in self.earlier),
-            parallel_calls=len(calls),
+            parallel_calls=parallel_calls,
             replays_in_turn=self.replays,
             draw=self.draws[choice.index],
             arguments_valid=not complete or _is_object(call.arguments_text),
+            forced=choice.gated is not None and choice.gated.action == "force",
         )
+
+
+def _unsampled(tool: str) -> ProposedCall:
+    """Stands for a call of ``tool`` of which no token was sampled."""
+    return ProposedCall(index=0, upstream_id="", call_id=mint("call"), name=tool)
 
 
 def _is_object(arguments: str) -> bool:

@@ -40,9 +40,47 @@ class Reader:
         self._finished = 0
         self._wanted = turn.request.wanted
         self._n = turn.request.n
+        self._engine = turn.leg.captured is not None
+        self._plain = self._engine and first is None and not muted and self._wanted.reasoning
+        self._passed: list[bytes] = []
+
+    def passes(self, data: bytes) -> bool:
+        """May these bytes go to the client as they are? Their text is read when there is time.
+
+        Yes for whole events of text where the engine captures, so that nothing was added to them
+        that the client did not ask for. Inside a JSON string every quote is escaped: what is looked
+        for can only be a field.
+        """
+        if (
+            not self._plain
+            or not self.id
+            or data[-2:] != b"\n\n"
+            or b'"finish_reason":"' in data
+            or b'"tool_calls":[{' in data
+            or b'"choices":[]' in data
+            or b'"error":' in data
+            or b"[DONE]" in data
+        ):
+            return False
+        self._passed.append(data)
+        return True
+
+    def catch_up(self) -> None:
+        """Read the text of the events that went by."""
+        passed, self._passed = self._passed, []
+        choices = self.turn.leg.choices
+        for event in b"".join(passed).split(b"\n\n"):
+            data = event_data(event) if event else None
+            if data is None:
+                continue
+            for part in decode_chunk(data).choices:
+                choice = choices.get(part.index) or self.turn.new_choice(part.index)
+                choice.add_message(part.delta)
 
     def take_all(self, events: list[bytes]) -> bytes:
         """What the client gets of ``events`` now."""
+        if self._passed:
+            self.catch_up()
         if len(events) == 1:
             return self.take(events[0])
         out: list[bytes] = []
@@ -133,22 +171,23 @@ class Reader:
     def _take_usage(self, chunk: Chunk, event: bytes) -> None:
         self.usage_event = event
         if chunk.usage is not None:
-            self.turn.leg.check_usage(chunk.usage.completion_tokens)
+            self.turn.leg.completion_tokens = chunk.usage.completion_tokens
 
     def _take_choice(self, chunk: Chunk, event: bytes) -> bytes:
         part = chunk.choices[0]
         choice = self.turn.leg.choices.get(part.index) or self.turn.new_choice(part.index)
-        choice.add_tokens(part.token_ids, part.logprobs, event)
+        if not self._engine:
+            choice.add_tokens(part.token_ids, part.logprobs, event)
         delta = part.delta
         finish = part.finish_reason
         empty = delta.empty
         if not empty:
             choice.add_message(delta)
-        elif finish is None and not self._wanted.metadata:
+        elif finish is None and not self._wanted.metadata and not self._engine:
             return b""  # exists only because we asked for ids and log-probs
         if not self._wanted.reasoning and finish is None and delta.thought is not None:
             return b""
-        out = strip_event(event, self._wanted)
+        out = event if self._engine else strip_event(event, self._wanted)
         if self._first is not None:
             if delta.role is not None or (self._muted and not delta.tool_calls and finish is None):
                 return b""
@@ -161,6 +200,7 @@ class Reader:
         if not self._holds or choice.index in self._released:
             return out
         if delta.tool_calls:
+            self._plain = False  # what follows may have to wait
             return self._hold(choice, out)
         return self._beside_calls(choice, out, empty=empty)
 

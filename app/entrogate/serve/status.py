@@ -49,9 +49,9 @@ async def ready(request: Request) -> Response:
     report["upstream"] = {
         "ready": True,
         "model": found.model,
-        "estimator": "topk" if found.capture else None,
+        "estimator": found.estimator,
         "top_logprobs": found.top_logprobs,
-        "gate_points": ["gateway"] if found.tool_call_token_id is not None else [],
+        "gate_points": found.gate_points,
         "problems": found.problems(),
     }
     return JSONResponse({"status": "ready", **report})

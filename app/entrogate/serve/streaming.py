@@ -42,7 +42,7 @@ class StreamedTurn:
     async def open(self) -> aiohttp.ClientResponse:
         """Send the current leg upstream and return the answer's head; the body is not read yet."""
         turn = self.turn
-        body = orjson.dumps(turn.leg.request.upstream(turn.capabilities.top_logprobs))
+        body = turn.upstream_body()
         if not turn.legs_done:
             turn.gateway.metrics.observe_gateway(time.perf_counter() - turn.received)
         self._response = await self._stack.enter_async_context(
@@ -118,6 +118,9 @@ class StreamedTurn:
         splitter = EventSplitter()
         with self.turn.gateway.client.failures():
             async for data in response.content.iter_any():
+                if not splitter.rest and reader.passes(data):
+                    yield data
+                    continue
                 out = reader.take_all(splitter.feed(data))
                 if out:
                     yield out
@@ -126,8 +129,8 @@ class StreamedTurn:
                     return
         if not reader.ended:
             raise UpstreamUnavailable("the model server broke off its stream")
-        if not reader.usage_event:
-            self.turn.leg.check_usage(None)
+        reader.catch_up()
+        await self.turn.collect()
 
     async def _resume(self, choice: Choice, reader: Reader) -> AsyncGenerator[bytes]:
         """Decode the answer without the tool call; if that fails, let the call through."""
@@ -161,6 +164,7 @@ class StreamedTurn:
                             yield out
             if choice.finish_reason is None:
                 raise UpstreamUnavailable("the model server broke off the resumed answer")
+            await turn.collect_resumed(choice)
         except EntrogateError as error:
             if resumed:
                 raise

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from entrogate.engine.frames import GATE_ARGUMENT, REQUEST_ARGUMENT
+from entrogate.engine.gate import GateNumbers
 from entrogate.errors import StoreError
 from entrogate.gate.reasons import Reason
 from entrogate.label.change import entropy_change
@@ -24,6 +26,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.judge import Judge
 from entrogate.serve.linkage import Link, mint, new_results
 from entrogate.types import Action, CallRecord, Decision, TurnHead, TurnRecord
+from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.handshake import Capabilities
 from entrogate.upstream.resume import resume_request
 from entrogate.wire.history import EarlierCall, call_key, fingerprint
@@ -48,15 +51,17 @@ class Leg:
         default_factory=dict[int, tuple[CallRecord, ...]]
     )
     error: str | None = None
+    completion_tokens: int | None = None  # as the server counted
+    captured: RequestCapture | None = None  # what the engine sends of it
 
-    def check_usage(self, completion_tokens: int | None) -> None:
+    def check_usage(self) -> None:
         """Mark every choice when the tokens we saw are not those the server counted."""
         seen = sum(len(choice.token_ids) for choice in self.choices.values())
-        if completion_tokens == seen:
+        if self.completion_tokens == seen:
             return
         for choice in self.choices.values():
             choice.gap = choice.gap or (
-                "usage_missing" if completion_tokens is None else "count_mismatch"
+                "usage_missing" if self.completion_tokens is None else "count_mismatch"
             )
 
 
@@ -91,6 +96,54 @@ class Turn:
             self.leg.choices[index] = choice
         return choice
 
+    def upstream_body(self) -> bytes:
+        """The request for the current leg."""
+        request, channel = self.leg.request, self.gateway.channel
+        if channel is None or not self.capabilities.engine:
+            return orjson.dumps(request.upstream(self.capabilities.top_logprobs))
+        self.leg.captured = channel.follow()
+        arguments: dict[str, Any] = {
+            REQUEST_ARGUMENT: channel.argument(
+                self.leg.captured, self.capabilities.tool_call_token_id
+            )
+        }
+        numbers = self._gate_numbers()
+        if numbers is not None:
+            arguments[GATE_ARGUMENT] = numbers.pack()
+        return orjson.dumps(request.upstream_captured(arguments))
+
+    def _gate_numbers(self) -> GateNumbers | None:
+        """What the gate in the engine is to do; with ``n > 1`` the choices share one draw."""
+        if not self.judge.acts or not self.request.has_tools or self.request.n > 1:
+            return None
+        first = self.new_choice(0)
+        return self.judge.numbers(first, self.request.tool_names, self.capabilities.blank_token_ids)
+
+    async def collect(self) -> None:
+        """The current leg's answer is complete: take over its capture and check the count."""
+        leg = self.leg
+        if leg.captured is not None:
+            await leg.captured.complete(self.request.n)
+            self._take_captured()
+        leg.check_usage()
+
+    def _take_captured(self) -> None:
+        """Take what the engine has sent of the current leg so far."""
+        leg, followed = self.leg, self.leg.captured
+        if followed is None:
+            return
+        leg.captured = None
+        followed.close()
+        counted = leg.completion_tokens if self.request.n == 1 else None
+        for index, captured in followed.choices.items():
+            self.new_choice(index).take_captured(captured, counted)
+        prompts = [c.prompt_token_ids for c in followed.choices.values() if c.prompt_token_ids]
+        if prompts:
+            self.set_prompt(np.frombuffer(prompts[0], dtype="<i4").tolist())
+        for choice in leg.choices.values():
+            if choice.exact is None:
+                choice.gap = choice.gap or "capture_incomplete"
+
     def set_prompt(self, prompt_token_ids: list[int]) -> None:
         self.leg.prompt_token_ids = prompt_token_ids
         opening = self.capabilities.reasoning_start_token_id
@@ -98,12 +151,31 @@ class Turn:
 
     def resume_body(self, choice: Choice, position: int) -> dict[str, Any] | None:
         """The request that goes on without the call that opens at ``position``; None: no room."""
-        return resume_request(
+        body = resume_request(
             self.leg.request,
             self.capabilities,
             prompt_token_ids=self.leg.prompt_token_ids,
             kept_token_ids=choice.token_ids[:position],
         )
+        channel = self.gateway.channel
+        if body is not None and choice.exact is not None and channel is not None:
+            self.leg.captured = channel.follow()
+            call_id = self.capabilities.tool_call_token_id
+            argument = channel.argument(self.leg.captured, call_id)
+            body["vllm_xargs"] = {**body.get("vllm_xargs", {}), REQUEST_ARGUMENT: argument}
+        return body
+
+    async def collect_resumed(self, choice: Choice) -> None:
+        """The answer after a suppressed call is complete: take over its capture."""
+        followed, self.leg.captured = self.leg.captured, None
+        if followed is None:
+            return
+        with followed:
+            await followed.complete(1)
+        if 0 in followed.choices:
+            choice.take_captured(followed.choices[0], None)
+        else:
+            choice.gap = choice.gap or "capture_incomplete"
 
     def fail_open(self, choice: Choice, what: str) -> None:
         """Let the calls of ``choice`` through although the policy said otherwise."""
@@ -122,6 +194,12 @@ class Turn:
     async def finish_leg(self, *, final: bool) -> None:
         """Commit the current leg. A recording fault never breaks the response."""
         leg = self.leg
+        self._take_captured()  # of an answer that broke off
+        for choice in leg.choices.values():
+            if choice.gated is not None and choice.index not in leg.decided:
+                leg.decided[choice.index] = self.judge.decide_unsampled(
+                    choice, self.request.tool_names
+                )
         records = [
             _record(self, leg, choice, final=final) for _, choice in sorted(leg.choices.items())
         ]

@@ -38,6 +38,7 @@ async def answer_whole(turn: Turn) -> Answer:
             return raw_answer
         raw = raw_answer.body
         _take(turn, raw)
+        await turn.collect()
         edits: dict[int, dict[str, Any]] = {}
         replayed: Choice | None = None
         for choice in list(turn.leg.choices.values()):
@@ -64,7 +65,7 @@ async def answer_whole(turn: Turn) -> Answer:
 
 
 async def _ask(turn: Turn) -> Answer:
-    body = orjson.dumps(turn.leg.request.upstream(turn.capabilities.top_logprobs))
+    body = turn.upstream_body()
     if not turn.legs_done:
         turn.gateway.metrics.observe_gateway(time.perf_counter() - turn.received)
     async with turn.gateway.client.request(
@@ -88,7 +89,7 @@ def _take(turn: Turn, raw: bytes) -> None:
         turn.set_prompt(body.prompt_token_ids)
     for part in body.choices:
         turn.new_choice(part.index).add_body(part, raw)
-    leg.check_usage(body.usage.completion_tokens if body.usage is not None else None)
+    leg.completion_tokens = body.usage.completion_tokens if body.usage is not None else None
 
 
 async def _resume(turn: Turn, choice: Choice) -> dict[str, Any] | None:
@@ -115,6 +116,7 @@ async def _resume(turn: Turn, choice: Choice) -> dict[str, Any] | None:
         return None
     choice.cut_at_call()
     choice.add_completion(completion)
+    await turn.collect_resumed(choice)
     return {
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
@@ -126,7 +128,8 @@ def _body(
     turn: Turn, raw: bytes, edits: dict[int, dict[str, Any]], earlier: list[dict[str, Any]]
 ) -> bytes:
     """The upstream's body with minted ids, and with the decisions carried out."""
-    raw = strip_body(raw, turn.request.wanted)
+    if not turn.capabilities.engine or not turn.request.wanted.reasoning:
+        raw = strip_body(raw, turn.request.wanted)
     for choice in turn.leg.choices.values():
         for call in choice.calls:
             if call.upstream_id:

@@ -7,12 +7,17 @@ from typing import Any, cast
 
 import orjson
 
+from entrogate.engine.frames import REQUEST_ARGUMENT
 from entrogate.errors import UpstreamProtocol
 from entrogate.settings import UpstreamSettings
+from entrogate.types import Estimator
+from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 
 # Upper bounds grow with ln V: where the size is not known, a size that no common model exceeds.
 LARGEST_VOCABULARY = 262_144
+_BLANK = ("\n", "\n\n")  # between the reasoning and the answer
+_CAPTURE_TRIES, _CAPTURE_TRY_SECONDS = 4, 0.25
 _CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "</s>")
 
 
@@ -31,17 +36,33 @@ class Capabilities:
     control_token_ids: frozenset[int]
     vocab_size: int
     system_fingerprint: str | None
+    engine: bool = False  # the plugin in vLLM captures and gates
+    blank_token_ids: frozenset[int] = frozenset()
 
     @property
     def capture(self) -> bool:
-        return self.top_logprobs > 0 and self.token_ids
+        return self.engine or (self.top_logprobs > 0 and self.token_ids)
+
+    @property
+    def estimator(self) -> Estimator | None:
+        """How the entropies of this upstream's tokens are obtained."""
+        if self.engine:
+            return Estimator.EXACT
+        return Estimator.TOPK if self.capture else None
+
+    @property
+    def gate_points(self) -> tuple[str, ...]:
+        """Where a call can be held back: before its first token is sampled, or once it is made."""
+        if self.tool_call_token_id is None:
+            return ()
+        return ("engine", "gateway") if self.engine else ("gateway",)
 
     def problems(self) -> tuple[str, ...]:
         """What does not work with this upstream, one sentence each."""
         found: list[str] = []
-        if not self.token_ids:
+        if not self.token_ids and not self.engine:
             found.append("the upstream returns no token ids: turns cannot be captured")
-        if self.top_logprobs == 0:
+        if self.top_logprobs == 0 and not self.engine:
             found.append("the upstream returns no log-probs: entropy cannot be measured")
         if self.tool_call_token_id is None:
             found.append("the tool-call marker is not one token: calls cannot be suppressed")
@@ -49,9 +70,15 @@ class Capabilities:
 
 
 async def ask_capabilities(
-    client: UpstreamClient, settings: UpstreamSettings, *, vocab_size: int | None = None
+    client: UpstreamClient,
+    settings: UpstreamSettings,
+    *,
+    vocab_size: int | None = None,
+    channel: CaptureChannel | None = None,
 ) -> Capabilities:
     """Ask the server for its models, its log-prob cap and the ids of the marker tokens.
+
+    With a ``channel``, also whether what the engine captures arrives on it.
 
     Raises UpstreamUnavailable when it cannot be reached and UpstreamProtocol when it does not
     speak vLLM's API.
@@ -68,6 +95,7 @@ async def ask_capabilities(
             reasoning_end,
             reasoning_end.replace("</", "<", 1),
             *_CONTROL,
+            *_BLANK,
         }
     }
     return Capabilities(
@@ -82,7 +110,27 @@ async def ask_capabilities(
         control_token_ids=frozenset(i for t in _CONTROL if (i := ids[t]) is not None),
         vocab_size=vocab_size or LARGEST_VOCABULARY,
         system_fingerprint=probe.system_fingerprint,
+        engine=channel is not None and await _captures(client, model["id"], channel),
+        blank_token_ids=frozenset(i for t in _BLANK if (i := ids[t]) is not None),
     )
+
+
+async def _captures(client: UpstreamClient, model: str, channel: CaptureChannel) -> bool:
+    """Does the engine capture a request, and does what it sends arrive?
+
+    A subscription takes a moment to reach the engine, so it is tried more than once.
+    """
+    for _ in range(_CAPTURE_TRIES):
+        with channel.follow() as followed:
+            arguments = {REQUEST_ARGUMENT: channel.argument(followed, None)}
+            request = {"model": model, "prompt": "a", "max_tokens": 2, "vllm_xargs": arguments}
+            status, body = await _call(client, "POST", "/v1/completions", request)
+            if status != 200:
+                return False
+            if await followed.complete(1, _CAPTURE_TRY_SECONDS):
+                n_tokens = body["usage"]["completion_tokens"]
+                return followed.choices[0].complete and followed.choices[0].n_tokens == n_tokens
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

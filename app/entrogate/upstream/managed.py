@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Self
 
 import httpx
 
+from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from entrogate.settings import ManagedSettings
 from entrogate.upstream import vllm_command
@@ -65,6 +69,9 @@ class ManagedVllm:
         self._backoff_seconds = backoff_seconds
         self._stop_grace_seconds = stop_grace_seconds
         self._environment = dict(os.environ)
+        # Only we and our vLLM may read what is captured: it holds the ids of prompts.
+        self._private = Path(tempfile.gettempdir()) / f"entrogate-{secrets.token_hex(8)}"
+        self.capture_address = f"ipc://{self._private}/captures"
         if command is None:
             command = self._vllm()
         self.port = _reserve(settings.port)
@@ -105,10 +112,12 @@ class ManagedVllm:
         except OSError as error:
             raise ConfigError(f"cannot write vLLM's log {self.log_file}: {error}") from error
         try:
+            self._private.mkdir(mode=0o700, exist_ok=True)
             process = await self._launch()
             await self._until_healthy(process, progress)
         except BaseException:
             await self._end()
+            shutil.rmtree(self._private, ignore_errors=True)
             self.state = ManagedState.FAILED
             raise
         self.state = ManagedState.READY
@@ -122,6 +131,7 @@ class ManagedVllm:
                 await self._supervisor
             self._supervisor = None
         await self._end()
+        shutil.rmtree(self._private, ignore_errors=True)
         self.state = ManagedState.STOPPED
 
     def last_log_lines(self, count: int = _QUOTED_LINES) -> list[str]:
@@ -138,6 +148,7 @@ class ManagedVllm:
         vllm_command.check_model(self._model)
         build = vllm_command.installed_vllm()
         self._environment = vllm_command.environment(os.environ, model=self._model, cpu=build.cpu)
+        self._environment[ADDRESS_VARIABLE] = self.capture_address
         return lambda port: vllm_command.command_line(self._settings, port=port, cpu=build.cpu)
 
     async def _launch(self) -> asyncio.subprocess.Process:

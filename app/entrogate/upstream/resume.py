@@ -67,10 +67,15 @@ def resume_request(
         **(source.get("logit_bias") or {}),
         str(capabilities.tool_call_token_id): _MASKED,
     }
-    body["logprobs"] = capabilities.top_logprobs
-    body["return_token_ids"] = True
-    # Texts of different tokens can be equal; their ids cannot.
-    body["return_tokens_as_token_ids"] = True
+    if not capabilities.engine:
+        body["logprobs"] = capabilities.top_logprobs
+        body["return_token_ids"] = True
+        # Texts of different tokens can be equal; their ids cannot.
+        body["return_tokens_as_token_ids"] = True
+    else:
+        if request.wanted.logprobs:
+            body["logprobs"] = request.wanted.top_logprobs
+        body["return_token_ids"] = request.wanted.token_ids
     min_tokens = source.get("min_tokens")
     if isinstance(min_tokens, int) and min_tokens > len(kept_token_ids):
         body["min_tokens"] = min_tokens - len(kept_token_ids)

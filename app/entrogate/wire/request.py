@@ -49,6 +49,14 @@ class ChatRequest:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         return body
 
+    def upstream_captured(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The body for a vLLM that captures out of band: the client's, plus ``arguments``."""
+        body = dict(self.body)
+        body["vllm_xargs"] = {**(body.get("vllm_xargs") or {}), **arguments}
+        if self.stream:
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        return body
+
     def params(self) -> bytes:
         """Every field but the messages and tools, as JSON, for the record."""
         return orjson.dumps({k: v for k, v in self.body.items() if k not in _NOT_PARAMS})

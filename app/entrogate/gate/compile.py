@@ -1,0 +1,91 @@
+"""A policy as the few numbers that the gate inside the engine needs (`entrogate.engine.gate`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from entrogate.engine.gate import STATISTICS, GateNumbers
+from entrogate.gate.decide import decide_turn
+from entrogate.gate.schema import Policy
+from entrogate.segments.spans import Markers
+from entrogate.types import Action, Estimator, Features, Interval, Mode, SegmentStats
+
+
+def compile_gate(
+    policy: Policy,
+    mode: Mode,
+    features: Sequence[Features],
+    markers: Markers,
+    *,
+    blank_ids: frozenset[int],
+) -> GateNumbers | None:
+    """What the engine is to do about a call of any of the offered tools; None: nothing.
+
+    ``features`` are those of a first call of each offered tool as far as they are known before a
+    token is sampled. The engine does not see which tool is called, so it acts only where all of
+    them are treated alike; the rest is decided in the gateway, by the same policy. What it would
+    do is found by asking `decide_turn` on either side of the threshold.
+    """
+    statistic = policy.signal.statistic.value
+    rules = [policy.rule(f.tool) for f in features]
+    thresholds = {rule.threshold if rule is not None else None for rule in rules}
+    if mode is Mode.OBSERVE or markers.call_open is None or statistic not in STATISTICS:
+        return None
+    if len(thresholds) != 1 or any(rule is None or rule.side_effects for rule in rules):
+        return None
+    threshold = thresholds.pop()
+    side = 0.0 if threshold is None else threshold
+    lower = _outcome(policy, mode, features, side - 1.0)
+    upper = _outcome(policy, mode, features, side + 1.0)
+    certain, uncertain = (
+        (upper, lower) if policy.signal.statistic.certain_when_above else (lower, upper)
+    )
+    tools = [f.tool for f in features]
+    forces = policy.force is not None and policy.force.tool in tools
+    if certain is not Action.SUPPRESS and uncertain is not Action.SUPPRESS and not forces:
+        return None
+    return GateNumbers(
+        call_id=markers.call_open,
+        think_open_id=-1 if markers.think_open is None else markers.think_open,
+        think_close_id=-1 if markers.think_close is None else markers.think_close,
+        statistic=STATISTICS.index(statistic),
+        threshold=side,
+        min_tokens=policy.signal.min_tokens,
+        suppress_certain=certain is Action.SUPPRESS,
+        suppress_uncertain=uncertain is Action.SUPPRESS,
+        force_above=policy.force.threshold if policy.force is not None and forces else math.inf,
+        blank_ids=blank_ids,
+    )
+
+
+def _outcome(
+    policy: Policy, mode: Mode, features: Sequence[Features], value: float
+) -> Action | None:
+    """What is done about a call of any of the tools where the statistic is ``value``."""
+    segment = _segment(value, policy.signal.min_tokens)
+    applied = {
+        decision.applied
+        for each in features
+        for decision in decide_turn(policy, mode, [replace(each, segment=segment)])
+    }
+    return applied.pop() if len(applied) == 1 else None
+
+
+def _segment(value: float, n_tokens: int) -> SegmentStats:
+    """A segment whose every statistic is ``value``."""
+    interval = Interval(lower=value, upper=value)
+    return SegmentStats(
+        start=0,
+        stop=n_tokens,
+        n_tokens=n_tokens,
+        estimator=Estimator.EXACT,
+        mean=interval,
+        max=interval,
+        tail_mean=interval,
+        last_window=interval,
+        margin_mean=value,
+        margin_min=value,
+        p_tool_call=None,
+    )

@@ -1,0 +1,194 @@
+"""Receives what the engine captured, out of band, and puts it together by request.
+
+The engine sends over ZeroMQ while it decodes (`entrogate.engine.frames`). A request is followed
+from before it is sent until its answer is complete; what was lost on the way leaves its capture
+incomplete, never wrong: tokens are counted, and messages have numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Self
+
+import msgspec
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from entrogate.engine.frames import TOKEN, VERSION, Gated, Message, decode
+
+_log = logging.getLogger("entrogate.upstream")
+WAIT_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class ChoiceCapture:
+    """What has arrived of one choice; ``tokens`` have dtype `frames.TOKEN`."""
+
+    prompt_token_ids: bytes = b""
+    parts: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    n_tokens: int = 0
+    n_ended: int = -1  # tokens when it last left the batch, as the engine counted
+    n_streams: int = 0  # under way: one, or for a moment two when it was preempted
+    gated: list[Gated] = field(default_factory=list[Gated])
+    broken: bool = False
+
+    def tokens(self) -> np.ndarray:
+        return np.concatenate(self.parts) if self.parts else np.empty(0, dtype=TOKEN)
+
+    @property
+    def ended(self) -> bool:
+        return self.broken or (self.n_streams == 0 and self.n_ended >= 0)
+
+    @property
+    def complete(self) -> bool:
+        return self.ended and not self.broken and self.n_ended == self.n_tokens
+
+
+class RequestCapture:
+    """The choices of one request, as they arrive."""
+
+    def __init__(self, key: str, channel: CaptureChannel) -> None:
+        self.key = key
+        self._channel = channel
+        self.choices: dict[int, ChoiceCapture] = {}
+        self._arrived = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing more is collected. Safe to call twice."""
+        self._channel.forget(self)
+
+    def touch(self) -> None:
+        self._arrived.set()
+
+    async def complete(self, n: int, timeout_seconds: float = WAIT_SECONDS) -> bool:
+        """Wait until ``n`` choices have ended; False when that takes too long."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not self._ended(n):
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _ended(self, n: int) -> bool:
+        return len(self.choices) >= n and all(choice.ended for choice in self.choices.values())
+
+
+class CaptureChannel:
+    """The gateway's end: one subscription under the gateway's own name."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.gateway = os.urandom(8).hex()
+        self._requests: dict[str, RequestCapture] = {}
+        # Streams are numbered by the worker that sends them.
+        self._streams: dict[tuple[int, int], tuple[RequestCapture, ChoiceCapture]] = {}
+        self._next: dict[int, int] = {}
+        self._count = 0
+        self._socket: zmq.asyncio.Socket | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        context = zmq.asyncio.Context.instance()
+        self._socket = context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.RCVHWM, 100_000)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.subscribe(self.gateway)
+        self._socket.connect(self.address)
+        self._task = asyncio.create_task(self._receive(self._socket))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+
+    def follow(self) -> RequestCapture:
+        """Begin to collect a new request; `RequestCapture.close` ends it, as does a with block."""
+        self._count += 1
+        request = RequestCapture(f"{self._count:x}", self)
+        self._requests[request.key] = request
+        return request
+
+    def forget(self, request: RequestCapture) -> None:
+        self._requests.pop(request.key, None)
+        gone = [s for s, (followed, _) in self._streams.items() if followed is request]
+        for stream in gone:
+            del self._streams[stream]
+
+    def argument(self, request: RequestCapture, tool_call_id: int | None) -> str:
+        """What names the request to the engine."""
+        return f"{self.gateway}/{request.key}/{-1 if tool_call_id is None else tool_call_id}"
+
+    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            _, payload = await socket.recv_multipart()
+            try:
+                self._take(decode(payload))
+            except (msgspec.DecodeError, ValueError) as error:
+                _log.warning("capture.malformed %s", error)
+
+    def _take(self, message: Message) -> None:
+        if message.version != VERSION:
+            raise ValueError(f"version {message.version}; want {VERSION}")
+        worker = message.worker
+        if message.sequence != self._next.get(worker, message.sequence):
+            self._lost(worker)
+        self._next[worker] = message.sequence + 1
+        touched: set[RequestCapture] = set()
+        for began in message.began:
+            request = self._requests.get(began.request)
+            if request is None:
+                continue
+            choice = request.choices.setdefault(began.choice, ChoiceCapture())
+            choice.prompt_token_ids = began.prompt_token_ids or choice.prompt_token_ids
+            choice.n_streams += 1
+            self._streams[worker, began.stream] = (request, choice)
+            touched.add(request)
+        if message.tokens:
+            self._take_tokens(worker, np.frombuffer(message.tokens, dtype=TOKEN))
+        for gated in message.gated:
+            if (worker, gated.stream) in self._streams:
+                self._streams[worker, gated.stream][1].gated.append(gated)
+        for ended in message.ended:
+            request_choice = self._streams.pop((worker, ended.stream), None)
+            if request_choice is not None:
+                request, choice = request_choice
+                choice.n_streams -= 1
+                choice.n_ended = ended.n_tokens  # counts what came before a preemption, too
+                choice.broken = choice.broken or ended.n_tokens < 0
+                touched.add(request)
+        for request in touched:
+            request.touch()
+
+    def _take_tokens(self, worker: int, tokens: np.ndarray) -> None:
+        streams = tokens["stream"]
+        present = np.unique(streams)
+        for stream in present.tolist():
+            request_choice = self._streams.get((worker, stream))
+            if request_choice is None:
+                continue
+            part = tokens if len(present) == 1 else tokens[streams == stream]
+            request_choice[1].parts.append(part)
+            request_choice[1].n_tokens += len(part)
+
+    def _lost(self, worker: int) -> None:
+        """Messages are missing: what is under way there cannot be whole any more."""
+        _log.warning("capture.lost messages of the engine are missing")
+        for (sender, _), (request, choice) in self._streams.items():
+            if sender == worker:
+                choice.broken = True
+                request.touch()

@@ -1,0 +1,140 @@
+"""The plugin inside a real vLLM: captures that match, calls that are never sampled, forced ones."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import aiohttp
+import httpx
+import pytest
+
+from tests.e2e.conftest import FULL, StartGateway, chat_body, tasks
+from tests.e2e.test_gate import ALWAYS, TOOLS, trajectory
+from tests.integration.harness import CHAT
+
+STREAMS = 200 if FULL else 48
+
+
+@pytest.fixture
+def estimator() -> str:
+    return "exact"
+
+
+def test_ready_says_what_is_active(start: StartGateway) -> None:
+    gateway = start()
+    upstream = httpx.get(f"{gateway.url}/ready").json()["upstream"]
+    assert upstream["estimator"] == "exact"
+    assert upstream["gate_points"] == ["engine", "gateway"]
+
+
+def test_a_channel_that_nobody_serves_leaves_the_log_probs(start: StartGateway) -> None:
+    gateway = start(upstream__capture="tcp://127.0.0.1:9")
+    upstream = httpx.get(f"{gateway.url}/ready", timeout=30).json()["upstream"]
+    assert upstream["estimator"] == "topk"
+    with gateway.client() as client:
+        response = client.post(CHAT, json=chat_body(tasks(1)[0]))
+    name = response.headers["x-entrogate-trajectory-id"]
+    assert trajectory(gateway, name)["turns"][0]["capture_gap"] is None
+
+
+def test_suppressed_calls_cost_nothing(vllm: str, start: StartGateway) -> None:
+    gateway = start(ALWAYS)
+    suppressed = 0
+    with gateway.client() as client:
+        before = answers_given(vllm)
+        for task in tasks(10):
+            body = chat_body(task, return_token_ids=True)
+            answer = client.post(CHAT, json=body)
+            assert answer.status_code == 200, answer.text
+            (turn,) = trajectory(gateway, answer.headers["x-entrogate-trajectory-id"])["turns"]
+            assert turn["wasted_tokens"] == 0
+            assert turn["capture_gap"] is None
+            assert turn["tokens"]["token_ids"] == answer.json()["choices"][0]["token_ids"]
+            assert turn["tokens"]["prompt_token_ids"] == answer.json()["prompt_token_ids"]
+            suppressed += bool(turn["calls"])
+        assert answers_given(vllm) - before == 10, "one request upstream for each turn"
+    assert suppressed >= 5
+
+
+def answers_given(vllm: str) -> float:
+    """By vLLM's own count."""
+    text = httpx.get(f"{vllm}/metrics").text
+    rows = [r for r in text.splitlines() if r.startswith("vllm:request_success_total")]
+    return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
+
+
+def test_an_uncertain_answer_becomes_a_call(start: StartGateway) -> None:
+    """Where the model would answer, it calls instead; at any entropy, to have it happen here."""
+    force = {"force": {"tool": "lookup", "threshold": 0.0}, "tools": TOOLS}
+    gateway = start(
+        {**force, "signal": {"min_tokens": 1}, "defaults": {}}, gate__allow_mode_header="true"
+    )
+    forced = 0
+    with gateway.client() as client:
+        for task in [t for t in tasks(60) if t.domain == "facts" and len(t.hops) == 1][:10]:
+            body = chat_body(task)
+            arguments = f'{{"entity": "{task.hops[0].subject}", "attribute": "x"}}'
+            function = {"name": "lookup", "arguments": arguments}
+            calls = [{"id": "call_1", "type": "function", "function": function}]
+            body["messages"] += [
+                {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "tool_call_id": "call_1", "content": f"found: {task.gold}"},
+            ]
+            finishes: list[str] = []
+            for mode in ("observe", "enforce"):
+                answer = client.post(CHAT, json=body, headers={"x-entrogate-mode": mode})
+                assert answer.status_code == 200, answer.text
+                finishes.append(answer.json()["choices"][0]["finish_reason"])
+            if finishes[0] != "stop":
+                continue
+            assert finishes[1] == "tool_calls"
+            name = answer.headers["x-entrogate-trajectory-id"]
+            (turn,) = trajectory(gateway, name)["turns"]
+            (call,) = turn["calls"]
+            assert call["decision"]["action"] == "force"
+            assert call["decision"]["reason"] == "uncertain_answer"
+            assert turn["altered"]
+            forced += 1
+    assert forced >= 2
+
+
+def test_many_streams_with_aborts_and_choices(vllm: str, start: StartGateway) -> None:
+    """Every capture is complete or marked, and none holds the tokens of another request."""
+    gateway = start(gate__allow_mode_header="true")
+    rng = random.Random(0)
+    plans = [(index, rng.random() < 0.2, rng.choice((1, 1, 3))) for index in range(STREAMS)]
+
+    async def run() -> list[tuple[str, dict[int, list[int]] | None]]:
+        async with aiohttp.ClientSession() as session:
+            return list(await asyncio.gather(*(one(session, *plan) for plan in plans)))
+
+    async def one(
+        session: aiohttp.ClientSession, index: int, aborts: bool, n: int
+    ) -> tuple[str, dict[int, list[int]] | None]:
+        task = held[index % len(held)]
+        body = chat_body(task, temperature=1.0, n=n, max_tokens=60, return_token_ids=True)
+        body["stream"] = aborts
+        async with session.post(gateway.url + CHAT, json=body) as response:
+            assert response.status == 200
+            name = response.headers["x-entrogate-trajectory-id"]
+            if aborts:
+                await response.content.readany()
+                response.close()
+                return name, None
+            answer = await response.json()
+            return name, {c["index"]: c["token_ids"] for c in answer["choices"]}
+
+    held = tasks(32)
+    answers = asyncio.run(run())
+    complete = 0
+    for name, choices in answers:
+        found = trajectory(gateway, name)
+        for turn in found.get("turns", ()):
+            if choices is None:
+                assert turn["capture_gap"] is not None or turn["finish_reason"] is not None
+                continue
+            assert turn["capture_gap"] is None
+            assert turn["tokens"]["token_ids"] == choices[turn["choice_index"]]
+            complete += 1
+    assert complete == sum(len(choices) for _, choices in answers if choices is not None)

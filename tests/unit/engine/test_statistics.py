@@ -1,0 +1,76 @@
+"""The float32 statistics against numpy in float64 on the same logits."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from entrogate.engine.statistics import row_statistics, sampled_logprobs  # noqa: E402
+
+
+def reference(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entropy, margin and probabilities in float64; -inf is an impossible token."""
+    x = logits.astype(np.float64)
+    weights = np.exp(x - x.max(axis=1, keepdims=True))
+    p = weights / weights.sum(axis=1, keepdims=True)
+    # -sum p ln p loses the entropy of a peaked row to the rounding of ln p near 1.
+    order = np.argsort(p, axis=1)
+    entropy = np.empty(len(x))
+    for row in range(len(x)):
+        first, others = p[row, order[row, -1]], p[row, order[row, :-1]]
+        others = others[others > 0]
+        rest = others.sum()
+        entropy[row] = -(others * np.log(others)).sum() - (1 - rest) * np.log1p(-rest)
+        assert abs(first - (1 - rest)) < 1e-12
+    ranked = np.sort(x, axis=1)
+    return entropy, ranked[:, -1] - ranked[:, -2], p
+
+
+def rows(kind: str, vocabulary: int) -> np.ndarray:
+    rng = np.random.default_rng(vocabulary)
+    logits = rng.normal(size=(6, vocabulary)) * np.array([[0.01], [1], [3], [8], [20], [40]])
+    if kind == "peaked":
+        logits[:, vocabulary // 2] += np.array([5, 10, 20, 30, 60, 100])
+    if kind == "masked":
+        logits[rng.random(logits.shape) < 0.9] = -np.inf
+        logits[:, :3] = rng.normal(size=(6, 3))
+    return logits.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["random", "peaked", "masked"])
+@pytest.mark.parametrize("vocabulary", [1_000, 1_856, 32_000, 151_936, 262_144])
+def test_equals_float64(kind: str, vocabulary: int) -> None:
+    logits = rows(kind, vocabulary)
+    entropy, margin, p = reference(logits)
+    found = row_statistics(torch.from_numpy(logits.copy()), 2)
+    np.testing.assert_allclose(found.entropy_B.numpy(), entropy, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(found.margin_B.numpy(), margin, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.p_tool_call_B.numpy(), p[:, 2], rtol=2e-5, atol=1e-30)
+    assert found.largest_B.tolist() == logits.argmax(axis=1).tolist()
+
+
+def test_the_largest_may_be_the_tool_call_and_may_be_the_only_one() -> None:
+    logits = torch.tensor([[5.0, 1.0, 0.0], [-torch.inf, 2.0, -torch.inf], [1.0, 1.0, 1.0]])
+    found = row_statistics(logits, 0)
+    expected = np.exp([5.0, 1.0, 0.0]) / np.exp([5.0, 1.0, 0.0]).sum()
+    assert found.p_tool_call_B.tolist() == pytest.approx([expected[0], 0.0, 1 / 3], rel=1e-6)
+    assert found.entropy_B[1] == 0.0
+    assert found.margin_B[1] == torch.inf
+    assert found.entropy_B[2].item() == pytest.approx(np.log(3), rel=1e-6)
+
+
+def test_no_tool_call_token_has_no_probability() -> None:
+    assert row_statistics(torch.zeros(2, 4), None).p_tool_call_B.isnan().all()
+
+
+def test_logits_are_not_changed() -> None:
+    logits = torch.randn(3, 50)
+    before = logits.clone()
+    row_statistics(logits, 1)
+    assert torch.equal(logits, before)
+
+
+def test_sampled_logprobs_are_those_of_what_was_left_to_sample() -> None:
+    logits = torch.tensor([[1.0, 2.0, -torch.inf, 0.5]])
+    expected = np.log(np.exp(1.0) / np.exp([1.0, 2.0, 0.5]).sum())
+    assert sampled_logprobs(logits, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-6)
