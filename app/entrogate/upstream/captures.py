@@ -21,7 +21,7 @@ import zmq.asyncio
 from entrogate.engine.frames import TOKEN, VERSION, Gated, Message, decode
 
 _log = logging.getLogger("entrogate.upstream")
-WAIT_SECONDS = 0.5
+WAIT_SECONDS = 2.0
 
 
 @dataclass(slots=True)
