@@ -1,4 +1,4 @@
-# ruff: noqa: ARG002, N803, N815 (shape suffixes)
+# ruff: noqa: ARG002, N803, N806, N815 (shape suffixes)
 """The logits processor of model runner V1: measures, gates and captures, step by step.
 
 vLLM calls `apply` with the logits of a step and, before the next step, `update_state`. Which token
@@ -31,7 +31,13 @@ from entrogate.engine.frames import (
 from entrogate.engine.gate import GateState, unpack
 from entrogate.engine.plugin import open_publisher
 from entrogate.engine.publisher import packed
-from entrogate.engine.statistics import RowStatistics, row_statistics, sampled_logprobs
+from entrogate.engine.statistics import (
+    SMALL,
+    row_statistics,
+    sampled_logprobs,
+    small_row_statistics,
+    small_sampled_logprobs,
+)
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -118,12 +124,17 @@ class EntrogateProcessor(LogitsProcessor, LogitsProcessorV2):
     def apply(self, logits: torch.Tensor, ctx: object = None) -> torch.Tensor:
         if not self._rows:
             return logits
-        found = row_statistics(logits, self._call_id)
-        measured = torch.stack((found.entropy_B, found.margin_B, found.p_tool_call_B)).numpy()
+        if logits.numel() <= SMALL and logits.device.type == "cpu":
+            measured, largest_B = small_row_statistics(logits.numpy(), self._call_id)
+        else:
+            found = row_statistics(logits, self._call_id)
+            columns = (found.entropy_B, found.margin_B, found.p_tool_call_B)
+            measured = torch.stack(columns).cpu().numpy()
+            largest_B = found.largest_B.cpu().numpy()
         rows = [item for item in self._rows.items() if item[0] < len(logits)]
         for index, row in rows:
             if row.gate is not None:
-                self._gate(index, row, logits, measured[:, index], found)
+                self._gate(index, row, logits, measured[:, index], int(largest_B[index]))
         self._step = _Step(rows=rows, measured=measured, logits_BV=logits)
         return logits
 
@@ -154,7 +165,11 @@ class EntrogateProcessor(LogitsProcessor, LogitsProcessorV2):
             return
         all_rows = len(kept) == len(step.logits_BV) and kept == list(range(len(kept)))
         processed = step.logits_BV if all_rows else step.logits_BV[kept]
-        logprobs = sampled_logprobs(processed, torch.tensor(token_ids)).numpy()
+        if processed.numel() <= SMALL and processed.device.type == "cpu":
+            logprobs = small_sampled_logprobs(processed.numpy(), token_ids)
+        else:
+            chosen = torch.tensor(token_ids, device=processed.device)
+            logprobs = sampled_logprobs(processed, chosen).cpu().numpy()
         rows = dict(step.rows)
         streams = [rows[index].stream for index in kept]
         tokens = packed(streams, token_ids, logprobs, step.measured[:, kept])
@@ -168,7 +183,7 @@ class EntrogateProcessor(LogitsProcessor, LogitsProcessorV2):
         row: _Row,
         logits_BV: torch.Tensor,
         measured: np.ndarray,
-        found: RowStatistics,
+        largest: int,
     ) -> None:
         """Mask or force the tool-call token of one row where the policy says so.
 
@@ -179,7 +194,6 @@ class EntrogateProcessor(LogitsProcessor, LogitsProcessorV2):
         assert gate is not None
         assert self._publisher is not None
         p_tool_call, call_id = float(measured[2]), gate.numbers.call_id
-        largest = int(found.largest_B[index])
         if p_tool_call >= _COULD_BE_SAMPLED and gate.suppresses():
             if float(measured[1]) == float("inf") and largest == call_id:
                 return

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _FLOOR = -1e4  # below it exp is 0 in float32; keeps 0 * -inf out of the sum
+SMALL = 2**18  # logits; below, the overhead of torch's operators is most of their time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,40 @@ def row_statistics(logits_BV: Tensor, tool_call_id: int | None) -> RowStatistics
         p_tool_call_B=p_tool_call_B,
         largest_B=indices_B2[:, 0],
     )
+
+
+def small_row_statistics(
+    logits_BV: NDArray[np.float32], tool_call_id: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`row_statistics` in numpy, for few logits on a CPU: (3, B) measured and the likeliest ids."""
+    rows = np.arange(len(logits_BV))
+    largest_B = logits_BV.argmax(axis=1)
+    top_B = logits_BV[rows, largest_B]
+    below_BV = logits_BV - top_B[:, None]
+    np.maximum(below_BV, _FLOOR, out=below_BV)
+    weights_BV = np.exp(below_BV)
+    weights_BV[rows, largest_B] = 0.0
+    rest_B = weights_BV.sum(axis=1)
+    total_B = rest_B + 1.0
+    measured = np.empty((3, len(logits_BV)), dtype=np.float32)
+    spread_B = np.einsum("bv,bv->b", weights_BV, below_BV)
+    measured[0] = np.log1p(rest_B) - spread_B / total_B
+    below_BV[rows, largest_B] = -np.inf
+    measured[1] = -below_BV.max(axis=1)
+    if tool_call_id is None:
+        measured[2] = np.nan
+    else:
+        measured[2] = (weights_BV[:, tool_call_id] + (largest_B == tool_call_id)) / total_B
+    return measured, largest_B
+
+
+def small_sampled_logprobs(
+    processed_BV: NDArray[np.float32], token_ids: list[int]
+) -> NDArray[np.float32]:
+    """`sampled_logprobs` in numpy, for few logits on a CPU."""
+    chosen_B = processed_BV[np.arange(len(token_ids)), token_ids]
+    top_B = processed_BV.max(axis=1)
+    return chosen_B - top_B - np.log(np.exp(processed_BV - top_B[:, None]).sum(axis=1))
 
 
 def sampled_logprobs(processed_BV: Tensor, token_ids_B: Tensor) -> Tensor:

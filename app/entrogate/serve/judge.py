@@ -79,6 +79,8 @@ class Judge:
         gated = choice.gated
         if gated is None or gated.action != "suppress" or gated.p_tool_call < _LIKELY:
             return ()
+        if choice.gap is not None:
+            return ()  # what the engine saw did not arrive: no features to store
         started = time.perf_counter()
         spans = self.spans(choice, gated.position)
         segment = segment_stats(

@@ -5,7 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from entrogate.engine.statistics import row_statistics, sampled_logprobs  # noqa: E402
+from entrogate.engine.statistics import (  # noqa: E402
+    row_statistics,
+    sampled_logprobs,
+    small_row_statistics,
+    small_sampled_logprobs,
+)
 
 
 def reference(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -47,6 +52,25 @@ def test_equals_float64(kind: str, vocabulary: int) -> None:
     np.testing.assert_allclose(found.margin_B.numpy(), margin, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.p_tool_call_B.numpy(), p[:, 2], rtol=2e-5, atol=1e-30)
     assert found.largest_B.tolist() == logits.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["random", "peaked", "masked"])
+@pytest.mark.parametrize("vocabulary", [1_000, 1_856, 32_000])
+def test_the_small_form_equals_float64(kind: str, vocabulary: int) -> None:
+    logits = rows(kind, vocabulary)
+    entropy, margin, p = reference(logits)
+    before = logits.copy()
+    measured, largest = small_row_statistics(logits, 2)
+    np.testing.assert_array_equal(logits, before)
+    np.testing.assert_allclose(measured[0], entropy, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(measured[1], margin, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(measured[2], p[:, 2], rtol=2e-5, atol=1e-30)
+    assert largest.tolist() == logits.argmax(axis=1).tolist()
+    chosen = largest.tolist()
+    expected = np.log(p[np.arange(len(p)), chosen])
+    found = small_sampled_logprobs(logits, chosen)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.isnan(small_row_statistics(logits, None)[0][2]).all()
 
 
 def test_the_largest_may_be_the_tool_call_and_may_be_the_only_one() -> None:
