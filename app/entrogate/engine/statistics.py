@@ -74,6 +74,7 @@ def small_row_statistics(
     measured[0] = np.log1p(rest_B) - spread_B / total_B
     below_BV[rows, largest_B] = -np.inf
     measured[1] = -below_BV.max(axis=1)
+    measured[1][measured[1] >= -_FLOOR] = np.inf  # the others are impossible
     if tool_call_id is None:
         measured[2] = np.nan
     else:

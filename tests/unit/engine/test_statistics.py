@@ -71,6 +71,11 @@ def test_the_small_form_equals_float64(kind: str, vocabulary: int) -> None:
     found = small_sampled_logprobs(logits, chosen)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert np.isnan(small_row_statistics(logits, None)[0][2]).all()
+    alone = np.full((1, vocabulary), -np.inf, dtype=np.float32)
+    alone[0, 3] = 1.0
+    measured, largest = small_row_statistics(alone, 3)
+    assert measured[:, 0].tolist() == [0.0, np.inf, 1.0]
+    assert largest.tolist() == [3]
 
 
 def test_the_largest_may_be_the_tool_call_and_may_be_the_only_one() -> None:
