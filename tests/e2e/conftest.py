@@ -119,10 +119,9 @@ def start(vllm: str, captures: str, estimator: str, tmp_path: Path) -> Generator
                 path = tmp_path / "policy.yaml"
                 path.write_text(json.dumps(content))
                 policy = str(path)
+            settings.setdefault("upstream__capture", capture)
             return stack.enter_context(
-                gateway_process(
-                    vllm, tmp_path, gate__policy=policy, upstream__capture=capture, **settings
-                )
+                gateway_process(vllm, tmp_path, gate__policy=policy, **settings)
             )
 
         yield begin
