@@ -27,6 +27,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from entrogate.engine.frames import TOKEN, Message, decode
 from entrogate.engine.gate import GateNumbers
 from entrogate.engine.processor import EntrogateProcessor
+from entrogate.engine.publisher import Publisher
 
 VOCABULARY, CALL, OPEN, CLOSE = 64, 5, 6, 7
 
@@ -122,6 +123,7 @@ def processor(address: str) -> Generator[EntrogateProcessor]:
     )
     made = EntrogateProcessor(config, torch.device("cpu"), False)
     yield made
+    assert isinstance(made._publisher, Publisher)
     made._publisher.close()
 
 

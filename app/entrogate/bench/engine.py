@@ -180,7 +180,7 @@ def _figures(found: dict[int, dict[str, list[Run]]], cpu: dict[int, list[float]]
         pairs = zip(found[concurrency][GATEWAY], found[concurrency][BARE], strict=True)
         return statistics.median(1e3 * (_first(ours) - _first(bare)) for ours, bare in pairs)
 
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         f"c{c}": {
             "bare_tokens_per_second": round(
                 statistics.median(map(_per_second, found[c][BARE])) * _TOKENS, 1
