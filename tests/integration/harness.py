@@ -207,3 +207,18 @@ def same_bytes(data: bytes) -> bytes:
 
 def _dashed(headers: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+async def eventually(check: Any) -> None:
+    """Wait until ``check()`` is true; a test that waits in vain runs into its own time limit."""
+    async with asyncio.timeout(20):
+        while not check():
+            await asyncio.sleep(0.01)
