@@ -63,11 +63,18 @@ def vllm(captures: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[s
         pytest.skip("vLLM is not installed here")
     if not (MODEL / "config.json").is_file():
         pytest.skip("the bundled model has not been built")
+    with serve_vllm(captures, tmp_path_factory.mktemp("vllm") / "vllm.log") as url:
+        yield url
+
+
+@contextmanager
+def serve_vllm(captures: str, log: Path, *arguments: str, **variables: str) -> Generator[str]:
+    """A vLLM that serves the bundled model and sends captures to ``captures``; yields its URL."""
     build = installed_vllm()
-    settings = ManagedSettings(model=str(MODEL), served_model_name=NAME, extra_args=VLLM_ARGUMENTS)
+    extra = (*VLLM_ARGUMENTS, *arguments)
+    settings = ManagedSettings(model=str(MODEL), served_model_name=NAME, extra_args=extra)
     port = free_port()
     command = command_line(settings, port=port, cpu=build.cpu)
-    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     url = f"http://127.0.0.1:{port}"
     with child(
         command[command.index("-m") + 1 :],
@@ -77,6 +84,7 @@ def vllm(captures: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[s
         environment={
             **environment({}, model=str(MODEL), cpu=build.cpu),
             ADDRESS_VARIABLE: captures,
+            **variables,
         },
         timeout_seconds=600,
     ):

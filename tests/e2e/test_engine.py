@@ -14,6 +14,9 @@ from tests.e2e.test_gate import ALWAYS, TOOLS, trajectory
 from tests.integration.harness import CHAT
 
 STREAMS = 200 if FULL else 48
+STREAM_TOKENS = 60
+TASKS = 10
+ANSWERS = "vllm:request_success_total"
 
 
 @pytest.fixture
@@ -42,8 +45,8 @@ def test_suppressed_calls_cost_nothing(vllm: str, start: StartGateway) -> None:
     gateway = start(ALWAYS)
     suppressed = 0
     with gateway.client() as client:
-        before = answers_given(vllm)
-        for task in tasks(10):
+        before = counted(vllm, ANSWERS)
+        for task in tasks(TASKS):
             body = chat_body(task, return_token_ids=True)
             answer = client.post(CHAT, json=body)
             assert answer.status_code == 200, answer.text
@@ -53,14 +56,14 @@ def test_suppressed_calls_cost_nothing(vllm: str, start: StartGateway) -> None:
             assert turn["tokens"]["token_ids"] == answer.json()["choices"][0]["token_ids"]
             assert turn["tokens"]["prompt_token_ids"] == answer.json()["prompt_token_ids"]
             suppressed += bool(turn["calls"])
-        assert answers_given(vllm) - before == 10, "one request upstream for each turn"
-    assert suppressed >= 5
+        assert counted(vllm, ANSWERS) - before == TASKS, "one request upstream for each turn"
+    assert suppressed >= TASKS // 2
 
 
-def answers_given(vllm: str) -> float:
-    """By vLLM's own count."""
+def counted(vllm: str, metric: str) -> float:
+    """By vLLM itself, over all labels."""
     text = httpx.get(f"{vllm}/metrics").text
-    rows = [r for r in text.splitlines() if r.startswith("vllm:request_success_total")]
+    rows = [r for r in text.splitlines() if r.startswith(metric)]
     return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
 
 
@@ -72,7 +75,7 @@ def test_an_uncertain_answer_becomes_a_call(start: StartGateway) -> None:
     )
     forced = 0
     with gateway.client() as client:
-        for task in [t for t in tasks(60) if t.domain == "facts" and len(t.hops) == 1][:10]:
+        for task in [t for t in tasks(60) if t.domain == "facts" and len(t.hops) == 1][:TASKS]:
             body = chat_body(task)
             arguments = f'{{"entity": "{task.hops[0].subject}", "attribute": "x"}}'
             function = {"name": "lookup", "arguments": arguments}
@@ -96,7 +99,7 @@ def test_an_uncertain_answer_becomes_a_call(start: StartGateway) -> None:
             assert call["decision"]["reason"] == "uncertain_answer"
             assert turn["altered"]
             forced += 1
-    assert forced >= 2
+    assert forced >= TASKS // 5
 
 
 def test_many_streams_with_aborts_and_choices(vllm: str, start: StartGateway) -> None:
@@ -113,7 +116,8 @@ def test_many_streams_with_aborts_and_choices(vllm: str, start: StartGateway) ->
         session: aiohttp.ClientSession, index: int, aborts: bool, n: int
     ) -> tuple[str, dict[int, list[int]] | None]:
         task = held[index % len(held)]
-        body = chat_body(task, temperature=1.0, n=n, max_tokens=60, return_token_ids=True)
+        body = chat_body(task, temperature=1.0, n=n, max_tokens=STREAM_TOKENS)
+        body |= {"ignore_eos": index % 4 != 0, "return_token_ids": True}
         body["stream"] = aborts
         async with session.post(gateway.url + CHAT, json=body) as response:
             assert response.status == 200

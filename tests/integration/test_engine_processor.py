@@ -123,8 +123,10 @@ def processor(address: str) -> Generator[EntrogateProcessor]:
     )
     made = EntrogateProcessor(config, torch.device("cpu"), False)
     yield made
-    assert isinstance(made._publisher, Publisher)
-    made._publisher.close()
+    assert made._v1 is not None
+    publisher = made._v1._publisher
+    assert isinstance(publisher, Publisher)
+    publisher.close()
 
 
 @pytest.fixture
@@ -291,8 +293,8 @@ def test_a_grammar_that_forbids_calls_is_obeyed(processor: EntrogateProcessor) -
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ({"entrogate": "gw"}, "GATEWAY/REQUEST/CALL_ID"),
-        ({"entrogate": "gw/1/x"}, "GATEWAY/REQUEST/CALL_ID"),
+        ({"entrogate": "gw"}, "GATEWAY/REQUEST/TOKEN_ID"),
+        ({"entrogate": "gw/1/x"}, "GATEWAY/REQUEST/TOKEN_ID"),
         ({"entrogate": "gw/1/5", "entrogate_gate": [1]}, "at least 10"),
     ],
 )
@@ -309,11 +311,30 @@ def test_both_of_vllms_loaders_take_it() -> None:
     name = "entrogate.engine.processor:EntrogateProcessor"
     assert _load_logitsprocs_by_fqcns([name]) == [EntrogateProcessor]
     assert _load_v2_logitsprocs_by_fqcns([name]) == [EntrogateProcessor]
-    config: Any = SimpleNamespace()
-    on_v2 = EntrogateProcessor(config, SimpleNamespace())
-    assert not on_v2.add_request(0, SamplingParams(extra_args=captured("a")))
+
+
+@pytest.mark.parametrize(
+    ("runner", "config"),
+    [
+        ((torch.device("cpu"), False), {"scheduler_config": {"async_scheduling": True}}),
+        ((SimpleNamespace(),), {"speculative_config": {}}),
+        ((SimpleNamespace(),), {"parallel_config": {"enable_batch_sharded_sampling": True}}),
+    ],
+    ids=["v1-asynchronous", "v2-speculative", "v2-sharded"],
+)
+def test_where_it_cannot_capture_it_says_so_and_stays_out(
+    runner: tuple[Any, ...], config: dict[str, dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts: dict[str, Any] = {name: SimpleNamespace(**fields) for name, fields in config.items()}
+    parts = {"speculative_config": None, "parallel_config": SimpleNamespace(), **parts}
+    described: Any = SimpleNamespace(**parts)
+    made = EntrogateProcessor(described, *runner)
+    assert "no capture and no gate inside the engine" in caplog.text
+    params = SamplingParams(extra_args=captured("a"))
+    made.update_state(None)
+    assert not made.add_request(0, params)
     logits = torch.zeros(1, VOCABULARY)
-    assert on_v2.apply(logits, SimpleNamespace()) is logits
+    assert made.apply(logits, SimpleNamespace()) is logits
 
 
 def test_without_captured_requests_the_logits_go_by_untouched(
@@ -323,4 +344,5 @@ def test_without_captured_requests_the_logits_go_by_untouched(
     runner.update([], [Request(key="a", extra=None)])
     logits = torch.randn(1, VOCABULARY)
     assert processor.apply(logits) is logits
-    assert processor._step is None
+    assert processor._v1 is not None
+    assert processor._v1._step is None

@@ -9,6 +9,9 @@ request names its gateway, itself and the tool-call token (-1: none) in ``vllm_x
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 import numpy as np
 
@@ -74,3 +77,14 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Message).decode
+
+
+def parse_request(arguments: Mapping[str, Any]) -> tuple[str, str, int | None]:
+    """``GATEWAY/REQUEST/TOKEN_ID`` to its parts; -1 becomes None. ValueError says what is wrong."""
+    parts = str(arguments[REQUEST_ARGUMENT]).split("/")
+    if len(parts) != 3 or not all(parts) or not parts[2].lstrip("-").isdigit():
+        raise ValueError(
+            f"{REQUEST_ARGUMENT} is {arguments[REQUEST_ARGUMENT]!r}; want GATEWAY/REQUEST/TOKEN_ID"
+        )
+    call_id = int(parts[2])
+    return parts[0], parts[1], call_id if call_id >= 0 else None

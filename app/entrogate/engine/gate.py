@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 FORMAT = 1
 STATISTICS = (
@@ -22,6 +23,7 @@ STATISTICS = (
 _TAIL_SHARE = 0.1
 _LAST_WINDOW = 8
 _FIXED = 10  # numbers before the blank ids
+_PROMPT_END = 4  # an open think marker there begins the turn in reasoning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,12 @@ class GateState:
 
     def __post_init__(self) -> None:
         self.thought = self.thinking
+
+    @classmethod
+    def begin(cls, numbers: Sequence[float], prompt_token_ids: Sequence[int]) -> Self:
+        """The state before the first token, of packed numbers."""
+        unpacked = unpack(numbers)
+        return cls(unpacked, unpacked.think_open_id in prompt_token_ids[-_PROMPT_END:])
 
     def take(self, token_id: int, entropy: float, margin: float) -> None:
         """One more sampled token of the choice, with what was measured where it was sampled."""

@@ -64,19 +64,22 @@ def is_known(version: str) -> bool:
     return version.startswith(KNOWN_VERSIONS)
 
 
-def open_publisher(vllm_config: Any) -> Silence | None:
-    """The publisher of this worker, or None where nothing is captured or gated; says why."""
+def open_publisher(vllm_config: Any, refusal: str | None) -> Silence | None:
+    """The publisher of this worker, or None where nothing is captured or gated; says why.
+
+    ``refusal`` is what the model runner has against it, if anything.
+    """
     address = os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
     if address == OFF or not is_known(vllm_version()):
         return None
-    if getattr(vllm_config.scheduler_config, "async_scheduling", False):
-        _log.warning("entrogate: no capture with asynchronous scheduling on model runner V1")
+    if refusal is not None:
+        _log.warning("entrogate: no capture and no gate inside the engine: %s", refusal)
         return None
     import zmq
 
     from entrogate.engine.publisher import Publisher, Silence
 
-    if not _is_first_rank():
+    if not _is_sending_rank():
         return Silence()
     address = _for_replica(address, vllm_config.parallel_config.data_parallel_rank)
     try:
@@ -93,10 +96,15 @@ def open_publisher(vllm_config: Any) -> Silence | None:
     return publisher
 
 
-def _is_first_rank() -> bool:
-    from torch import distributed
+def _is_sending_rank() -> bool:
+    """The first tensor-parallel rank of the last pipeline stage: there tokens are sampled."""
+    from vllm.distributed import parallel_state
 
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    if not parallel_state.model_parallel_is_initialized():
+        return True
+    return (
+        parallel_state.get_pp_group().is_last_rank and parallel_state.get_tp_group().is_first_rank
+    )
 
 
 def _for_replica(address: str, rank: int) -> str:

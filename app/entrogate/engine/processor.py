@@ -1,289 +1,65 @@
-# ruff: noqa: ARG002, N803, N806, N815 (shape suffixes)
-"""The logits processor of model runner V1: measures, gates and captures, step by step.
-
-vLLM calls `apply` with the logits of a step and, before the next step, `update_state`. Which token
-was sampled, and whether the engine kept it (a request that is still reading its prompt has rows,
-too), is known only then: so a step is settled at the beginning of the next one. The logits of the
-step are kept until then; the sampler has scaled and masked them in place, so that they are by then
-the distribution that was sampled from.
-"""
+"""What vLLM loads: one class that both of its model runners take, and the runner behind it."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
-from entrogate.engine.frames import (
-    CHOICE_ARGUMENT,
-    GATE_ARGUMENT,
-    REQUEST_ARGUMENT,
-    Began,
-    Ended,
-    Gated,
-)
-from entrogate.engine.gate import GateState, unpack
+from entrogate.engine import runner_v1, runner_v2
+from entrogate.engine.frames import GATE_ARGUMENT, REQUEST_ARGUMENT, parse_request
+from entrogate.engine.gate import unpack
 from entrogate.engine.plugin import open_publisher
-from entrogate.engine.publisher import packed
-from entrogate.engine.statistics import (
-    SMALL,
-    row_statistics,
-    sampled_logprobs,
-    small_row_statistics,
-    small_sampled_logprobs,
-)
 
 if TYPE_CHECKING:
+    import torch
     from vllm import SamplingParams
     from vllm.config import VllmConfig
 
-_log = logging.getLogger("entrogate.engine")
 _V1_ARGUMENTS = 2  # beside the configuration: the device, and whether to pin memory
-_PROMPT_END = 4  # an open think marker there begins the turn in reasoning
-_COULD_BE_SAMPLED = 1e-3  # a call less likely is left to the gate in the gateway
-
-
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    """One captured choice in the batch."""
-
-    stream: int
-    gateway: str
-    output: list[int]  # vLLM's own list, which grows as it keeps tokens
-    n_tokens: int
-    gate: GateState | None
-    broken: bool = False  # it grew in a way that the captured rows do not explain
-
-
-@dataclass(slots=True, kw_only=True)
-class _Step:
-    """What was measured in a step, until it is settled. ``measured`` has shape (3, B)."""
-
-    rows: list[tuple[int, _Row]]
-    measured: np.ndarray
-    logits_BV: torch.Tensor
 
 
 class EntrogateProcessor(LogitsProcessor, LogitsProcessorV2):
-    """Captures the requests that carry `frames.REQUEST_ARGUMENT`; the others cost nothing.
+    """Captures and gates the requests that carry `frames.REQUEST_ARGUMENT`.
 
-    Model runner V2 makes it with two arguments instead of three. It is accepted there and stays out
-    of the way: V2 does not tell a processor which tokens were sampled nor when a request ends.
+    Model runner V1 makes it with the device and whether to pin memory, V2 with its request states.
     """
 
-    def __init__(self, vllm_config: VllmConfig, *runner: object) -> None:
-        self._publisher = open_publisher(vllm_config) if len(runner) == _V1_ARGUMENTS else None
-        if len(runner) != _V1_ARGUMENTS:
-            _log.warning("entrogate: model runner V2: no capture and no gate inside the engine")
-        self._rows: dict[int, _Row] = {}
-        self._step: _Step | None = None
-        self._call_id: int | None = None
-        self._streams = 0
+    def __init__(self, vllm_config: VllmConfig, *runner: Any) -> None:
+        self._v1: runner_v1.RunnerV1 | None = None
+        self._v2: runner_v2.RunnerV2 | None = None
+        on_v1 = len(runner) == _V1_ARGUMENTS
+        refusal = (runner_v1 if on_v1 else runner_v2).refusal(vllm_config)
+        publisher = open_publisher(vllm_config, refusal)
+        if publisher is None:
+            return
+        if on_v1:
+            self._v1 = runner_v1.RunnerV1(publisher)
+        else:
+            max_len = vllm_config.model_config.max_model_len
+            self._v2 = runner_v2.RunnerV2(publisher, runner[0], max_len)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse malformed arguments at admission (ValueError becomes a 400)."""
         arguments = sampling_params.extra_args or {}
         if REQUEST_ARGUMENT in arguments:
-            _parse_request(arguments)
+            parse_request(arguments)
         if GATE_ARGUMENT in arguments:
             unpack(arguments[GATE_ARGUMENT])
 
     def is_argmax_invariant(self) -> bool:
         return False
 
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        publisher = self._publisher
-        if publisher is None:
-            return
-        self._settle()
-        if batch_update is None:
-            if self._rows:
-                publisher.step(now=False)
-            return
-        before = len(self._rows)
-        for index in batch_update.removed:
-            self._end(index)
-        for index, params, prompt, output in batch_update.added:
-            self._end(index)
-            self._begin(index, params.extra_args or {}, prompt, output)
-        for first, second, direction in batch_update.moved:
-            self._move(first, second, swap=direction is MoveDirectionality.SWAP)
-        if before or self._rows:
-            publisher.step(now=True)
+    def update_state(self, batch_update: BatchUpdate | None) -> None:  # V1
+        if self._v1 is not None:
+            self._v1.update_state(batch_update)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:  # V2
-        return False
+        return self._v2 is not None and self._v2.add_request(req_idx, sampling_params)
 
-    def apply(self, logits: torch.Tensor, ctx: object = None) -> torch.Tensor:
-        if not self._rows:
-            return logits
-        if logits.numel() <= SMALL and logits.device.type == "cpu":
-            measured, largest_B = small_row_statistics(logits.numpy(), self._call_id)
-        else:
-            found = row_statistics(logits, self._call_id)
-            columns = (found.entropy_B, found.margin_B, found.p_tool_call_B)
-            measured = torch.stack(columns).cpu().numpy()
-            largest_B = found.largest_B.cpu().numpy()
-        rows = [item for item in self._rows.items() if item[0] < len(logits)]
-        for index, row in rows:
-            if row.gate is not None:
-                self._gate(index, row, logits, measured[:, index], int(largest_B[index]))
-        self._step = _Step(rows=rows, measured=measured, logits_BV=logits)
-        return logits
-
-    def _settle(self) -> None:
-        """Take the tokens that the engine kept of the last step."""
-        step, self._step = self._step, None
-        if step is None:
-            return
-        kept: list[int] = []
-        token_ids: list[int] = []
-        by_gateway: dict[str, list[int]] = {}
-        for index, row in step.rows:
-            grown = len(row.output) - row.n_tokens
-            if grown == 0 or row.broken:
-                continue
-            if grown != 1 or row.output[-1] < 0:
-                row.broken = True
-                continue
-            row.n_tokens += 1
-            by_gateway.setdefault(row.gateway, []).append(len(kept))
-            kept.append(index)
-            token_ids.append(row.output[-1])
-            if row.gate is not None:
-                row.gate.take(
-                    token_ids[-1], float(step.measured[0, index]), float(step.measured[1, index])
-                )
-        if not kept:
-            return
-        all_rows = len(kept) == len(step.logits_BV) and kept == list(range(len(kept)))
-        processed = step.logits_BV if all_rows else step.logits_BV[kept]
-        if processed.numel() <= SMALL and processed.device.type == "cpu":
-            logprobs = small_sampled_logprobs(processed.numpy(), token_ids)
-        else:
-            chosen = torch.tensor(token_ids, device=processed.device)
-            logprobs = sampled_logprobs(processed, chosen).cpu().numpy()
-        rows = dict(step.rows)
-        streams = [rows[index].stream for index in kept]
-        tokens = packed(streams, token_ids, logprobs, step.measured[:, kept])
-        assert self._publisher is not None
-        for gateway, places in by_gateway.items():
-            self._publisher.tokens(gateway, tokens if len(by_gateway) == 1 else tokens[places])
-
-    def _gate(
-        self,
-        index: int,
-        row: _Row,
-        logits_BV: torch.Tensor,
-        measured: np.ndarray,
-        largest: int,
-    ) -> None:
-        """Mask or force the tool-call token of one row where the policy says so.
-
-        A grammar's mask is never undone: a token that is impossible stays so, and the last possible
-        one is not masked.
-        """
-        gate = row.gate
-        assert gate is not None
-        assert self._publisher is not None
-        p_tool_call, call_id = float(measured[2]), gate.numbers.call_id
-        if p_tool_call >= _COULD_BE_SAMPLED and gate.suppresses():
-            if float(measured[1]) == float("inf") and largest == call_id:
-                return
-            logits_BV[index, call_id] = -torch.inf
-            action = "suppress"
-        elif (
-            gate.may_force()
-            and largest != call_id
-            and largest not in gate.numbers.blank_ids
-            and (value := float(logits_BV[index, call_id])) != -torch.inf
-        ):
-            logits_BV[index] = -torch.inf
-            logits_BV[index, call_id] = value
-            action = "force"
-        else:
-            return
-        self._publisher.gated(
-            row.gateway,
-            Gated(
-                stream=row.stream,
-                position=row.n_tokens,
-                action=action,
-                value=gate.value(),
-                n_tokens=gate.n_tokens,
-                p_tool_call=p_tool_call,
-            ),
-        )
-
-    def _begin(
-        self,
-        index: int,
-        arguments: Mapping[str, Any],
-        prompt: list[int] | None,
-        output: list[int],
-    ) -> None:
-        if REQUEST_ARGUMENT not in arguments:
-            return
-        gateway, request, call_id = _parse_request(arguments)
-        self._call_id = call_id if call_id is not None else self._call_id
-        self._streams += 1
-        numbers = arguments.get(GATE_ARGUMENT)
-        # A choice that had been preempted has lost its measurements: its gate stays open.
-        gate = _gate_state(numbers, prompt or ()) if numbers is not None and not output else None
-        row = _Row(
-            stream=self._streams,
-            gateway=gateway,
-            output=output,
-            n_tokens=len(output),
-            gate=gate,
-        )
-        self._rows[index] = row
-        assert self._publisher is not None
-        self._publisher.began(
-            gateway,
-            Began(
-                stream=row.stream,
-                request=request,
-                choice=int(arguments.get(CHOICE_ARGUMENT, 0)),
-                prompt_token_ids=np.array(prompt or (), dtype="<i4").tobytes(),
-                resumed=len(output),
-            ),
-        )
-
-    def _end(self, index: int) -> None:
-        row = self._rows.pop(index, None)
-        if row is not None and self._publisher is not None:
-            n_tokens = -1 if row.broken else row.n_tokens
-            self._publisher.ended(row.gateway, Ended(stream=row.stream, n_tokens=n_tokens))
-
-    def _move(self, first: int, second: int, *, swap: bool) -> None:
-        if not swap:
-            self._end(second)  # vLLM fills the place of a finished request with the last one
-        moved, other = self._rows.pop(first, None), self._rows.pop(second, None)
-        if moved is not None:
-            self._rows[second] = moved
-        if other is not None:
-            self._rows[first] = other
-
-
-def _gate_state(numbers: Sequence[float], prompt: Sequence[int]) -> GateState:
-    unpacked = unpack(numbers)
-    return GateState(unpacked, unpacked.think_open_id in prompt[-_PROMPT_END:])
-
-
-def _parse_request(arguments: Mapping[str, Any]) -> tuple[str, str, int | None]:
-    """``GATEWAY/REQUEST/CALL_ID`` to its parts; a call id of -1 means that there is none."""
-    parts = str(arguments[REQUEST_ARGUMENT]).split("/")
-    if len(parts) != 3 or not all(parts) or not parts[2].lstrip("-").isdigit():
-        raise ValueError(
-            f"{REQUEST_ARGUMENT} is {arguments[REQUEST_ARGUMENT]!r}; want GATEWAY/REQUEST/CALL_ID"
-        )
-    call_id = int(parts[2])
-    return parts[0], parts[1], call_id if call_id >= 0 else None
+    def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
+        if self._v1 is not None:
+            return self._v1.apply(logits)
+        return logits if self._v2 is None else self._v2.apply(logits, ctx)

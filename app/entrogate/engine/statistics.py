@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _FLOOR = -1e4  # below it exp is 0 in float32; keeps 0 * -inf out of the sum
+COULD_BE_SAMPLED = 1e-3  # probability; a call less likely is left to the gate in the gateway
 SMALL = 2**18  # logits; below, the overhead of torch's operators is most of their time
 
 

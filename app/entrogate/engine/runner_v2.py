@@ -1,0 +1,332 @@
+# ruff: noqa: N803, N806, N815 (shape suffixes)
+"""Measures, gates and captures on model runner V2 (vLLM's default on CUDA), without a wait.
+
+V2 prepares step t + 1 on the host while the device computes step t. What is measured therefore
+stays on the device and is copied to the host beside the work; the gate of step t + 1 knows the
+tokens up to step t (by then finished, while the forward pass of t + 1 is queued), and what depends
+on the logits of t + 1 itself is decided on the device.
+
+V2's interface tells a processor neither the sampled tokens nor when a request leaves, so three
+methods of vLLM are wrapped: `Sampler._sample_random`, `RequestState.add_request` and
+`RequestState.remove_request`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from entrogate.engine.frames import (
+    CHOICE_ARGUMENT,
+    GATE_ARGUMENT,
+    REQUEST_ARGUMENT,
+    Began,
+    Ended,
+    Gated,
+    parse_request,
+)
+from entrogate.engine.gate import GateState
+from entrogate.engine.publisher import packed
+from entrogate.engine.statistics import COULD_BE_SAMPLED, row_statistics, sampled_logprobs
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
+
+    from entrogate.engine.publisher import Silence
+    from entrogate.engine.statistics import RowStatistics
+
+_SUPPRESSED, _FORCED = 1, 2  # what the gate did to a row, in `_Step.measured`
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """One captured choice."""
+
+    stream: int
+    gateway: str
+    prefill_len: int  # steps that read less of the sequence sample nothing
+    n_tokens: int
+    limit: int  # tokens at which the engine ends it
+    stop_token_ids: frozenset[int | None]
+    gate: GateState | None
+    finished: bool = False  # what is sampled after that (a step was under way) is thrown away
+
+
+@dataclass(slots=True, kw_only=True)
+class _Step:
+    """What was measured in a step, on its way to the host.
+
+    ``measured`` has shape (6, captured rows): entropy, margin, p(tool call), what the gate did,
+    log-prob and id of the sampled token (exact in float32 up to 2**24).
+    """
+
+    rows: list[_Row]
+    index_R: torch.Tensor | None  # their places among the logits; None: all, in order
+    measured: torch.Tensor
+    copied: torch.cuda.Event | None = None
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """The request that the model runner is taking on."""
+
+    slot: int = -1
+    token_ids: list[int] = field(default_factory=list[int])
+
+
+class RunnerV2:
+    """One per worker; ``states`` are the model runner's own, read only."""
+
+    def __init__(self, publisher: Silence, states: LogitsProcRequestState, max_len: int) -> None:
+        self._publisher = publisher
+        self._states = states
+        self._max_len = max_len
+        self._rows: dict[int, _Row] = {}  # by slot
+        self._step: _Step | None = None  # measured, not yet sampled
+        self._settling: deque[_Step] = deque()
+        self._arrival = _Arrival()
+        self._call_id: int | None = None
+        self._streams = 0
+        self._measure = _measure_for(states.device)
+        _wrap_model_runner(self)
+
+    def arrive(self, slot: int, token_ids: list[int]) -> None:
+        """A request gets ``slot``; its prompt and, after a preemption, what it had sampled."""
+        self._arrival = _Arrival(slot, token_ids)
+
+    def add_request(self, slot: int, params: SamplingParams) -> bool:
+        """The request that has arrived; True when it is captured."""
+        arguments: Mapping[str, Any] = params.extra_args or {}
+        if REQUEST_ARGUMENT not in arguments or self._arrival.slot != slot:
+            return False
+        gateway, request, call_id = parse_request(arguments)
+        self._call_id = call_id if call_id is not None else self._call_id
+        self._streams += 1
+        prompt_len = int(self._states.prompt_len.np[slot])
+        token_ids = self._arrival.token_ids
+        prompt, resumed = token_ids[:prompt_len], len(token_ids) - prompt_len
+        numbers = arguments.get(GATE_ARGUMENT)
+        limit = self._max_len - prompt_len
+        row = _Row(
+            stream=self._streams,
+            gateway=gateway,
+            prefill_len=len(token_ids),
+            n_tokens=resumed,
+            limit=limit if params.max_tokens is None else min(limit, params.max_tokens),
+            stop_token_ids=frozenset((params.eos_token_id, *(params.stop_token_ids or ()))),
+            # A choice that had been preempted has lost its measurements: its gate stays open.
+            gate=GateState.begin(numbers, prompt) if numbers is not None and not resumed else None,
+        )
+        self._rows[slot] = row
+        self._publisher.began(
+            gateway,
+            Began(
+                stream=row.stream,
+                request=request,
+                choice=int(arguments.get(CHOICE_ARGUMENT, 0)),
+                prompt_token_ids=np.array(prompt, dtype="<i4").tobytes(),
+                resumed=resumed,
+            ),
+        )
+        return True
+
+    def leave(self, slot: int) -> None:
+        """The request of ``slot`` has left the batch, for good or because it was preempted."""
+        row = self._rows.pop(slot, None)
+        if row is None:
+            return
+        self._settle(wait=True)
+        self._publisher.ended(row.gateway, Ended(stream=row.stream, n_tokens=row.n_tokens))
+        self._publisher.step(now=True)
+
+    def apply(self, logits_BV: torch.Tensor, context: LogitsContext) -> torch.Tensor:
+        """Measure and gate the rows that will sample a token of a captured request."""
+        lengths = context.seq_lens_upper_bound_np
+        places: list[int] = []
+        rows: list[_Row] = []
+        for place, slot in enumerate(context.idx_mapping_np.tolist()):
+            row = self._rows.get(slot)
+            if row is not None and lengths[place] >= row.prefill_len:
+                places.append(place)
+                rows.append(row)
+        if not rows:
+            return logits_BV
+        self._settle(wait=any(row.gate is not None for row in rows))
+        self._publisher.step(now=False)
+        found = self._measure(logits_BV, self._call_id)
+        acted_B = torch.zeros_like(found.entropy_B)
+        for place, row in zip(places, rows, strict=True):
+            if row.gate is not None and not row.finished:
+                self._gate(place, row.gate, logits_BV, found, acted_B)
+        measured = torch.stack((found.entropy_B, found.margin_B, found.p_tool_call_B, acted_B))
+        everyone = len(places) == len(logits_BV)
+        index_R = None if everyone else _to_device(places, logits_BV.device)
+        self._step = _Step(rows=rows, index_R=index_R, measured=measured)
+        return logits_BV
+
+    @property
+    def measured(self) -> bool:
+        """Does a step wait for what it sampled?"""
+        return self._step is not None
+
+    def sampled(self, token_ids_B: torch.Tensor, processed_BV: torch.Tensor) -> None:
+        """What was sampled in the step that `apply` measured, and from which distribution."""
+        step, self._step = self._step, None
+        assert step is not None
+        chosen_B = token_ids_B.view(-1)
+        logprobs_B = sampled_logprobs(processed_BV, chosen_B)
+        columns = (step.measured, logprobs_B[None], chosen_B[None].to(torch.float32))
+        measured = torch.cat(columns)
+        if step.index_R is not None:
+            measured = measured.index_select(1, step.index_R)
+        if measured.device.type == "cuda":
+            step.measured = torch.empty(measured.shape, pin_memory=True)
+            step.measured.copy_(measured, non_blocking=True)
+            step.copied = torch.cuda.Event()
+            step.copied.record()
+        else:
+            step.measured = measured.cpu()
+        self._settling.append(step)
+
+    def _gate(
+        self,
+        place: int,
+        gate: GateState,
+        logits_BV: torch.Tensor,
+        found: RowStatistics,
+        acted_B: torch.Tensor,
+    ) -> None:
+        """Mask or force the tool-call token of one row where the policy says so, on the device.
+
+        A grammar's mask is never undone: a token that is impossible stays so, and the last possible
+        one is not masked.
+        """
+        call_id = gate.numbers.call_id
+        row_V = logits_BV[place]
+        largest = found.largest_B[place]
+        if gate.suppresses():
+            alone = torch.isinf(found.margin_B[place]) & (largest == call_id)
+            acts = (found.p_tool_call_B[place] >= COULD_BE_SAMPLED) & ~alone
+            row_V[call_id] = torch.where(acts, -torch.inf, row_V[call_id])
+            acted_B[place] = acts * _SUPPRESSED
+        elif gate.may_force():
+            call = row_V[call_id].clone()
+            acts = (largest != call_id) & ~torch.isneginf(call)
+            for blank_id in gate.numbers.blank_ids:
+                acts &= largest != blank_id
+            row_V.masked_fill_(acts, -torch.inf)
+            row_V[call_id] = call
+            acted_B[place] = acts * _FORCED
+
+    def _settle(self, *, wait: bool) -> None:
+        """Take the steps whose copies have arrived on the host; ``wait`` for all of them."""
+        while self._settling:
+            copied = self._settling[0].copied
+            if copied is not None and not copied.query():
+                if not wait:
+                    return
+                copied.synchronize()
+            self._take(self._settling.popleft())
+
+    def _take(self, step: _Step) -> None:
+        values = step.measured.numpy()
+        token_ids: list[int] = values[5].astype(np.int32).tolist()
+        kept: list[int] = []
+        by_gateway: dict[str, list[int]] = {}
+        for place, (row, token_id) in enumerate(zip(step.rows, token_ids, strict=True)):
+            if row.finished:
+                continue
+            if values[3, place]:
+                self._report(row, values[:, place])
+            row.n_tokens += 1
+            row.finished = token_id in row.stop_token_ids or row.n_tokens >= row.limit
+            if row.gate is not None:
+                row.gate.take(token_id, float(values[0, place]), float(values[1, place]))
+            by_gateway.setdefault(row.gateway, []).append(len(kept))
+            kept.append(place)
+        if not kept:
+            return
+        streams = [step.rows[place].stream for place in kept]
+        kept_ids = [token_ids[place] for place in kept]
+        tokens = packed(streams, kept_ids, values[4, kept], values[:3, kept])
+        for gateway, places in by_gateway.items():
+            self._publisher.tokens(gateway, tokens if len(by_gateway) == 1 else tokens[places])
+
+    def _report(self, row: _Row, values: np.ndarray) -> None:
+        """What the gate did before the token that is about to be counted."""
+        assert row.gate is not None
+        self._publisher.gated(
+            row.gateway,
+            Gated(
+                stream=row.stream,
+                position=row.n_tokens,
+                action="suppress" if values[3] == _SUPPRESSED else "force",
+                value=row.gate.value(),
+                n_tokens=row.gate.n_tokens,
+                p_tool_call=float(values[2]),
+            ),
+        )
+
+
+def refusal(vllm_config: Any) -> str | None:
+    """Why nothing is captured on a runner so configured, or None."""
+    if vllm_config.speculative_config is not None:
+        return "speculative decoding samples several tokens a row"
+    if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
+        return "batch-sharded sampling leaves each rank a part of the batch"
+    return None
+
+
+def _measure_for(
+    device: torch.device,
+) -> Callable[[torch.Tensor, int | None], RowStatistics]:
+    if device.type != "cuda":
+        return row_statistics
+    from entrogate.engine.kernel import fused_row_statistics
+
+    return fused_row_statistics
+
+
+def _to_device(places: list[int], device: torch.device) -> torch.Tensor:
+    pinned = torch.tensor(places, pin_memory=device.type == "cuda")
+    return pinned.to(device, non_blocking=True)
+
+
+def _wrap_model_runner(runner: RunnerV2) -> None:
+    """Have vLLM's own methods tell ``runner`` what its interface does not."""
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+    from vllm.v1.worker.gpu.states import RequestState
+
+    sample: Any = getattr(Sampler, "_sample_random")  # noqa: B009
+    add: Any = RequestState.add_request
+    remove: Any = RequestState.remove_request
+
+    def sample_random(sampler: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        token_ids, logits = sample(sampler, *arguments)
+        if runner.measured:
+            top_k, top_p, fused = arguments[-3:]
+            # A fused sampler cuts the tail inside its own kernel.
+            cut = apply_top_k_top_p(logits, top_k, top_p) if fused else logits
+            runner.sampled(token_ids, cut)
+        return token_ids, logits
+
+    def add_request(self: Any, *, all_token_ids: list[int], req_id: str, **others: int) -> None:
+        add(self, all_token_ids=all_token_ids, req_id=req_id, **others)
+        runner.arrive(self.req_id_to_index[req_id], all_token_ids)
+
+    def remove_request(self: Any, req_id: str) -> int | None:
+        slot = remove(self, req_id)
+        if slot is not None:
+            runner.leave(slot)
+        return slot
+
+    states: Any = RequestState
+    states.add_request, states.remove_request = add_request, remove_request
+    setattr(Sampler, "_sample_random", sample_random)  # noqa: B010
