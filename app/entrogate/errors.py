@@ -7,8 +7,9 @@
     │   ├── UpstreamUnavailable   cannot be reached, or refuses (502/503)
     │   ├── UpstreamTimeout       did not answer in time (504)
     │   └── UpstreamProtocol      answered what we cannot read (502)
-    └── StoreError           the store cannot be read or written
-        └── UnknownRecord         nothing is stored under the given id (404)
+    ├── StoreError           the store cannot be read or written
+    │   └── UnknownRecord         nothing is stored under the given id (404)
+    └── ExportError          a dataset cannot be written or read
 
 The pure core raises ``ValueError`` with what was wrong and what would be right. ``cli`` prints an
 EntrogateError as one line and exits with 1; ``serve`` maps it to OpenAI's error envelope in
@@ -60,3 +61,7 @@ class StoreError(EntrogateError):
 
 class UnknownRecord(StoreError):
     """Nothing is stored under the given id."""
+
+
+class ExportError(EntrogateError):
+    """A dataset cannot be written or read."""

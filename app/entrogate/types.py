@@ -250,3 +250,11 @@ class TurnRecord:
     @property
     def complete(self) -> bool:
         return self.capture_gap is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """How far a reading of trajectories came: they are ordered by the moment they settled."""
+
+    settled_at: float
+    trajectory_id: str

@@ -21,8 +21,15 @@ from entrogate.store.heads import (
     read_head_of_trajectory,
 )
 from entrogate.store.reading import Filter, Page, get_trajectory, list_trajectories
+from entrogate.store.settled import (
+    Settling,
+    StoredTrajectory,
+    Wanted,
+    read_settled,
+    toolset_texts,
+)
 from entrogate.store.writer import Batch, Job, Writer
-from entrogate.types import Mode, TurnHead, TurnRecord
+from entrogate.types import Cursor, Mode, TurnHead, TurnRecord
 
 T = TypeVar("T")
 
@@ -193,6 +200,29 @@ class Store:
             if len(found) < batch:
                 return
             last = (found[-1].trajectory_id, found[-1].turn_index)
+
+    def iter_settled(
+        self,
+        settling: Settling,
+        wanted: Wanted,
+        *,
+        now: float,
+        after: Cursor | None = None,
+        batch: int = 64,
+    ) -> Iterator[tuple[StoredTrajectory, dict[bytes, str]]]:
+        """Trajectories that had settled by ``now``, in that order, with their toolsets. Blocks."""
+        while True:
+            with translated("cannot read"), self._database.reader.begin() as connection:
+                found = read_settled(
+                    connection, settling, wanted, now=now, after=after, limit=batch
+                )
+                ids = {turn.toolset_id for each in found for turn in each.turns} - {None}
+                texts = toolset_texts(connection, ids)
+            for each in found:
+                yield each, texts
+            if len(found) < batch:
+                return
+            after = found[-1].cursor
 
     def policy_text(self, version: str) -> str | None:
         """What `remember_policy` was given for this version. Blocks."""

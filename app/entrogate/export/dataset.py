@@ -1,0 +1,247 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportMissingTypeStubs=false
+"""A dataset folder: Parquet parts by date, and a manifest that makes each of them happen once.
+
+    DATASET/date=2026-11-23/part-000007.parquet     what readers read
+    DATASET/_manifest/000007.json                   which trajectories are in it
+    DATASET/_staged/000007.parquet                  a part on its way
+
+A part is written under ``_staged``, then the manifest entry that names it is written (the commit),
+then the part is renamed into its place. A run that died before the commit leaves a staged part
+that the next run removes; one that died after it leaves a rename that the next run carries out.
+Readers see ``date=*/*.parquet`` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from entrogate.errors import ExportError
+from entrogate.export.schema import SCHEMA_VERSION
+from entrogate.types import Cursor
+
+_MANIFEST, _STAGED = "_manifest", "_staged"
+CARD = "_card.json"
+_ROW_GROUP = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One committed part."""
+
+    number: int
+    part: str  # path below the dataset
+    rows: int
+    sha256: str
+    cursor: Cursor
+    trajectory_ids: tuple[str, ...]
+    counts: dict[str, float]  # what the card sums up
+
+
+@dataclass(slots=True)
+class Dataset:
+    """A dataset folder, local or behind any URL that fsspec knows."""
+
+    fs: Any
+    root: str
+    entries: list[Entry] = field(default_factory=list[Entry])
+
+    @classmethod
+    @contextmanager
+    def writing(cls, url: str) -> Generator[Dataset]:
+        """Open for writing, alone (on a local folder), after carrying out what a crash left undone.
+
+        Raises ExportError, in one line, when that is not possible.
+        """
+        try:
+            fs, root = url_to_fs(url)
+            local = isinstance(fs, LocalFileSystem)
+            with _lock(Path(root)) if local else _nothing():
+                dataset = cls(fs, root)
+                for name in (_MANIFEST, _STAGED):
+                    fs.makedirs(dataset.path(name), exist_ok=True)
+                dataset.entries = dataset._read_entries()
+                dataset._recover()
+                yield dataset
+        except OSError as error:
+            raise ExportError(f"cannot write to {url}: {error}") from None
+        except (ImportError, ValueError) as error:
+            raise ExportError(f"cannot use {url}: {error}") from None
+
+    @classmethod
+    def reading(cls, url: str) -> Dataset:
+        """Open what is committed. ExportError when there is no dataset or it is half-written."""
+        try:
+            fs, root = url_to_fs(url)
+            dataset = cls(fs, root)
+            if not fs.exists(dataset.path(_MANIFEST)):
+                raise ExportError(f"{url} is no dataset: it has no {_MANIFEST} folder")
+            dataset.entries = dataset._read_entries()
+            for entry in dataset.entries:
+                if not fs.exists(dataset.path(entry.part)):
+                    raise ExportError(
+                        f"{url}: part {entry.part} is missing; run the export again to repair it"
+                    )
+        except (OSError, ImportError, ValueError) as error:
+            raise ExportError(f"cannot read {url}: {error}") from None
+        return dataset
+
+    def path(self, *parts: str) -> str:
+        return posixpath.join(self.root, *parts)
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """How far the last part came."""
+        return self.entries[-1].cursor if self.entries else None
+
+    def exported(self) -> set[str]:
+        """The trajectories that are in it."""
+        return {id_ for entry in self.entries for id_ in entry.trajectory_ids}
+
+    def commit(
+        self,
+        table: pa.Table,
+        *,
+        day: str,
+        cursor: Cursor,
+        trajectory_ids: Iterable[str],
+        counts: dict[str, float],
+    ) -> Entry:
+        """Add one part, wholly or not at all."""
+        number = self.entries[-1].number + 1 if self.entries else 0
+        staged = self.path(_STAGED, f"{number:06}.parquet")
+        with self.fs.open(staged, "wb") as out:
+            pq.write_table(table, out, compression="zstd", row_group_size=_ROW_GROUP)
+            _sync(out)
+        with self.fs.open(staged, "rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        entry = Entry(
+            number=number,
+            part=f"date={day}/part-{number:06}.parquet",
+            rows=table.num_rows,
+            sha256=digest,
+            cursor=cursor,
+            trajectory_ids=tuple(trajectory_ids),
+            counts=counts,
+        )
+        self._write(self.path(_MANIFEST, f"{number:06}.json"), orjson.dumps(_to_json(entry)))
+        self.entries.append(entry)
+        self._place(entry)
+        return entry
+
+    def write_card(self, card: dict[str, Any]) -> None:
+        self._write(self.path(CARD), orjson.dumps(card, option=orjson.OPT_INDENT_2))
+
+    def parts(self) -> list[str]:
+        """The committed parts, as paths of ``fs``."""
+        return [self.path(entry.part) for entry in self.entries]
+
+    def _place(self, entry: Entry) -> None:
+        target = self.path(entry.part)
+        self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        self.fs.mv(self.path(_STAGED, f"{entry.number:06}.parquet"), target)
+
+    def _write(self, path: str, content: bytes) -> None:
+        """Write a small file so that it is there whole or not at all."""
+        temporary = f"{path}.tmp"
+        with self.fs.open(temporary, "wb") as out:
+            out.write(content)
+            _sync(out)
+        self.fs.mv(temporary, path)
+
+    def _read_entries(self) -> list[Entry]:
+        names = sorted(self.fs.glob(self.path(_MANIFEST, "*.json")))
+        return [_from_json(name, self.fs.cat_file(name)) for name in names]
+
+    def _recover(self) -> None:
+        if self.entries:
+            last = self.entries[-1]
+            staged = self.path(_STAGED, f"{last.number:06}.parquet")
+            if not self.fs.exists(self.path(last.part)):
+                if not self.fs.exists(staged):
+                    raise ExportError(
+                        f"part {last.part} is in the manifest and nowhere else: restore it, or "
+                        "remove its manifest entry to export it again"
+                    )
+                self._place(last)
+        for left in self.fs.glob(self.path(_STAGED, "*")):
+            self.fs.rm_file(left)
+
+
+def _to_json(entry: Entry) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "number": entry.number,
+        "part": entry.part,
+        "rows": entry.rows,
+        "sha256": entry.sha256,
+        "cursor": [entry.cursor.settled_at, entry.cursor.trajectory_id],
+        "trajectory_ids": entry.trajectory_ids,
+        "counts": entry.counts,
+    }
+
+
+def _from_json(name: str, content: bytes) -> Entry:
+    try:
+        fields = orjson.loads(content)
+        version = fields["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ExportError(
+                f"{name} is of schema version {version}; this Entrogate reads and writes "
+                f"{SCHEMA_VERSION}"
+            )
+        settled_at, trajectory_id = fields["cursor"]
+        return Entry(
+            number=fields["number"],
+            part=fields["part"],
+            rows=fields["rows"],
+            sha256=fields["sha256"],
+            cursor=Cursor(settled_at=settled_at, trajectory_id=trajectory_id),
+            trajectory_ids=tuple(fields["trajectory_ids"]),
+            counts=fields["counts"],
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise ExportError(f"{name} is no manifest entry") from None
+
+
+@contextmanager
+def _lock(root: Path) -> Generator[None]:
+    """One writer at a time; the lock goes with the process that holds it."""
+    import fcntl
+
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "_lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExportError(f"another export is writing to {root}") from None
+        yield
+
+
+@contextmanager
+def _nothing() -> Generator[None]:
+    yield
+
+
+def _sync(out: Any) -> None:
+    """On a local disk, have it there before anything says it is."""
+    try:
+        descriptor = out.fileno()
+    except (AttributeError, OSError):
+        return
+    out.flush()
+    os.fsync(descriptor)

@@ -1,0 +1,288 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+# pyright: reportMissingTypeStubs=false
+"""Stored trajectories to rows of an export: one token sequence a branch, nothing retokenised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from entrogate.export.schema import SCHEMA, SCHEMA_VERSION
+from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
+from entrogate.store.reading import prompts_of
+from entrogate.store.settled import AnyRow, StoredTrajectory
+from entrogate.types import EntropyChange, Estimator, FloatArray, IntArray, Span, SpanKind
+
+IGNORED = -100  # what a label of a token that is not trained on says
+
+Row = dict[str, Any]
+"""Column name to value; token columns are numpy arrays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelHashes:
+    """What tells a trainer that it has the model that sampled; "" where it is not known."""
+
+    tokenizer: str = ""
+    chat_template: str = ""
+
+
+@dataclass(slots=True)
+class _Tokens:
+    """The columns of a sequence, grown turn by turn."""
+
+    input_ids: list[Any] = field(default_factory=list[Any])
+    loss_mask: list[Any] = field(default_factory=list[Any])
+    old_logprobs: list[Any] = field(default_factory=list[Any])
+    entropy: list[Any] = field(default_factory=list[Any])
+    tail_mass: list[Any] = field(default_factory=list[Any])
+    margin: list[Any] = field(default_factory=list[Any])
+    segment_id: list[Any] = field(default_factory=list[Any])
+    token_kind: list[Any] = field(default_factory=list[Any])
+    length: int = 0
+
+    def read(self, token_ids: IntArray, kind: SpanKind) -> None:
+        """Tokens that the model was given."""
+        n = len(token_ids)
+        unknown = np.full(n, np.nan, dtype=np.float32)
+        self._add(
+            token_ids,
+            np.zeros(n, dtype=np.int8),
+            np.zeros(n, dtype=np.float32),
+            (unknown, unknown, unknown),
+            np.full(n, -1, dtype=np.int16),
+            np.full(n, kind, dtype=np.int8),
+        )
+
+    def sample(self, turn: AnyRow, spans: tuple[Span, ...], number: int) -> None:
+        """Tokens that the model sampled in one turn."""
+        token_ids = unpack_ints(turn.token_ids)
+        n = len(token_ids)
+        mask = np.ones(n, dtype=np.int8)
+        for start, stop in orjson.loads(turn.altered):
+            mask[start:stop] = 0
+        kinds = np.full(n, SpanKind.CONTROL, dtype=np.int8)
+        for span in spans:
+            kinds[span.start : span.stop] = span.kind
+        entropy = unpack_floats(turn.entropy_lower)
+        if turn.entropy_upper is not None:
+            entropy = (entropy + unpack_floats(turn.entropy_upper)) / np.float32(2)
+        self._add(
+            token_ids,
+            mask,
+            unpack_floats(turn.logprobs) * mask,
+            (entropy, unpack_floats(turn.tail_mass), unpack_floats(turn.margin)),
+            np.full(n, number, dtype=np.int16),
+            kinds,
+        )
+
+    def _add(  # noqa: PLR0917
+        self,
+        token_ids: IntArray,
+        mask: Any,
+        logprobs: FloatArray,
+        measured: tuple[FloatArray, FloatArray, FloatArray],
+        segments: Any,
+        kinds: Any,
+    ) -> None:
+        self.input_ids.append(token_ids)
+        self.loss_mask.append(mask)
+        self.old_logprobs.append(logprobs)
+        for column, values in zip(
+            (self.entropy, self.tail_mass, self.margin), measured, strict=True
+        ):
+            column.append(values)
+        self.segment_id.append(segments)
+        self.token_kind.append(kinds)
+        self.length += len(token_ids)
+
+    def columns(self) -> Row:
+        joined: Row = {
+            name: np.concatenate(getattr(self, name)) for name in self.__slots__ if name != "length"
+        }
+        labels = np.where(joined["loss_mask"], joined["input_ids"], IGNORED).astype(np.int32)
+        return {**joined, "labels": labels}
+
+
+def rows_of(stored: StoredTrajectory, toolsets: dict[bytes, str], hashes: ModelHashes) -> list[Row]:
+    """The rows of one trajectory, by branch."""
+    branches: defaultdict[int, list[AnyRow]] = defaultdict(list)
+    for turn in stored.turns:
+        branches[turn.branch_index].append(turn)
+    prompts = prompts_of(stored.turns)
+    return [
+        _row(stored, branches[index], prompts[branches[index][0].id], toolsets, hashes)
+        for index in sorted(branches)
+    ]
+
+
+def to_table(rows: list[Row]) -> pa.Table:
+    """Rows as one table of `schema.SCHEMA`."""
+    return pa.table([_column(rows, field) for field in SCHEMA], schema=SCHEMA)
+
+
+def _row(
+    stored: StoredTrajectory,
+    turns: list[AnyRow],
+    prompt: IntArray,
+    toolsets: dict[bytes, str],
+    hashes: ModelHashes,
+) -> Row:
+    tokens = _Tokens()
+    tokens.read(prompt, SpanKind.PROMPT)
+    calls: list[Row] = []
+    dense: list[float | None] = []
+    followers = _followers(stored)
+    for number, turn in enumerate(turns):
+        if number:
+            tokens.read(unpack_ints(turn.prompt_token_ids), SpanKind.RESULT)
+        start, spans = tokens.length, load_spans(turn.spans)
+        tokens.sample(turn, spans, number)
+        follower = followers.get(turn.id)
+        change = None if follower is None else stored.changes.get(follower)
+        own = _calls(stored, turn, spans, start, change)
+        calls += own
+        dense += [stored.dense.get(turn.id)] * len(own)
+    first, last = turns[0], turns[-1]
+    trajectory, rewards = stored.trajectory, stored.rewards
+    judged = last.id in stored.judged
+    params = [orjson.loads(turn.params) for turn in turns]
+    exact = all(turn.estimator == Estimator.EXACT for turn in turns)
+    group = trajectory.task_id or f"prompt:{_digest(stored.turns[0], stored)}"
+    decided = next((c for turn in turns for c in stored.calls.get(turn.id, ())), None)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "trajectory_id": trajectory.id,
+        "group_id": group,
+        "task_id": trajectory.task_id,
+        "model_id": first.model,
+        "tokenizer_hash": hashes.tokenizer,
+        "chat_template_hash": hashes.chat_template,
+        "weight_version": _same([turn.weight_version for turn in turns]) or "",
+        "policy_name": "" if decided is None else decided.policy_name,
+        "policy_version": "" if decided is None else decided.policy_version,
+        "branch_index": first.branch_index,
+        "created_at": trajectory.created_at,
+        "messages": _messages(stored, last),
+        "tools": toolsets.get(first.toolset_id),
+        "temperature": _same([_number(p.get("temperature"), 1.0) for p in params]),
+        "top_p": _same([_number(p.get("top_p"), 1.0) for p in params]),
+        "top_k": _same([int(_number(p.get("top_k"), 0)) for p in params]),
+        "logprobs_mode": "sampled" if exact else "raw",
+        "entropy_kind": "exact" if exact else "topk",
+        "entropy_k": None if exact else _same([turn.top_k for turn in turns]),
+        "calls": calls,
+        "outcome": trajectory.outcome if judged else None,
+        "outcome_source": stored.outcome_source if judged else None,
+        "reward_sparse": rewards.sparse if judged and rewards is not None else None,
+        "reward_dense": np.array([np.nan if d is None else d for d in dense], dtype=np.float32),
+        "advantages": None,
+        "n_calls": rewards.n_groups if rewards is not None else trajectory.n_calls,
+        "n_reducing": rewards.n_reduced if rewards is not None else None,
+        "n_null": rewards.n_groups - rewards.n_labelled if rewards is not None else None,
+        "truncated": last.finish_reason == "length",
+        "complete": all(turn.capture_gap is None and turn.error is None for turn in turns),
+        **tokens.columns(),
+    }
+
+
+def _followers(stored: StoredTrajectory) -> dict[str, str]:
+    """The turn that carries the label of each turn's calls: on the judged path, else the last."""
+    found: dict[str, str] = {}
+    for turn in stored.turns:
+        if turn.parent_id is not None:
+            found[turn.parent_id] = turn.id
+    found.update(zip(stored.judged, stored.judged[1:], strict=False))
+    return found
+
+
+def _calls(
+    stored: StoredTrajectory,
+    turn: AnyRow,
+    spans: tuple[Span, ...],
+    start: int,
+    change: EntropyChange | None,
+) -> list[Row]:
+    rows = stored.calls.get(turn.id, [])
+    places = [(span.start, span.stop) for span in spans if span.kind is SpanKind.CALL]
+    if len(places) != len(rows):  # several calls in one span, or a call that was never sampled
+        whole = (min(p[0] for p in places), max(p[1] for p in places)) if places else (0, 0)
+        places = [whole] * len(rows)
+    return [
+        {
+            "call_id": row.id,
+            "parallel_group": turn.turn_index,
+            "name": row.name,
+            "arguments": row.arguments,
+            "ok": row.id in stored.answered,
+            "start": start + begin,
+            "end": start + end,
+            **_label(change),
+            "decision": row.applied,
+            "propensity": row.propensity,
+            "reason": row.reason,
+        }
+        for row, (begin, end) in zip(rows, places, strict=True)
+    ]
+
+
+def _label(change: EntropyChange | None) -> Row:
+    if change is None:
+        nothing = dict.fromkeys(("h_before", "h_after", "delta_h", "delta_h_norm", "reduced"))
+        return {**nothing, "null_reason": "no_later_turn"}
+    return {
+        "h_before": None if change.before is None else change.before.midpoint,
+        "h_after": None if change.after is None else change.after.midpoint,
+        "delta_h": None if change.delta is None else change.delta.midpoint,
+        "delta_h_norm": change.delta_normalised,
+        "reduced": change.reduced,
+        "null_reason": change.null_reason,
+    }
+
+
+def _messages(stored: StoredTrajectory, last: AnyRow) -> str:
+    """The conversation up to and with ``last``, as JSON."""
+    by_id = {turn.id: turn for turn in stored.turns}
+    path = [last]
+    while (parent := by_id.get(path[-1].parent_id)) is not None:
+        path.append(parent)
+    messages: list[Any] = []
+    for turn in reversed(path):
+        said = orjson.loads(turn.new_messages)
+        if turn.n_messages != len(messages) + len(said) + 1:
+            messages = []  # the client rewrote the history: the turn brought all of it
+        messages += [*said, orjson.loads(turn.response)]
+    return orjson.dumps(messages).decode()
+
+
+def _digest(turn: AnyRow, stored: StoredTrajectory) -> str:
+    prompt = prompts_of(stored.turns)[turn.id]
+    return hashlib.blake2b(prompt.tobytes(), digest_size=12).hexdigest()
+
+
+def _same(values: list[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _number(value: Any, default: float) -> float:
+    return default if value is None else float(value)
+
+
+def _column(rows: list[Row], field: pa.Field) -> pa.Array:
+    values = [row[field.name] for row in rows]
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    if len(arrays) != len(values) or not pa.types.is_list(field.type):
+        return pa.array(values, type=field.type)
+    offsets = np.zeros(len(values) + 1, dtype=np.int32)
+    np.cumsum([len(value) for value in arrays], out=offsets[1:])
+    items = np.concatenate(arrays) if arrays else np.empty(0)
+    missing = np.isnan(items) if field.name == "reward_dense" else None
+    flat = pa.array(items, type=field.type.value_type, mask=missing)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat)

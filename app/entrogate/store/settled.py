@@ -1,0 +1,200 @@
+"""Reads whole trajectories in the order in which they settled: what an export takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, Row, and_, case, func, or_, select
+
+from entrogate.store.codec import load_change
+from entrogate.store.rewards import judged_path
+from entrogate.store.schema import (
+    call_rewards,
+    calls,
+    changes,
+    feedback,
+    results,
+    rewards,
+    toolsets,
+    trajectories,
+    turns,
+)
+from entrogate.types import Cursor, EntropyChange
+
+AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settling:
+    """When a trajectory is taken as final, in seconds.
+
+    With an outcome: ``quiet`` after its last turn or feedback. Without one: ``patience`` after its
+    last turn.
+    """
+
+    quiet: float = 30.0
+    patience: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if not (self.quiet >= 1.0 and self.patience >= 1.0):
+            raise ValueError("settling and patience are at least 1 second")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which trajectories to take; None asks for nothing. Times bound ``created_at``."""
+
+    model: str | None = None
+    mode: str | None = None
+    since: float | None = None
+    until: float | None = None
+    weight_version: str | None = None
+    with_outcome_only: bool = False
+    complete_only: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTrajectory:
+    """A trajectory as stored: the row of each table, turns in the order of their index."""
+
+    cursor: Cursor
+    trajectory: AnyRow
+    turns: list[AnyRow] = field(default_factory=list[AnyRow])
+    calls: dict[str, list[AnyRow]] = field(default_factory=dict[str, list[AnyRow]])  # by turn
+    answered: set[str] = field(default_factory=set[str])  # call ids that a result came back for
+    changes: dict[str, EntropyChange] = field(default_factory=dict[str, EntropyChange])
+    rewards: AnyRow | None = None
+    dense: dict[str, float | None] = field(default_factory=dict[str, "float | None"])
+    judged: tuple[str, ...] = ()  # ids of the turns that the outcome speaks of, first to last
+    outcome_source: str | None = None  # score | answer
+
+
+def read_settled(
+    connection: Connection,
+    settling: Settling,
+    wanted: Wanted,
+    *,
+    now: float,
+    after: Cursor | None,
+    limit: int,
+) -> list[StoredTrajectory]:
+    """The next ``limit`` trajectories that had settled by ``now``."""
+    columns = trajectories.c
+    said_at = (
+        select(func.coalesce(func.max(feedback.c.created_at), 0.0))
+        .where(feedback.c.trajectory_id == columns.id)
+        .scalar_subquery()
+    )
+    last = case((said_at > columns.updated_at, said_at), else_=columns.updated_at)
+    settled_at = case(
+        (columns.outcome.is_not(None), last + settling.quiet),
+        else_=columns.updated_at + settling.patience,
+    )
+    query = select(trajectories, settled_at.label("settled_at")).where(settled_at <= now)
+    if after is not None:
+        later = settled_at > after.settled_at
+        same = and_(settled_at == after.settled_at, columns.id > after.trajectory_id)
+        query = query.where(or_(later, same))
+    for condition in _conditions(wanted):
+        query = query.where(condition)
+    rows = connection.execute(query.order_by(settled_at, columns.id).limit(limit)).all()
+    return _with_parts(connection, rows)
+
+
+def toolset_texts(connection: Connection, ids: set[bytes]) -> dict[bytes, str]:
+    """The lists of tools as clients sent them, by id."""
+    rows = connection.execute(select(toolsets).where(toolsets.c.id.in_(ids)))
+    return {row.id: row.content for row in rows}
+
+
+def _conditions(wanted: Wanted) -> list[Any]:
+    columns = trajectories.c
+    found: list[Any] = []
+    if wanted.model is not None:
+        found.append(columns.model == wanted.model)
+    if wanted.mode is not None:
+        found.append(columns.mode == wanted.mode)
+    if wanted.since is not None:
+        found.append(columns.created_at >= wanted.since)
+    if wanted.until is not None:
+        found.append(columns.created_at < wanted.until)
+    if wanted.weight_version is not None:
+        of_version = select(turns.c.trajectory_id).where(
+            turns.c.weight_version == wanted.weight_version
+        )
+        found.append(columns.id.in_(of_version))
+    if wanted.with_outcome_only:
+        found.append(columns.outcome.is_not(None))
+    if wanted.complete_only:
+        found.append(columns.incomplete_reason.is_(None))
+    return found
+
+
+def _with_parts(connection: Connection, rows: Sequence[AnyRow]) -> list[StoredTrajectory]:
+    ids = [row.id for row in rows]
+
+    def grouped(table: Any, *order: Any) -> dict[str, list[AnyRow]]:
+        """Rows that hang on turns, by turn."""
+        query = select(table).join(turns, table.c.turn_id == turns.c.id)
+        by_turn: defaultdict[str, list[AnyRow]] = defaultdict(list)
+        query = query.where(turns.c.trajectory_id.in_(ids)).order_by(*order)
+        for row in connection.execute(query):
+            by_turn[row.turn_id].append(row)
+        return by_turn
+
+    turns_of: defaultdict[str, list[AnyRow]] = defaultdict(list)
+    query = select(turns).where(turns.c.trajectory_id.in_(ids)).order_by(turns.c.turn_index)
+    for turn in connection.execute(query):
+        turns_of[turn.trajectory_id].append(turn)
+    calls_of, results_of = grouped(calls, calls.c.position), grouped(results)
+    changes_of = grouped(changes)
+    said_of = {
+        row.trajectory_id: row
+        for row in connection.execute(
+            select(feedback).where(feedback.c.trajectory_id.in_(ids)).order_by(feedback.c.id)
+        )
+    }
+    rewards_of = {
+        row.trajectory_id: row
+        for row in connection.execute(select(rewards).where(rewards.c.trajectory_id.in_(ids)))
+    }
+    dense_of: defaultdict[str, dict[str, float | None]] = defaultdict(dict)
+    for row in connection.execute(
+        select(call_rewards).where(call_rewards.c.trajectory_id.in_(ids))
+    ):
+        dense_of[row.trajectory_id][row.turn_id] = row.dense
+    found: list[StoredTrajectory] = []
+    for row in rows:
+        own = turns_of[row.id]
+        said = said_of.get(row.id)
+        judged = () if said is None or not own else judged_path(own, said.turn_id)
+        found.append(
+            StoredTrajectory(
+                cursor=Cursor(settled_at=row.settled_at, trajectory_id=row.id),
+                trajectory=row,
+                turns=own,
+                calls={turn.id: calls_of[turn.id] for turn in own if turn.id in calls_of},
+                answered={r.call_id for turn in own for r in results_of.get(turn.id, ())},
+                changes={
+                    turn.id: _change(changes_of[turn.id][0])
+                    for turn in own
+                    if turn.id in changes_of
+                },
+                rewards=rewards_of.get(row.id),
+                dense=dense_of[row.id],
+                judged=tuple(turn.id for turn in judged),
+                outcome_source=None if said is None else _source(said),
+            )
+        )
+    return found
+
+
+def _source(said: AnyRow) -> str:
+    return "score" if said.answer is None else "answer"
+
+
+def _change(row: AnyRow) -> EntropyChange:
+    return load_change({column.name: getattr(row, column.name) for column in changes.c})
