@@ -27,6 +27,10 @@ EXTRAS = {
     "transformers": "train",
     "tokenizers": "train",
     "safetensors": "train",
+    "accelerate": "train",
+    "peft": "train",
+    "pyarrow": "export",
+    "fsspec": "export",
     "psycopg": "postgres",
 }
 
@@ -70,6 +74,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "trajectories": LazyCommand(
         target="entrogate.store.cli:trajectories",
         help="List and show recorded trajectories.",
+    ),
+    "export": LazyCommand(
+        target="entrogate.export.cli:export",
+        help="Write settled trajectories to Parquet, each exactly once.",
+    ),
+    "train": LazyCommand(
+        target="entrogate.train.cli:train",
+        help="Train on exported trajectories (LoRA or all weights).",
     ),
     "bench": LazyCommand(
         target="entrogate.bench.cli:bench",

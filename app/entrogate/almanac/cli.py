@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from entrogate.almanac.tasks import Split
 from entrogate.errors import EntrogateError
 
 _BASE_URL = "http://127.0.0.1:8000/v1"
@@ -110,6 +111,20 @@ def ask(
 @click.option("--records", "records_file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--closed-book", is_flag=True, help="Also examine without tools.")
 @click.option("--feedback", is_flag=True, help="Post answer and gold to /v1/feedback.")
+@click.option(
+    "--split",
+    type=click.Choice(["held-out", "train"]),
+    default="held-out",
+    show_default=True,
+    help="Which tasks; those to train on are of the same kinds.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Runs of each task, for groups.",
+)
 def evaluation(
     *,
     base_url: str,
@@ -124,8 +139,10 @@ def evaluation(
     records_file: Path | None,
     closed_book: bool,
     feedback: bool,
+    split: Split,
+    repeats: int,
 ) -> None:
-    """Run held-out tasks through the agent and report accuracy, calls, tokens and latency."""
+    """Run tasks through the agent and report accuracy, calls, tokens and latency."""
     from entrogate.almanac.closed_book import closed_book as examine
     from entrogate.almanac.evaluate import MODES, evaluate
 
@@ -150,6 +167,8 @@ def evaluation(
             progress=_Progress(),
             world_seed=world_seed,
             feedback=feedback,
+            split=split,
+            repeats=repeats,
         )
     )
     if closed_book:

@@ -14,10 +14,11 @@ from openai import AsyncOpenAI
 from entrogate.almanac.agent import Agent, Run
 from entrogate.almanac.scoring import JudgedCall, failure_cause, is_correct, judge_calls
 from entrogate.almanac.statistics import mean, mean_interval, percentile, wilson
-from entrogate.almanac.tasks import DOMAINS, Task, held_out_task
+from entrogate.almanac.tasks import DOMAINS, Split, Task, held_out_task, training_task
 from entrogate.almanac.tools import DOMAIN_TOOLS
 from entrogate.almanac.world import World, make_world
 from entrogate.errors import EntrogateError
+from entrogate.label.f1 import squad_f1
 
 MODES = ("observe", "enforce", "explore")
 Progress = Callable[[str, int, int], None]
@@ -40,6 +41,7 @@ class TaskRecord:
     gold: str
     answer: str | None
     correct: bool
+    f1: float
     cause: str | None
     oracle_calls: int
     calls: tuple[JudgedCall, ...]
@@ -63,14 +65,17 @@ async def evaluate(
     progress: Progress | None = None,
     world_seed: int = 0,
     feedback: bool = False,
+    split: Split = "held-out",
+    repeats: int = 1,
 ) -> dict[str, Any]:
-    """Run `tasks` held-out tasks in each mode and summarise them.
+    """Run `tasks` tasks of a split in each mode, each `repeats` times, and summarise the runs.
 
     Besides what `summarise` returns for each mode, the result has `records`: for each mode the
     `TaskRecord`s as dictionaries. `world_seed` is the seed that the model was built with.
     """
     world = make_world(world_seed)
-    drawn = [held_out_task(world, seed, index) for index in range(tasks)]
+    draw = held_out_task if split == "held-out" else training_task
+    drawn = [draw(world, seed, index) for index in range(tasks)]
     summaries: dict[str, Any] = {}
     records: dict[str, Any] = {}
     async with connect(base_url, api_key) as client:
@@ -90,6 +95,7 @@ async def evaluate(
                 drawn,
                 mode,
                 seed=seed,
+                repeats=repeats,
                 concurrency=concurrency,
                 progress=progress,
                 feedback=feedback and entrogate,
@@ -164,6 +170,7 @@ async def _run_all(
     mode: str,
     *,
     seed: int,
+    repeats: int,
     concurrency: int,
     progress: Progress | None,
     feedback: bool,
@@ -171,24 +178,26 @@ async def _run_all(
     gate = asyncio.Semaphore(concurrency)
     finished = 0
 
-    async def one(task: Task) -> TaskRecord:
+    async def one(task: Task, repeat: int) -> TaskRecord:
         nonlocal finished
         async with gate:
             run = await agent.run(
                 task.question,
                 tools=DOMAIN_TOOLS[task.domain],
-                seed=f"{seed}-{task.id}",
+                seed=f"{seed}-{task.id}" + (f"-{repeat}" if repeat else ""),
                 headers={"x-entrogate-task-id": task.id},
             )
             if feedback:
                 await _post_feedback(agent.client, task, run)
         finished += 1
         if progress is not None:
-            progress(mode, finished, len(tasks))
+            progress(mode, finished, len(tasks) * repeats)
         return record_of(world, task, run)
 
     async with asyncio.TaskGroup() as group:
-        running = [group.create_task(one(task)) for task in tasks]
+        running = [
+            group.create_task(one(task, repeat)) for task in tasks for repeat in range(repeats)
+        ]
     return [task.result() for task in running]
 
 
@@ -208,6 +217,7 @@ def record_of(world: World, task: Task, run: Run) -> TaskRecord:
         gold=task.gold,
         answer=run.answer,
         correct=is_correct(run.answer, task.gold),
+        f1=squad_f1(run.answer or "", task.gold),
         cause=failure_cause(world, task, run),
         oracle_calls=task.oracle_calls,
         calls=tuple(judge_calls(task, run)),
@@ -229,6 +239,7 @@ def _figures(records: Sequence[TaskRecord]) -> dict[str, Any]:
         "tasks": len(records),
         "accuracy": right / len(records) if records else 0.0,
         "accuracy_ci": list(wilson(right, len(records))),
+        "f1": mean([record.f1 for record in records]),
         "calls_per_task": mean(calls),
         "calls_ci": list(mean_interval(calls)),
         "oracle_calls_per_task": mean([record.oracle_calls for record in records]),

@@ -112,6 +112,15 @@ def held_out_task(world: World, seed: int, index: int) -> Task:
     return draw_task(rng, world, world, cast, domain=domain, split="held-out", task_id=task_id)
 
 
+def training_task(world: World, seed: int, index: int) -> Task:
+    """Task `index` of `seed` to train on: of the same kinds, none of them held out."""
+    rng = random.Random(f"almanac-training-{world.seed}-{seed}-{index}")
+    domain = rng.choices(DOMAINS, DOMAIN_SHARES)[0]
+    task_id = f"{world.seed}-{seed}-t{index:05d}"
+    cast = HeldOutCast(world=world)
+    return draw_task(rng, world, world, cast, domain=domain, split="train", task_id=task_id)
+
+
 def draw_task(
     rng: random.Random,
     world: World,

@@ -19,7 +19,7 @@ import zmq
 from entrogate.engine.frames import TOKEN, VERSION, Began, Ended, Gated, Message, encode
 
 _log = logging.getLogger("entrogate.engine")
-FLUSH_SECONDS = 0.01
+FLUSH_SECONDS = 0.1
 FLUSH_STEPS = 64
 QUEUED_MESSAGES = 10_000
 

@@ -29,6 +29,7 @@ def test_command_line_on_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "--served-model-name", "almanac",
         "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
         "--reasoning-parser", "qwen3", "--enforce-eager", "--max-num-seqs", "32",
+        "--no-enable-chunked-prefill",
         "--max-model-len", "2048",
     ]  # fmt: skip
 

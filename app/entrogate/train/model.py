@@ -1,0 +1,95 @@
+# ruff: noqa: N806 (shape suffixes)
+"""The policy: a Hugging Face causal model, all of its weights or a LoRA on them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entrogate.errors import ConfigError
+from entrogate.train.packing import Pack
+from entrogate.train.settings import TrainSettings
+
+
+@dataclass(slots=True)
+class Policy:
+    """``model`` is trained; ``reference`` is None where the same weights without LoRA serve."""
+
+    model: Any
+    reference: Any | None
+    vocab_size: int
+    max_length: int
+    lora: bool
+
+    @classmethod
+    def load(cls, settings: TrainSettings) -> Policy:
+        """Load the base in float32. Raises ConfigError when there is no such model."""
+        from transformers import AutoModelForCausalLM
+
+        def base() -> Any:
+            loader: Any = AutoModelForCausalLM
+            try:
+                return loader.from_pretrained(settings.model, dtype=torch.float32)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"cannot load model {settings.model}: {error}") from None
+
+        model = base()
+        config = model.config
+        lora = settings.lora_rank > 0
+        reference = None
+        if lora:
+            from peft import LoraConfig, get_peft_model
+
+            rank = settings.lora_rank
+            alpha = settings.lora_alpha or 2 * rank
+            wanted = LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+            model = get_peft_model(model, wanted)
+        elif settings.kl_weight:
+            reference = base().requires_grad_(False)
+        return cls(
+            model=model,
+            reference=reference,
+            vocab_size=config.vocab_size,
+            max_length=config.max_position_embeddings,
+            lora=lora,
+        )
+
+    def trainable(self) -> Iterable[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def logprobs(self, pack: Pack) -> Tensor:
+        """Log-probs of the trained tokens, at the temperature they were sampled at: (T,)."""
+        return _logprobs(self.model, pack)
+
+    @torch.no_grad()
+    def reference_logprobs(self, pack: Pack) -> Tensor:
+        if self.reference is not None:
+            return _logprobs(self.reference.to(pack.input_1P.device), pack)
+        inner = getattr(self.model, "module", self.model)
+        with inner.disable_adapter() if self.lora else contextlib.nullcontext():
+            return _logprobs(inner, pack)
+
+    def save(self, model: Any, folder: Path) -> None:
+        """The LoRA (as peft and vLLM read it) or the whole model."""
+        model.save_pretrained(folder, safe_serialization=True)
+
+
+def _logprobs(model: Any, pack: Pack) -> Tensor:
+    # No attention mask: transformers sees from the positions where a sequence begins.
+    output = model(
+        input_ids=pack.input_1P,
+        position_ids=pack.position_1P,
+        logits_to_keep=pack.predicting_T,
+        use_cache=False,
+    )
+    logits_TV = output.logits[0].float() / pack.temperature_T[:, None]
+    chosen_T = logits_TV.gather(1, pack.token_T[:, None])[:, 0]
+    return chosen_T - logits_TV.logsumexp(dim=-1)

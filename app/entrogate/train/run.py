@@ -1,0 +1,72 @@
+"""A training run from data to result: read, label, check, train, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from entrogate.label.rewards import RewardOptions
+from entrogate.train.data import DataReport, Labelling, label_rows, read_rows
+from entrogate.train.losses import NEEDS_OLD_LOGPROBS
+from entrogate.train.record import check_same_run, describe, write_record
+from entrogate.train.settings import TrainSettings
+from entrogate.train.trainer import Progress, RunResult, StepReport, train
+
+Say = Callable[[str], None]
+
+
+def run(settings: TrainSettings, *, say: Say) -> RunResult:
+    """Do it all; raises EntrogateError, in one line, for what cannot be done."""
+    rows = read_rows(settings.data)
+    sequences, report = label_rows(
+        rows, labelling_of(settings), needs_old_logprobs=settings.loss in NEEDS_OLD_LOGPROBS
+    )
+    del rows
+    say(_summary(report))
+    described = describe(settings, report)
+    out = Path(settings.out)
+    check_same_run(out, described)
+    write_record(out, described, None)
+    result = train(sequences, settings, progress=_teller(say))
+    write_record(out, described, result)
+    ending = f"stopped early: {result.stopped}" if result.stopped else "done"
+    say(f"{ending}, {result.steps} steps, {result.tokens_per_second:.0f} tokens/s")
+    return result
+
+
+def labelling_of(settings: TrainSettings) -> Labelling:
+    """The labels that a loss wants: rwsft takes rewards as they are, the others advantages."""
+    return Labelling(
+        reward=settings.reward,
+        baseline=None if settings.loss == "rwsft" else settings.baseline,
+        options=RewardOptions(alpha=settings.alpha, no_calls=settings.no_calls),
+        dense=settings.dense,
+    )
+
+
+def _summary(report: DataReport) -> str:
+    skipped = "".join(f", {count} × {reason}" for reason, count in sorted(report.skipped.items()))
+    return (
+        f"{report.trajectories} trajectories in {report.groups} groups, mean outcome "
+        f"{report.mean_outcome:.3f}, {report.groups_of_calls_per_trajectory:.2f} calls each; "
+        f"{report.trained_tokens} tokens to train on{skipped and '; left out' + skipped[1:]}"
+    )
+
+
+def _teller(say: Say) -> Progress:
+    began = time.monotonic()
+    first: list[int] = []
+
+    def tell(report: StepReport) -> None:
+        first.append(report.step)
+        done = report.step - first[0] + 1
+        left = (time.monotonic() - began) / done * (report.steps - report.step)
+        say(
+            f"step {report.step}/{report.steps}  loss {report.loss:+.4f}  "
+            f"|ln ratio| {report.mean_log_ratio:.3f}  share {report.effective_share:.2f}  "
+            f"grad {report.grad_norm:.2f}  {report.tokens / report.seconds:.0f} tokens/s  "
+            f"{left / 60:.0f} min to go"
+        )
+
+    return tell

@@ -1,0 +1,173 @@
+"""The trainer on a tiny Qwen3: packed equals alone, killed equals uninterrupted, two equal one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("accelerate")
+pytest.importorskip("peft")
+
+import torch
+
+from entrogate.errors import EntrogateError
+from entrogate.train.data import DataError
+from entrogate.train.packing import make_pack
+from entrogate.train.trainer import train
+from tests.integration.train_worker import VOCABULARY, sequences, settings
+
+ROOT = Path(__file__).parents[2]
+WORKER = Path(__file__).with_name("train_worker.py")
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def worker(*arguments: str, launch: tuple[str, ...] = (), code: int = 0) -> list[str]:
+    command = [sys.executable, *launch, str(WORKER), *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'app'}{os.pathsep}{ROOT}"}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """The uninterrupted run: its steps, and its folder."""
+    folder = tmp_path_factory.mktemp("alone")
+    return worker(model, str(folder), str(STEPS)), folder
+
+
+def test_packed_log_probs_are_those_of_each_sequence_alone(model: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from entrogate.train.model import Policy
+
+    policy = Policy.load(settings(model, "unused", lora_rank=0))
+    parts = sequences(6)
+    packed = policy.logprobs(make_pack(parts)).detach().numpy()
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    expected: list[float] = []
+    for part in parts:
+        with torch.inference_mode():
+            logits = plain(torch.from_numpy(part.input_ids).long()[None]).logits[0]
+        logprobs = (logits / part.temperature).log_softmax(-1).numpy()
+        at = np.flatnonzero(part.mask[1:])
+        expected += logprobs[at, part.input_ids[at + 1]].tolist()
+    np.testing.assert_allclose(packed, expected, atol=1e-5)
+
+
+def test_the_loss_curve_is_reproduced(
+    model: str, alone: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    lines, folder = alone
+    assert len(lines) == STEPS
+    assert worker(model, str(tmp_path), str(STEPS)) == lines, "bit for bit"
+    golden = json.loads((Path(__file__).parent / "recorded" / "loss_curve.json").read_text())
+    losses = [float(line.split()[1]) for line in lines]
+    assert losses == pytest.approx(golden, rel=1e-4), "as recorded, on any machine"
+    for name, tensor in weights(folder).items():
+        assert torch.equal(tensor, weights(tmp_path)[name])
+
+
+def test_killed_and_resumed_equals_uninterrupted(
+    model: str, alone: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    lines, folder = alone
+    before = worker(model, str(tmp_path), str(STEPS), "die", code=-9)
+    after = worker(model, str(tmp_path), str(STEPS))
+    assert before == lines[: STEPS - 1]
+    assert after == lines[STEPS - len(after) :]
+    assert 0 < len(after) < STEPS, "it went on, not over again"
+    for name, tensor in weights(folder).items():
+        assert torch.equal(tensor, weights(tmp_path)[name])
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in logged] == list(range(1, STEPS + 1))
+
+
+def test_two_processes_give_the_same_losses(
+    model: str, alone: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    lines, folder = alone
+    launch = (
+        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    )  # fmt: skip
+    found = worker(model, str(tmp_path), str(STEPS), launch=launch)
+    assert len(found) == STEPS
+    for one, two in zip(lines, found, strict=True):
+        numbers = [[float(x) for x in line.split()] for line in (one, two)]
+        assert numbers[1] == pytest.approx(numbers[0], rel=2e-4, abs=1e-6)
+    for name, tensor in weights(folder).items():
+        assert torch.allclose(tensor, weights(tmp_path)[name], atol=1e-4)
+
+
+def test_all_weights_learn_what_succeeded(model: str, tmp_path: Path) -> None:
+    found: list[float] = []
+    train(
+        sequences(),
+        settings(model, str(tmp_path), lora_rank=0, learning_rate=3e-3, ce_weight=5.0),
+        progress=lambda report: found.append(report.ce),
+    )
+    third = len(found) // 3
+    assert sum(found[-third:]) < 0.9 * sum(found[:third])
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_it_stops_when_the_policy_has_gone_too_far(model: str, tmp_path: Path) -> None:
+    result = train(
+        sequences(),
+        settings(model, str(tmp_path), stop_log_ratio=0.01, warmup_steps=0),
+    )
+    assert result.stopped is not None
+    assert "ln ratio" in result.stopped
+    assert result.steps == 1
+
+
+def test_what_the_model_cannot_take(model: str, tmp_path: Path) -> None:
+    foreign = sequences(4)
+    foreign[0].input_ids[0] = VOCABULARY
+    with pytest.raises(DataError, match="another tokenizer"):
+        train(foreign, settings(model, str(tmp_path)))
+    with pytest.raises(EntrogateError, match="cannot load model"):
+        train(sequences(4), settings(str(tmp_path / "none"), str(tmp_path)))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(EntrogateError, match="cannot write"):
+        train(sequences(4), settings(model, str(tmp_path / "file" / "out")))
+    train(sequences(4), settings(model, str(tmp_path / "run"), max_steps=1))
+    with pytest.raises(EntrogateError, match="another model or LoRA"):
+        train(sequences(4), settings(model, str(tmp_path / "run"), lora_rank=8))
