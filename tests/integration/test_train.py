@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,18 @@ pytest.importorskip("peft")
 
 import torch
 
+from entrogate.cli import run
 from entrogate.errors import EntrogateError
+from entrogate.export.dataset import Dataset
+from entrogate.export.exporter import export_settled
+from entrogate.settings import StoreSettings
+from entrogate.store import Store
+from entrogate.store.settled import Settling, Wanted
 from entrogate.train.data import DataError
 from entrogate.train.packing import make_pack
 from entrogate.train.trainer import train
 from tests.integration.train_worker import VOCABULARY, sequences, settings
+from tests.unit.store.records import capture, turn
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -141,7 +149,7 @@ def test_all_weights_learn_what_succeeded(model: str, tmp_path: Path) -> None:
     train(
         sequences(),
         settings(model, str(tmp_path), lora_rank=0, learning_rate=3e-3, ce_weight=5.0),
-        progress=lambda report: found.append(report.ce),
+        trackers=[lambda report: found.append(report.ce)],
     )
     third = len(found) // 3
     assert sum(found[-third:]) < 0.9 * sum(found[:third])
@@ -171,3 +179,46 @@ def test_what_the_model_cannot_take(model: str, tmp_path: Path) -> None:
     train(sequences(4), settings(model, str(tmp_path / "run"), max_steps=1))
     with pytest.raises(EntrogateError, match="another model or LoRA"):
         train(sequences(4), settings(model, str(tmp_path / "run"), lora_rank=8))
+
+
+async def exported(store_url: str, folder: Path) -> str:
+    """A dataset of three tasks with two runs each, one right and one wrong."""
+    store = Store.open(StoreSettings(url=store_url))
+    await store.start()
+    rng = np.random.default_rng(1)
+    for task in range(3):
+        for score in (0, 1):
+            ids = rng.integers(0, VOCABULARY, 20).astype(np.int32)
+            sampled = replace(capture(12, seed=task), token_ids=ids[:12])
+            name = f"t{task}-{score}"
+            record = turn(name, prompt=ids[12:], capture=sampled, length=12, task_id=f"task{task}")
+            await store.commit_turns([record])
+            await store.add_feedback(trajectory_id=name, score=score)
+    with Dataset.writing(str(folder)) as dataset:
+        export_settled(store, dataset, settling=Settling(), wanted=Wanted(), now=4e9)
+    await store.aclose()
+    return str(folder)
+
+
+async def test_the_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = await exported(f"sqlite:///{tmp_path}/store.db", tmp_path / "data")
+    out = tmp_path / "out"
+    base = ["train", data, "--model", model, "--out", str(out), "--lora-rank", "4"]
+    base += ["--batch-tokens", "64", "--pack-tokens", "32", "--reward", "outcome"]
+    # The random log-probs of the fixture are not the model's: it would stop at once.
+    base += ["--stop-log-ratio", "100", "--stop-effective-share", "0"]
+    assert run(base) == 0
+    said = capsys.readouterr().err
+    assert "6 trajectories in 3 groups" in said
+    assert "to go" in said
+    record = json.loads((out / "record.json").read_text())
+    assert record["result"]["stopped"] is None
+    assert list(record["data"][data]) == [e.part for e in Dataset.reading(data).entries]
+    assert (out / "adapter_model.safetensors").is_file()
+    assert list((out / "tensorboard").iterdir())
+    assert run([*base, "--seed", "1"]) == 1
+    assert "holds another run (settings: seed differs)" in capsys.readouterr().err
+    assert run(["train", str(tmp_path / "none"), "--model", model, "--out", str(out)]) == 1
+    assert "is no dataset" in capsys.readouterr().err
+    assert run([*base, "--clip", "2"]) == 2
+    assert "clip" in capsys.readouterr().err

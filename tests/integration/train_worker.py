@@ -68,7 +68,7 @@ def main(model: str, out: str, steps: str, die: str = "") -> None:
         if die and report.step == last - 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(sequences(), settings(model, out, max_steps=last), progress=progress)
+    train(sequences(), settings(model, out, max_steps=last), trackers=[progress])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
 
 from entrogate.label.rewards import RewardOptions
 from entrogate.train.data import DataReport, Labelling, label_rows, read_rows
@@ -18,6 +22,9 @@ Say = Callable[[str], None]
 
 def run(settings: TrainSettings, *, say: Say) -> RunResult:
     """Do it all; raises EntrogateError, in one line, for what cannot be done."""
+    main = PartialState().is_main_process
+    if not main:
+        say = _silent
     rows = read_rows(settings.data)
     sequences, report = label_rows(
         rows, labelling_of(settings), needs_old_logprobs=settings.loss in NEEDS_OLD_LOGPROBS
@@ -27,9 +34,12 @@ def run(settings: TrainSettings, *, say: Say) -> RunResult:
     described = describe(settings, report)
     out = Path(settings.out)
     check_same_run(out, described)
-    write_record(out, described, None)
-    result = train(sequences, settings, progress=_teller(say))
-    write_record(out, described, result)
+    if main:
+        write_record(out, described, None)
+    trackers = [_teller(say), _tensorboard(out / "tensorboard")]
+    result = train(sequences, settings, trackers=trackers)
+    if main:
+        write_record(out, described, result)
     ending = f"stopped early: {result.stopped}" if result.stopped else "done"
     say(f"{ending}, {result.steps} steps, {result.tokens_per_second:.0f} tokens/s")
     return result
@@ -52,6 +62,28 @@ def _summary(report: DataReport) -> str:
         f"{report.mean_outcome:.3f}, {report.groups_of_calls_per_trajectory:.2f} calls each; "
         f"{report.trained_tokens} tokens to train on{skipped and '; left out' + skipped[1:]}"
     )
+
+
+def _silent(text: str) -> None:
+    """What a process other than the first says."""
+
+
+def _tensorboard(folder: Path) -> Progress:
+    writer: Any = None
+
+    def track(report: StepReport) -> None:
+        nonlocal writer
+        if writer is None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            writer = SummaryWriter(str(folder))
+        for name, value in asdict(report).items():
+            if name not in {"step", "steps", "epoch"}:
+                writer.add_scalar(name, value, report.step)
+        if report.step == report.steps:
+            writer.close()
+
+    return track
 
 
 def _teller(say: Say) -> Progress:

@@ -75,11 +75,11 @@ def train(
     sequences: Sequence[TrainingSequence],
     settings: TrainSettings,
     *,
-    progress: Progress | None = None,
     trackers: Sequence[Progress] = (),
 ) -> RunResult:
     """Train, or go on with the run that ``settings.out`` holds; saves the result there.
 
+    ``trackers`` are called by the first process after each step.
     Raises DataError for data that the model cannot take, EntrogateError for an unusable folder.
     """
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
@@ -110,8 +110,8 @@ def train(
             stopped = _reason_to_stop(report, settings)
             if accelerator.is_main_process:
                 checkpoints.log(orjson.dumps(asdict(report)))
-                for tell in (*trackers, *([progress] if progress is not None else [])):
-                    tell(report)
+                for track in trackers:
+                    track(report)
             last = number == total or stopped is not None
             if last or number % settings.save_every == 0:
                 accelerator.wait_for_everyone()
