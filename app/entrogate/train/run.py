@@ -1,3 +1,4 @@
+# pyright: reportMissingTypeStubs=false
 """A training run from data to result: read, label, check, train, record."""
 
 from __future__ import annotations
