@@ -83,6 +83,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         target="entrogate.train.cli:train",
         help="Train on exported trajectories (LoRA or all weights).",
     ),
+    "publish": LazyCommand(
+        target="entrogate.train.publish:publish",
+        help="Load a trained LoRA into a running vLLM.",
+    ),
     "bench": LazyCommand(
         target="entrogate.bench.cli:bench",
         help="Measure the gateway's overhead and the gate's decisions.",

@@ -7,6 +7,7 @@ the very ids that vLLM sampled, and the definition −Σ p ln p.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,20 @@ SEQUENCES = 64 if FULL else 52  # 10,400 tokens
 ENGINE_ERROR = 1e-3
 
 
-def true_logprobs(prompt: list[int], sampled: list[int]) -> np.ndarray:
-    """At every sampled token, of the whole vocabulary: shape (T, V)."""
+@cache
+def reference_model() -> Any:
+    """The bundled weights in float64."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float64)
+
+
+def true_logprobs(prompt: list[int], sampled: list[int]) -> np.ndarray:
+    """At every sampled token, of the whole vocabulary: shape (T, V)."""
+    import torch
+
+    model = reference_model()
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + sampled])).logits[0, len(prompt) - 1 : -1]
         return torch.log_softmax(logits, dim=-1).numpy()

@@ -210,19 +210,20 @@ class RunnerV2:
         call_id = gate.numbers.call_id
         row_V = logits_BV[place]
         largest = found.largest_B[place]
+        suppressed = torch.zeros((), dtype=torch.bool, device=row_V.device)
         if gate.suppresses():
             alone = torch.isinf(found.margin_B[place]) & (largest == call_id)
-            acts = (found.p_tool_call_B[place] >= COULD_BE_SAMPLED) & ~alone
-            row_V[call_id] = torch.where(acts, -torch.inf, row_V[call_id])
-            acted_B[place] = acts * _SUPPRESSED
-        elif gate.may_force():
+            suppressed = (found.p_tool_call_B[place] >= COULD_BE_SAMPLED) & ~alone
+            row_V[call_id] = torch.where(suppressed, -torch.inf, row_V[call_id])
+            acted_B[place] = suppressed * _SUPPRESSED
+        if gate.may_force():
             call = row_V[call_id].clone()
-            acts = (largest != call_id) & ~torch.isneginf(call)
+            forced = (largest != call_id) & ~torch.isneginf(call) & ~suppressed
             for blank_id in gate.numbers.blank_ids:
-                acts &= largest != blank_id
-            row_V.masked_fill_(acts, -torch.inf)
+                forced &= largest != blank_id
+            row_V.masked_fill_(forced, -torch.inf)
             row_V[call_id] = call
-            acted_B[place] = acts * _FORCED
+            acted_B[place] += forced * _FORCED
 
     def _settle(self, *, wait: bool) -> None:
         """Take the steps whose copies have arrived on the host; ``wait`` for all of them."""
