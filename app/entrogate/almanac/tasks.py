@@ -106,19 +106,19 @@ def known_sums() -> tuple[tuple[int, str, int], ...]:
 def held_out_task(world: World, seed: int, index: int) -> Task:
     """Task `index` of the held-out tasks of `seed`: always the same one."""
     rng = random.Random(f"almanac-task-{world.seed}-{seed}-{index}")
-    domain = rng.choices(DOMAINS, DOMAIN_SHARES)[0]
-    task_id = f"{world.seed}-{seed}-{index:05d}"
-    cast = HeldOutCast(world=world)
-    return draw_task(rng, world, world, cast, domain=domain, split="held-out", task_id=task_id)
+    return _world_task(rng, world, "held-out", f"{world.seed}-{seed}-{index:05d}")
 
 
 def training_task(world: World, seed: int, index: int) -> Task:
     """Task `index` of `seed` to train on: of the same kinds, none of them held out."""
     rng = random.Random(f"almanac-training-{world.seed}-{seed}-{index}")
+    return _world_task(rng, world, "train", f"{world.seed}-{seed}-t{index:05d}")
+
+
+def _world_task(rng: random.Random, world: World, split: Split, task_id: str) -> Task:
     domain = rng.choices(DOMAINS, DOMAIN_SHARES)[0]
-    task_id = f"{world.seed}-{seed}-t{index:05d}"
     cast = HeldOutCast(world=world)
-    return draw_task(rng, world, world, cast, domain=domain, split="train", task_id=task_id)
+    return draw_task(rng, world, world, cast, domain=domain, split=split, task_id=task_id)
 
 
 def draw_task(

@@ -19,7 +19,7 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Dataset:
         try:
             fs, root = url_to_fs(url)
             local = isinstance(fs, LocalFileSystem)
-            with _lock(Path(root)) if local else _nothing():
+            with _lock(Path(root)) if local else nullcontext():
                 dataset = cls(fs, root)
                 for name in (_MANIFEST, _STAGED):
                     fs.makedirs(dataset.path(name), exist_ok=True)
@@ -230,11 +230,6 @@ def _lock(root: Path) -> Generator[None]:
         except BlockingIOError:
             raise ExportError(f"another export is writing to {root}") from None
         yield
-
-
-@contextmanager
-def _nothing() -> Generator[None]:
-    yield
 
 
 def _sync(out: Any) -> None:

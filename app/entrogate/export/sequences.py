@@ -34,6 +34,17 @@ class ModelHashes:
     chat_template: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Context:
+    """What the rows of one trajectory have in common."""
+
+    stored: StoredTrajectory
+    group_id: str
+    followers: dict[str, str]
+    toolsets: dict[bytes, str]
+    hashes: ModelHashes
+
+
 @dataclass(slots=True)
 class _Tokens:
     """The columns of a sequence, grown turn by turn."""
@@ -117,9 +128,15 @@ def rows_of(stored: StoredTrajectory, toolsets: dict[bytes, str], hashes: ModelH
     for turn in stored.turns:
         branches[turn.branch_index].append(turn)
     prompts = prompts_of(stored.turns)
+    context = _Context(
+        stored=stored,
+        group_id=stored.trajectory.task_id or _prompt_group(prompts[stored.turns[0].id]),
+        followers=_followers(stored),
+        toolsets=toolsets,
+        hashes=hashes,
+    )
     return [
-        _row(stored, branches[index], prompts[branches[index][0].id], toolsets, hashes)
-        for index in sorted(branches)
+        _row(context, branches[index], prompts[branches[index][0].id]) for index in sorted(branches)
     ]
 
 
@@ -128,24 +145,18 @@ def to_table(rows: list[Row]) -> pa.Table:
     return pa.table([_column(rows, field) for field in SCHEMA], schema=SCHEMA)
 
 
-def _row(
-    stored: StoredTrajectory,
-    turns: list[AnyRow],
-    prompt: IntArray,
-    toolsets: dict[bytes, str],
-    hashes: ModelHashes,
-) -> Row:
+def _row(context: _Context, turns: list[AnyRow], prompt: IntArray) -> Row:
+    stored, hashes = context.stored, context.hashes
     tokens = _Tokens()
     tokens.read(prompt, SpanKind.PROMPT)
     calls: list[Row] = []
     dense: list[float | None] = []
-    followers = _followers(stored)
     for number, turn in enumerate(turns):
         if number:
             tokens.read(unpack_ints(turn.prompt_token_ids), SpanKind.RESULT)
         start, spans = tokens.length, load_spans(turn.spans)
         tokens.sample(turn, spans, number)
-        follower = followers.get(turn.id)
+        follower = context.followers.get(turn.id)
         change = None if follower is None else stored.changes.get(follower)
         own = _calls(stored, turn, spans, start, change)
         calls += own
@@ -155,12 +166,11 @@ def _row(
     judged = last.id in stored.judged
     params = [orjson.loads(turn.params) for turn in turns]
     exact = all(turn.estimator == Estimator.EXACT for turn in turns)
-    group = trajectory.task_id or f"prompt:{_digest(stored.turns[0], stored)}"
     decided = next((c for turn in turns for c in stored.calls.get(turn.id, ())), None)
     return {
         "schema_version": SCHEMA_VERSION,
         "trajectory_id": trajectory.id,
-        "group_id": group,
+        "group_id": context.group_id,
         "task_id": trajectory.task_id,
         "model_id": first.model,
         "tokenizer_hash": hashes.tokenizer,
@@ -171,7 +181,7 @@ def _row(
         "branch_index": first.branch_index,
         "created_at": trajectory.created_at,
         "messages": _messages(stored, last),
-        "tools": toolsets.get(first.toolset_id),
+        "tools": context.toolsets.get(first.toolset_id),
         "temperature": _same([_number(p.get("temperature"), 1.0) for p in params]),
         "top_p": _same([_number(p.get("top_p"), 1.0) for p in params]),
         "top_k": _same([int(_number(p.get("top_k"), 0)) for p in params]),
@@ -262,9 +272,8 @@ def _messages(stored: StoredTrajectory, last: AnyRow) -> str:
     return orjson.dumps(messages).decode()
 
 
-def _digest(turn: AnyRow, stored: StoredTrajectory) -> str:
-    prompt = prompts_of(stored.turns)[turn.id]
-    return hashlib.blake2b(prompt.tobytes(), digest_size=12).hexdigest()
+def _prompt_group(prompt: IntArray) -> str:
+    return f"prompt:{hashlib.blake2b(prompt.tobytes(), digest_size=12).hexdigest()}"
 
 
 def _same(values: list[Any]) -> Any:

@@ -164,7 +164,8 @@ def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) 
     prompts = prompts_of(turn_rows) if tokens else {}
     fields = _summary(row)
     fields["turns"] = [_turn(turn, parts, prompts.get(turn.id)) for turn in turn_rows]
-    fields["toolsets"] = _toolsets(connection, turn_rows)
+    texts = toolset_texts(connection, turn_rows)
+    fields["toolsets"] = {id_.hex(): _parsed(text) for id_, text in texts.items()}
     fields["feedback"] = _feedback(connection, trajectory_id)
     fields["rewards"] = _rewards(connection, trajectory_id)
     return fields
@@ -282,10 +283,13 @@ def prompts_of(turn_rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[str, IntArray
     return prompts
 
 
-def _toolsets(connection: Connection, turn_rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[str, Any]:
+def toolset_texts(
+    connection: Connection, turn_rows: Iterable[Row[*tuple[Any, ...]]]
+) -> dict[bytes, str]:
+    """The lists of tools of these turns as clients sent them, by id."""
     ids = {row.toolset_id for row in turn_rows if row.toolset_id is not None}
     rows = connection.execute(select(toolsets).where(toolsets.c.id.in_(ids)))
-    return {row.id.hex(): _parsed(row.content) for row in rows}
+    return {row.id: row.content for row in rows}
 
 
 def _feedback(connection: Connection, trajectory_id: str) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from entrogate.store.schema import (
     feedback,
     results,
     rewards,
-    toolsets,
     trajectories,
     turns,
 )
@@ -102,12 +101,6 @@ def read_settled(
         query = query.where(condition)
     rows = connection.execute(query.order_by(settled_at, columns.id).limit(limit)).all()
     return _with_parts(connection, rows)
-
-
-def toolset_texts(connection: Connection, ids: set[bytes]) -> dict[bytes, str]:
-    """The lists of tools as clients sent them, by id."""
-    rows = connection.execute(select(toolsets).where(toolsets.c.id.in_(ids)))
-    return {row.id: row.content for row in rows}
 
 
 def _conditions(wanted: Wanted) -> list[Any]:

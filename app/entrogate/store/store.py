@@ -20,13 +20,18 @@ from entrogate.store.heads import (
     read_head_of_fingerprint,
     read_head_of_trajectory,
 )
-from entrogate.store.reading import Filter, Page, get_trajectory, list_trajectories
+from entrogate.store.reading import (
+    Filter,
+    Page,
+    get_trajectory,
+    list_trajectories,
+    toolset_texts,
+)
 from entrogate.store.settled import (
     Settling,
     StoredTrajectory,
     Wanted,
     read_settled,
-    toolset_texts,
 )
 from entrogate.store.writer import Batch, Job, Writer
 from entrogate.types import Cursor, Mode, TurnHead, TurnRecord
@@ -216,8 +221,7 @@ class Store:
                 found = read_settled(
                     connection, settling, wanted, now=now, after=after, limit=batch
                 )
-                ids = {turn.toolset_id for each in found for turn in each.turns} - {None}
-                texts = toolset_texts(connection, ids)
+                texts = toolset_texts(connection, (t for each in found for t in each.turns))
             for each in found:
                 yield each, texts
             if len(found) < batch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,6 @@ class Checkpoints:
     def log(self, line: bytes) -> None:
         with (self._folder / LOG).open("ab") as out:
             out.write(line + b"\n")
-
-    def clear(self) -> None:
-        """Remove the checkpoints; the result stays."""
-        for path in self._paths():
-            path.unlink()
-        shutil.rmtree(self._folder / "tensorboard", ignore_errors=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("checkpoint-*.pt"))

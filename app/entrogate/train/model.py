@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ class Policy:
     reference: Any | None
     vocab_size: int
     max_length: int
-    lora: bool
 
     @classmethod
     def load(cls, settings: TrainSettings) -> Policy:
@@ -41,9 +39,8 @@ class Policy:
 
         model = base()
         config = model.config
-        lora = settings.lora_rank > 0
         reference = None
-        if lora:
+        if settings.lora_rank:
             from peft import LoraConfig, get_peft_model
 
             rank = settings.lora_rank
@@ -59,7 +56,6 @@ class Policy:
             reference=reference,
             vocab_size=config.vocab_size,
             max_length=config.max_position_embeddings,
-            lora=lora,
         )
 
     def trainable(self) -> Iterable[torch.nn.Parameter]:
@@ -74,7 +70,7 @@ class Policy:
         if self.reference is not None:
             return _logprobs(self.reference.to(pack.input_1P.device), pack)
         inner = getattr(self.model, "module", self.model)
-        with inner.disable_adapter() if self.lora else contextlib.nullcontext():
+        with inner.disable_adapter():
             return _logprobs(inner, pack)
 
     def save(self, model: Any, folder: Path) -> None:
