@@ -1,9 +1,9 @@
 """What capture, exact entropy and the gate inside vLLM cost, and the gateway behind them.
 
 One vLLM with the bundled model serves everything, so that only the requests differ: bare ones (the
-plugin lets them by), the same with capture and gate and a consumer that drains the channel, and the
-same through a gateway that records. The three are loaded in turn within a round; ratios are taken
-within it. The model is the smallest there is and the vocabulary small: the worst case for anything
+plugin lets them by), the same with capture and gate and a consumer that drains the channel, the
+same through a gateway that records, and, for comparison, bare ones through a proxy that does
+nothing. They are loaded in turn within a round; ratios are taken within it. The model is the smallest there is and the vocabulary small: the worst case for anything
 that is added to a step.
 """
 
@@ -30,7 +30,8 @@ from entrogate.settings import ManagedSettings
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
 
-BARE, CAPTURED, GATEWAY = "bare", "captured", "gateway"
+BARE, CAPTURED, GATEWAY, PASSTHROUGH = "bare", "captured", "gateway", "passthrough"
+_TARGETS = (BARE, CAPTURED, GATEWAY, PASSTHROUGH)
 CONCURRENCIES = (1, 16)
 _MODEL = "almanac"
 _TOKENS = 64
@@ -40,12 +41,13 @@ _CALL_TOKEN = 6  # any id serves: what is measured does not depend on which toke
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Servers:
-    """The vLLM, where its plugin sends, and a gateway in front of it."""
+    """The vLLM, where its plugin sends, and a gateway and a bare pass-through in front of it."""
 
     vllm: str
     captures: str
     gateway: str
     gateway_pid: int
+    passthrough: str
 
 
 @contextmanager
@@ -55,8 +57,8 @@ def servers() -> Generator[Servers]:
     build = installed_vllm()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="entrogate-bench-")))
-        ports = [free_port(), free_port()]
-        vllm, gateway = (f"http://127.0.0.1:{port}" for port in ports)
+        ports = [free_port() for _ in range(3)]
+        vllm, gateway, passthrough = (f"http://127.0.0.1:{port}" for port in ports)
         captures = f"ipc://{folder}/captures"
         command = command_line(
             ManagedSettings(model=str(model), served_model_name=_MODEL),
@@ -90,23 +92,35 @@ def servers() -> Generator[Servers]:
                 },
             )
         )
-        yield Servers(vllm=vllm, captures=captures, gateway=gateway, gateway_pid=process.pid)
+        stack.enter_context(
+            child(
+                ("entrogate.bench.passthrough", "--upstream", vllm, "--port", str(ports[2])),
+                url=passthrough,
+                ready="/health",
+                log=folder / "passthrough.log",
+            )
+        )
+        yield Servers(
+            vllm=vllm,
+            captures=captures,
+            gateway=gateway,
+            gateway_pid=process.pid,
+            passthrough=passthrough,
+        )
 
 
 async def measure(at: Servers, *, rounds: int, seed: int) -> dict[str, Any]:
     """``rounds`` paired rounds; the figures as `entrogate bench overhead --json` writes them."""
     rng = random.Random(seed)
     found: dict[int, dict[str, list[Run]]] = {
-        c: {BARE: [], CAPTURED: [], GATEWAY: []} for c in CONCURRENCIES
+        c: {target: [] for target in _TARGETS} for c in CONCURRENCIES
     }
     cpu: dict[int, list[float]] = {c: [] for c in CONCURRENCIES}
     async with CaptureChannel(at.captures) as channel:
         for number in range(-1, rounds):  # the first warms up
             _say(f"round {number + 1} of {rounds}")
             for concurrency in CONCURRENCIES:
-                order = [BARE, CAPTURED, GATEWAY]
-                rng.shuffle(order)
-                for target in order:
+                for target in rng.sample(_TARGETS, len(_TARGETS)):
                     used = cpu_seconds(at.gateway_pid)
                     run = await _load(at, channel, target, concurrency, seed)
                     if number < 0:
@@ -123,7 +137,7 @@ async def _load(
     at: Servers, channel: CaptureChannel, target: str, concurrency: int, seed: int
 ) -> Run:
     count = _REQUESTS[concurrency]
-    url = at.gateway if target == GATEWAY else at.vllm
+    url = {GATEWAY: at.gateway, PASSTHROUGH: at.passthrough}.get(target, at.vllm)
     followed = [channel.follow() for _ in range(count)] if target == CAPTURED else []
     extras = [
         {
@@ -176,8 +190,8 @@ def _figures(found: dict[int, dict[str, list[Run]]], cpu: dict[int, list[float]]
         pairs = zip(found[concurrency][target], found[concurrency][BARE], strict=True)
         return [_per_second(ours) / _per_second(bare) for ours, bare in pairs]
 
-    def added(concurrency: int) -> float:
-        pairs = zip(found[concurrency][GATEWAY], found[concurrency][BARE], strict=True)
+    def added(concurrency: int, target: str) -> float:
+        pairs = zip(found[concurrency][target], found[concurrency][BARE], strict=True)
         return statistics.median(1e3 * (_first(ours) - _first(bare)) for ours, bare in pairs)
 
     rows: dict[str, dict[str, Any]] = {
@@ -187,7 +201,9 @@ def _figures(found: dict[int, dict[str, list[Run]]], cpu: dict[int, list[float]]
             ),
             "engine_ratio": _spread(ratio(c, CAPTURED)),
             "gateway_ratio": _spread(ratio(c, GATEWAY)),
-            "gateway_ttft_added_ms_p50": round(added(c), 3),
+            "passthrough_ratio": _spread(ratio(c, PASSTHROUGH)),
+            "gateway_ttft_added_ms_p50": round(added(c, GATEWAY), 3),
+            "passthrough_ttft_added_ms_p50": round(added(c, PASSTHROUGH), 3),
             "gateway_cpu_us_per_event": round(statistics.median(cpu[c]), 1) if cpu[c] else None,
         }
         for c in CONCURRENCIES

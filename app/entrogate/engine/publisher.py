@@ -11,12 +11,17 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
 
 from entrogate.engine.frames import TOKEN, VERSION, Began, Ended, Gated, Message, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from entrogate.engine.gate import GateState
 
 _log = logging.getLogger("entrogate.engine")
 FLUSH_SECONDS = 0.1
@@ -39,18 +44,43 @@ class _Outgoing:
         return not (self.began or self.tokens or self.gated or self.ended)
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One choice under capture: the gateway that follows it, and its number there."""
+
+    gateway: str
+    number: int
+
+
 class Silence:
     """Stands in for the publisher on the ranks that gate but do not send."""
 
-    def began(self, gateway: str, event: Began) -> None: ...
+    def began(
+        self, gateway: str, request: str, choice: int, prompt: Sequence[int], *, resumed: int
+    ) -> Stream:
+        """A choice enters the batch; after a preemption it has ``resumed`` tokens already."""
+        del request, choice, prompt, resumed
+        return Stream(gateway, 0)
 
-    def gated(self, gateway: str, event: Gated) -> None: ...
+    def tokens(
+        self,
+        streams: Sequence[Stream],
+        token_ids: Sequence[int],
+        logprobs: np.ndarray,
+        measured: np.ndarray,
+    ) -> None:
+        """One token each of n streams; ``measured``, (3, n): entropy, margin, p(tool call)."""
 
-    def ended(self, gateway: str, event: Ended) -> None: ...
+    def gated(
+        self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
+    ) -> None:
+        """``gate`` acted before the token at ``position``."""
 
-    def tokens(self, gateway: str, tokens: np.ndarray) -> None: ...
+    def ended(self, stream: Stream, n_tokens: int) -> None:
+        """A choice left the batch with so many tokens (-1: not known)."""
 
-    def step(self, *, now: bool) -> None: ...
+    def step(self) -> None:
+        """A decoding step is over: send what is due."""
 
 
 class Publisher(Silence):
@@ -70,29 +100,71 @@ class Publisher(Silence):
         self._outgoing: dict[str, _Outgoing] = {}
         self._sent_at = time.monotonic()
         self._steps = 0
+        self._due = False
+        self._streams = 0
 
-    def began(self, gateway: str, event: Began) -> None:
-        self._of(gateway).began.append(event)
+    def began(
+        self, gateway: str, request: str, choice: int, prompt: Sequence[int], *, resumed: int
+    ) -> Stream:
+        self._streams += 1
+        self._of(gateway).began.append(
+            Began(
+                stream=self._streams,
+                request=request,
+                choice=choice,
+                prompt_token_ids=np.array(prompt, dtype="<i4").tobytes(),
+                resumed=resumed,
+            )
+        )
+        return Stream(gateway, self._streams)
 
-    def gated(self, gateway: str, event: Gated) -> None:
-        self._of(gateway).gated.append(event)
+    def tokens(
+        self,
+        streams: Sequence[Stream],
+        token_ids: Sequence[int],
+        logprobs: np.ndarray,
+        measured: np.ndarray,
+    ) -> None:
+        tokens = np.empty(len(streams), dtype=TOKEN)
+        tokens["stream"] = [stream.number for stream in streams]
+        tokens["token_id"], tokens["logprob"] = token_ids, logprobs
+        tokens["entropy"], tokens["margin"], tokens["p_tool_call"] = measured
+        gateways = [stream.gateway for stream in streams]
+        among = set(gateways)
+        for gateway in among:
+            mine = [name == gateway for name in gateways]
+            self._of(gateway).tokens.append(tokens if len(among) == 1 else tokens[mine])
 
-    def ended(self, gateway: str, event: Ended) -> None:
-        self._of(gateway).ended.append(event)
+    def gated(
+        self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
+    ) -> None:
+        self._of(stream.gateway).gated.append(
+            Gated(
+                stream=stream.number,
+                position=position,
+                action=action,
+                value=gate.value(),
+                n_tokens=gate.n_tokens,
+                p_tool_call=p_tool_call,
+            )
+        )
 
-    def tokens(self, gateway: str, tokens: np.ndarray) -> None:
-        """``tokens`` has dtype `frames.TOKEN` and is not written to afterwards."""
-        self._of(gateway).tokens.append(tokens)
+    def ended(self, stream: Stream, n_tokens: int) -> None:
+        self._of(stream.gateway).ended.append(Ended(stream=stream.number, n_tokens=n_tokens))
+        self._due = True
 
-    def step(self, *, now: bool) -> None:
-        """A decoding step is over: send if it is time, or ``now``."""
+    def step(self) -> None:
         self._steps += 1
-        if now or self._steps >= FLUSH_STEPS or time.monotonic() - self._sent_at > FLUSH_SECONDS:
+        if (
+            self._due  # a gateway waits for the end of an answer
+            or self._steps >= FLUSH_STEPS
+            or time.monotonic() - self._sent_at > FLUSH_SECONDS
+        ):
             self.flush()
 
     def flush(self) -> None:
         """Send what waits. Never blocks."""
-        self._steps, self._sent_at = 0, time.monotonic()
+        self._due, self._steps, self._sent_at = False, 0, time.monotonic()
         for gateway, waiting in self._outgoing.items():
             if waiting.empty:
                 continue
@@ -118,13 +190,3 @@ class Publisher(Silence):
 
     def _of(self, gateway: str) -> _Outgoing:
         return self._outgoing.setdefault(gateway, _Outgoing())
-
-
-def packed(
-    streams: list[int], token_ids: list[int], logprobs: np.ndarray, measured: np.ndarray
-) -> np.ndarray:
-    """Tokens of one step in the form that is sent; ``measured`` has shape (3, n)."""
-    tokens = np.empty(len(streams), dtype=TOKEN)
-    tokens["stream"], tokens["token_id"], tokens["logprob"] = streams, token_ids, logprobs
-    tokens["entropy"], tokens["margin"], tokens["p_tool_call"] = measured
-    return tokens

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
@@ -22,13 +21,9 @@ from entrogate.engine.frames import (
     CHOICE_ARGUMENT,
     GATE_ARGUMENT,
     REQUEST_ARGUMENT,
-    Began,
-    Ended,
-    Gated,
     parse_request,
 )
 from entrogate.engine.gate import GateState
-from entrogate.engine.publisher import packed
 from entrogate.engine.statistics import (
     COULD_BE_SAMPLED,
     SMALL,
@@ -39,15 +34,16 @@ from entrogate.engine.statistics import (
 )
 
 if TYPE_CHECKING:
-    from entrogate.engine.publisher import Silence
+    import numpy as np
+
+    from entrogate.engine.publisher import Silence, Stream
 
 
 @dataclass(slots=True, kw_only=True)
 class _Row:
     """One captured choice in the batch."""
 
-    stream: int
-    gateway: str
+    stream: Stream
     output: list[int]  # vLLM's own list, which grows as it keeps tokens
     n_tokens: int
     gate: GateState | None
@@ -71,14 +67,13 @@ class RunnerV1:
         self._rows: dict[int, _Row] = {}
         self._step: _Step | None = None
         self._call_id: int | None = None
-        self._streams = 0
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """What came, went and moved since the last step; None: nothing did."""
         self._settle()
         if batch_update is None:
             if self._rows:
-                self._publisher.step(now=False)
+                self._publisher.step()
             return
         before = len(self._rows)
         for index in batch_update.removed:
@@ -89,7 +84,7 @@ class RunnerV1:
         for first, second, direction in batch_update.moved:
             self._move(first, second, swap=direction is MoveDirectionality.SWAP)
         if before or self._rows:
-            self._publisher.step(now=True)
+            self._publisher.step()
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Measure the rows of the batch, (B, V), and gate them in place."""
@@ -116,7 +111,6 @@ class RunnerV1:
             return
         kept: list[int] = []
         token_ids: list[int] = []
-        by_gateway: dict[str, list[int]] = {}
         for index, row in step.rows:
             grown = len(row.output) - row.n_tokens
             if grown == 0 or row.broken:
@@ -125,7 +119,6 @@ class RunnerV1:
                 row.broken = True
                 continue
             row.n_tokens += 1
-            by_gateway.setdefault(row.gateway, []).append(len(kept))
             kept.append(index)
             token_ids.append(row.output[-1])
             if row.gate is not None:
@@ -143,9 +136,7 @@ class RunnerV1:
             logprobs = sampled_logprobs(processed, chosen).cpu().numpy()
         rows = dict(step.rows)
         streams = [rows[index].stream for index in kept]
-        tokens = packed(streams, token_ids, logprobs, step.measured[:, kept])
-        for gateway, places in by_gateway.items():
-            self._publisher.tokens(gateway, tokens if len(by_gateway) == 1 else tokens[places])
+        self._publisher.tokens(streams, token_ids, logprobs, step.measured[:, kept])
 
     def _gate(
         self,
@@ -180,15 +171,7 @@ class RunnerV1:
         else:
             return
         self._publisher.gated(
-            row.gateway,
-            Gated(
-                stream=row.stream,
-                position=row.n_tokens,
-                action=action,
-                value=gate.value(),
-                n_tokens=gate.n_tokens,
-                p_tool_call=p_tool_call,
-            ),
+            row.stream, gate, position=row.n_tokens, action=action, p_tool_call=p_tool_call
         )
 
     def _begin(
@@ -202,36 +185,19 @@ class RunnerV1:
             return
         gateway, request, call_id = parse_request(arguments)
         self._call_id = call_id if call_id is not None else self._call_id
-        self._streams += 1
         numbers = arguments.get(GATE_ARGUMENT)
         # A choice that had been preempted has lost its measurements: its gate stays open.
         gate = None
         if numbers is not None and not output:
             gate = GateState.begin(numbers, prompt or ())
-        row = _Row(
-            stream=self._streams,
-            gateway=gateway,
-            output=output,
-            n_tokens=len(output),
-            gate=gate,
-        )
-        self._rows[index] = row
-        self._publisher.began(
-            gateway,
-            Began(
-                stream=row.stream,
-                request=request,
-                choice=int(arguments.get(CHOICE_ARGUMENT, 0)),
-                prompt_token_ids=np.array(prompt or (), dtype="<i4").tobytes(),
-                resumed=len(output),
-            ),
-        )
+        choice = int(arguments.get(CHOICE_ARGUMENT, 0))
+        stream = self._publisher.began(gateway, request, choice, prompt or (), resumed=len(output))
+        self._rows[index] = _Row(stream=stream, output=output, n_tokens=len(output), gate=gate)
 
     def _end(self, index: int) -> None:
         row = self._rows.pop(index, None)
         if row is not None:
-            n_tokens = -1 if row.broken else row.n_tokens
-            self._publisher.ended(row.gateway, Ended(stream=row.stream, n_tokens=n_tokens))
+            self._publisher.ended(row.stream, -1 if row.broken else row.n_tokens)
 
     def _move(self, first: int, second: int, *, swap: bool) -> None:
         if not swap:

@@ -25,20 +25,16 @@ from entrogate.engine.frames import (
     CHOICE_ARGUMENT,
     GATE_ARGUMENT,
     REQUEST_ARGUMENT,
-    Began,
-    Ended,
-    Gated,
     parse_request,
 )
 from entrogate.engine.gate import GateState
-from entrogate.engine.publisher import packed
 from entrogate.engine.statistics import COULD_BE_SAMPLED, row_statistics, sampled_logprobs
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
 
-    from entrogate.engine.publisher import Silence
+    from entrogate.engine.publisher import Silence, Stream
     from entrogate.engine.statistics import RowStatistics
 
 _SUPPRESSED, _FORCED = 1, 2  # what the gate did to a row, in `_Step.measured`
@@ -48,8 +44,7 @@ _SUPPRESSED, _FORCED = 1, 2  # what the gate did to a row, in `_Step.measured`
 class _Row:
     """One captured choice."""
 
-    stream: int
-    gateway: str
+    stream: Stream
     prefill_len: int  # steps that read less of the sequence sample nothing
     n_tokens: int
     limit: int  # tokens at which the engine ends it
@@ -92,7 +87,6 @@ class RunnerV2:
         self._settling: deque[_Step] = deque()
         self._arrival = _Arrival()
         self._call_id: int | None = None
-        self._streams = 0
         self._measure = _measure_for(states.device)
         _wrap_model_runner(self)
 
@@ -107,32 +101,20 @@ class RunnerV2:
             return False
         gateway, request, call_id = parse_request(arguments)
         self._call_id = call_id if call_id is not None else self._call_id
-        self._streams += 1
         prompt_len = int(self._states.prompt_len.np[slot])
         token_ids = self._arrival.token_ids
         prompt, resumed = token_ids[:prompt_len], len(token_ids) - prompt_len
         numbers = arguments.get(GATE_ARGUMENT)
         limit = self._max_len - prompt_len
-        row = _Row(
-            stream=self._streams,
-            gateway=gateway,
+        choice = int(arguments.get(CHOICE_ARGUMENT, 0))
+        self._rows[slot] = _Row(
+            stream=self._publisher.began(gateway, request, choice, prompt, resumed=resumed),
             prefill_len=len(token_ids),
             n_tokens=resumed,
             limit=limit if params.max_tokens is None else min(limit, params.max_tokens),
             stop_token_ids=frozenset((params.eos_token_id, *(params.stop_token_ids or ()))),
             # A choice that had been preempted has lost its measurements: its gate stays open.
             gate=GateState.begin(numbers, prompt) if numbers is not None and not resumed else None,
-        )
-        self._rows[slot] = row
-        self._publisher.began(
-            gateway,
-            Began(
-                stream=row.stream,
-                request=request,
-                choice=int(arguments.get(CHOICE_ARGUMENT, 0)),
-                prompt_token_ids=np.array(prompt, dtype="<i4").tobytes(),
-                resumed=resumed,
-            ),
         )
         return True
 
@@ -142,8 +124,8 @@ class RunnerV2:
         if row is None:
             return
         self._settle(wait=True)
-        self._publisher.ended(row.gateway, Ended(stream=row.stream, n_tokens=row.n_tokens))
-        self._publisher.step(now=True)
+        self._publisher.ended(row.stream, row.n_tokens)
+        self._publisher.step()
 
     def apply(self, logits_BV: torch.Tensor, context: LogitsContext) -> torch.Tensor:
         """Measure and gate the rows that will sample a token of a captured request."""
@@ -158,7 +140,7 @@ class RunnerV2:
         if not rows:
             return logits_BV
         self._settle(wait=any(row.gate is not None for row in rows))
-        self._publisher.step(now=False)
+        self._publisher.step()
         found = self._measure(logits_BV, self._call_id)
         acted_B = torch.zeros_like(found.entropy_B)
         for place, row in zip(places, rows, strict=True):
@@ -239,7 +221,6 @@ class RunnerV2:
         values = step.measured.numpy()
         token_ids: list[int] = values[5].astype(np.int32).tolist()
         kept: list[int] = []
-        by_gateway: dict[str, list[int]] = {}
         for place, (row, token_id) in enumerate(zip(step.rows, token_ids, strict=True)):
             if row.finished:
                 continue
@@ -249,29 +230,22 @@ class RunnerV2:
             row.finished = token_id in row.stop_token_ids or row.n_tokens >= row.limit
             if row.gate is not None:
                 row.gate.take(token_id, float(values[0, place]), float(values[1, place]))
-            by_gateway.setdefault(row.gateway, []).append(len(kept))
             kept.append(place)
         if not kept:
             return
         streams = [step.rows[place].stream for place in kept]
         kept_ids = [token_ids[place] for place in kept]
-        tokens = packed(streams, kept_ids, values[4, kept], values[:3, kept])
-        for gateway, places in by_gateway.items():
-            self._publisher.tokens(gateway, tokens if len(by_gateway) == 1 else tokens[places])
+        self._publisher.tokens(streams, kept_ids, values[4, kept], values[:3, kept])
 
     def _report(self, row: _Row, values: np.ndarray) -> None:
         """What the gate did before the token that is about to be counted."""
         assert row.gate is not None
         self._publisher.gated(
-            row.gateway,
-            Gated(
-                stream=row.stream,
-                position=row.n_tokens,
-                action="suppress" if values[3] == _SUPPRESSED else "force",
-                value=row.gate.value(),
-                n_tokens=row.gate.n_tokens,
-                p_tool_call=float(values[2]),
-            ),
+            row.stream,
+            row.gate,
+            position=row.n_tokens,
+            action="suppress" if values[3] == _SUPPRESSED else "force",
+            p_tool_call=float(values[2]),
         )
 
 

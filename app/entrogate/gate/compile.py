@@ -20,6 +20,7 @@ def compile_gate(
     markers: Markers,
     *,
     blank_ids: frozenset[int],
+    may_force: bool = True,
 ) -> GateNumbers | None:
     """What the engine is to do about a call of any of the offered tools; None: nothing.
 
@@ -43,7 +44,7 @@ def compile_gate(
         (upper, lower) if policy.signal.statistic.certain_when_above else (lower, upper)
     )
     tools = [f.tool for f in features]
-    forces = policy.force is not None and policy.force.tool in tools
+    forces = may_force and policy.force is not None and policy.force.tool in tools
     if certain is not Action.SUPPRESS and uncertain is not Action.SUPPRESS and not forces:
         return None
     return GateNumbers(

@@ -64,11 +64,18 @@ class Judge:
         return self._decide(choice, choice.calls, complete=True)
 
     def numbers(
-        self, choice: Choice, tools: list[str], blank_ids: frozenset[int]
+        self, choice: Choice, tools: list[str], blank_ids: frozenset[int], *, may_force: bool
     ) -> GateNumbers | None:
         """The policy as the gate in the engine needs it for a call of any of ``tools``."""
         offered = [self._features(choice, _unsampled(tool), None, 1) for tool in tools]
-        return compile_gate(self.policy, self.mode, offered, self.markers, blank_ids=blank_ids)
+        return compile_gate(
+            self.policy,
+            self.mode,
+            offered,
+            self.markers,
+            blank_ids=blank_ids,
+            may_force=may_force,
+        )
 
     def decide_unsampled(self, choice: Choice, tools: list[str]) -> tuple[CallRecord, ...]:
         """The decision that the engine took before a call was sampled.

@@ -116,8 +116,13 @@ class Turn:
         """What the gate in the engine is to do; with ``n > 1`` the choices share one draw."""
         if not self.judge.acts or not self.request.has_tools or self.request.n > 1:
             return None
-        first = self.new_choice(0)
-        return self.judge.numbers(first, self.request.tool_names, self.capabilities.blank_token_ids)
+        return self.judge.numbers(
+            self.new_choice(0),
+            self.request.tool_names,
+            self.capabilities.blank_token_ids,
+            # What the model is unsure of after a result is how to read it: asking again is no help.
+            may_force=self.leg.request.messages[-1].get("role") != "tool",
+        )
 
     async def collect(self) -> None:
         """The current leg's answer is complete: take over its capture and check the count."""

@@ -11,12 +11,11 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
 import zmq
-import zmq.asyncio
 
 from entrogate.engine.frames import TOKEN, VERSION, Gated, Message, decode
 
@@ -26,10 +25,10 @@ WAIT_SECONDS = 2.0
 
 @dataclass(slots=True)
 class ChoiceCapture:
-    """What has arrived of one choice; ``tokens`` have dtype `frames.TOKEN`."""
+    """What has arrived of one choice; ``parts`` are records of dtype `frames.TOKEN`."""
 
     prompt_token_ids: bytes = b""
-    parts: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    parts: list[bytes] = field(default_factory=list[bytes])
     n_tokens: int = 0
     n_ended: int = -1  # tokens when it last left the batch, as the engine counted
     n_streams: int = 0  # under way: one, or for a moment two when it was preempted
@@ -37,7 +36,7 @@ class ChoiceCapture:
     broken: bool = False
 
     def tokens(self) -> np.ndarray:
-        return np.concatenate(self.parts) if self.parts else np.empty(0, dtype=TOKEN)
+        return np.frombuffer(b"".join(self.parts), dtype=TOKEN)
 
     @property
     def ended(self) -> bool:
@@ -96,24 +95,22 @@ class CaptureChannel:
         self._streams: dict[tuple[int, int], tuple[RequestCapture, ChoiceCapture]] = {}
         self._next: dict[int, int] = {}
         self._count = 0
-        self._socket: zmq.asyncio.Socket | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._socket: Any = None
 
     async def __aenter__(self) -> Self:
-        context = zmq.asyncio.Context.instance()
-        self._socket = context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.RCVHWM, 100_000)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.subscribe(self.gateway)
-        self._socket.connect(self.address)
-        self._task = asyncio.create_task(self._receive(self._socket))
+        self._socket = socket = zmq.Context.instance().socket(zmq.SUB)
+        socket.setsockopt(zmq.RCVHWM, 100_000)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt_string(zmq.SUBSCRIBE, self.gateway)
+        socket.connect(self.address)
+        # zmq.asyncio costs a task and three futures a message.
+        asyncio.get_running_loop().add_reader(socket.getsockopt(zmq.FD), self._receive)
+        self._receive()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
         if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.getsockopt(zmq.FD))
             self._socket.close()
 
     def follow(self) -> RequestCapture:
@@ -133,9 +130,10 @@ class CaptureChannel:
         """What names the request to the engine."""
         return f"{self.gateway}/{request.key}/{-1 if tool_call_id is None else tool_call_id}"
 
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            _, payload = await socket.recv_multipart()
+    def _receive(self) -> None:
+        """Take every message that has come: ZeroMQ's descriptor tells of a change only once."""
+        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            _, payload = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 self._take(decode(payload))
             except (msgspec.DecodeError, ValueError) as error:
@@ -175,15 +173,17 @@ class CaptureChannel:
             request.touch()
 
     def _take_tokens(self, worker: int, tokens: np.ndarray) -> None:
+        order = np.argsort(tokens["stream"], kind="stable")
+        tokens = tokens[order]
         streams = tokens["stream"]
-        present = np.unique(streams)
-        for stream in present.tolist():
-            request_choice = self._streams.get((worker, stream))
-            if request_choice is None:
-                continue
-            part = tokens if len(present) == 1 else tokens[streams == stream]
-            request_choice[1].parts.append(part)
-            request_choice[1].n_tokens += len(part)
+        starts = [0, *(np.flatnonzero(streams[1:] != streams[:-1]) + 1).tolist()]
+        packed = tokens.tobytes()
+        size = TOKEN.itemsize
+        for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            request_choice = self._streams.get((worker, int(streams[start])))
+            if request_choice is not None:
+                request_choice[1].parts.append(packed[start * size : end * size])
+                request_choice[1].n_tokens += end - start
 
     def _lost(self, worker: int) -> None:
         """Messages are missing: what is under way there cannot be whole any more."""

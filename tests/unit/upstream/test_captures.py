@@ -9,9 +9,23 @@ import pytest
 import pytest_asyncio
 import zmq
 
-from entrogate.engine.frames import TOKEN, VERSION, Began, Ended, Gated, Message
-from entrogate.engine.publisher import Publisher, packed
+from entrogate.engine.frames import TOKEN, VERSION, Gated, Message
+from entrogate.engine.gate import GateNumbers, GateState
+from entrogate.engine.publisher import Publisher, Stream
 from entrogate.upstream.captures import CaptureChannel
+
+GATE = GateNumbers(
+    call_id=5,
+    think_open_id=3,
+    think_close_id=4,
+    statistic=0,
+    threshold=1.0,
+    min_tokens=1,
+    suppress_certain=True,
+    suppress_uncertain=False,
+    force_above=float("inf"),
+    blank_ids=frozenset(),
+)
 
 
 @pytest.fixture
@@ -25,65 +39,69 @@ def publisher(tmp_path: Path) -> Generator[Publisher]:
 async def channel(publisher: Publisher) -> AsyncGenerator[CaptureChannel]:
     """Joined: what is published now arrives."""
     async with CaptureChannel(publisher.address) as made:
-        for stream in range(1_000_000, 1_000_200):
+        for _ in range(200):
             with made.follow() as probe:
-                publisher.began(made.gateway, began(stream, probe.key))
-                publisher.ended(made.gateway, Ended(stream=stream, n_tokens=0))
+                publisher.ended(begin(publisher, made, probe.key), 0)
                 publisher.flush()
                 if await probe.complete(1, 0.05):
                     break
         yield made
 
 
-def began(stream: int, request: str, choice: int = 0, resumed: int = 0) -> Began:
-    prompt = np.array([7, 8, 9], dtype="<i4").tobytes()
-    return Began(
-        stream=stream, request=request, choice=choice, prompt_token_ids=prompt, resumed=resumed
-    )
+def begin(
+    publisher: Publisher,
+    channel: CaptureChannel,
+    request: str,
+    choice: int = 0,
+    resumed: int = 0,
+) -> Stream:
+    return publisher.began(channel.gateway, request, choice, [7, 8, 9], resumed=resumed)
 
 
-def tokens(stream: int, *ids: int) -> np.ndarray:
-    n = len(ids)
+def send(publisher: Publisher, *pairs: tuple[Stream, int]) -> None:
+    """One step that samples for each stream its token id."""
+    n = len(pairs)
     measured = np.array([[0.5] * n, [1.0] * n, [0.25] * n])
-    return packed([stream] * n, list(ids), np.full(n, -0.1), measured)
+    streams, token_ids = zip(*pairs, strict=True)
+    publisher.tokens(streams, token_ids, np.full(n, -0.1), measured)
 
 
 async def test_a_request_arrives_whole(publisher: Publisher, channel: CaptureChannel) -> None:
+    gate = GateState(GATE, thinking=True, reasoning=[0.5, 0.25])
     with channel.follow() as request:
         assert channel.argument(request, 5) == f"{channel.gateway}/{request.key}/5"
-        gateway = channel.gateway
-        publisher.began(gateway, began(1, request.key))
-        publisher.tokens(gateway, tokens(1, 10, 11))
+        stream = begin(publisher, channel, request.key)
+        send(publisher, (stream, 10))
+        send(publisher, (stream, 11))
         publisher.flush()
-        publisher.tokens(gateway, tokens(1, 12))
-        gated = Gated(
-            stream=1, position=2, action="suppress", value=0.5, n_tokens=2, p_tool_call=0.9
-        )
-        publisher.gated(gateway, gated)
-        publisher.ended(gateway, Ended(stream=1, n_tokens=3))
-        publisher.flush()
+        send(publisher, (stream, 12))
+        publisher.gated(stream, gate, position=2, action="suppress", p_tool_call=0.9)
+        publisher.ended(stream, 3)
+        publisher.step()
         assert await request.complete(1)
     choice = request.choices[0]
     assert choice.complete
     assert choice.tokens()["token_id"].tolist() == [10, 11, 12]
     assert choice.tokens()["entropy"].tolist() == [0.5] * 3
     assert np.frombuffer(choice.prompt_token_ids, dtype="<i4").tolist() == [7, 8, 9]
-    assert choice.gated == [gated]
+    (gated,) = choice.gated
+    assert gated == Gated(
+        stream=stream.number, position=2, action="suppress", value=0.5, n_tokens=2, p_tool_call=0.9
+    )
 
 
 async def test_requests_and_choices_do_not_mix(
     publisher: Publisher, channel: CaptureChannel
 ) -> None:
-    gateway = channel.gateway
     with channel.follow() as one, channel.follow() as two:
-        publisher.began(gateway, began(1, one.key, 0))
-        publisher.began(gateway, began(2, two.key, 1))
-        publisher.began(gateway, began(3, two.key, 0))
-        mixed = np.concatenate([tokens(2, 20), tokens(1, 10), tokens(3, 30), tokens(2, 21)])
-        publisher.tokens(gateway, mixed)
-        for stream, n in ((1, 1), (2, 2), (3, 1)):
-            publisher.ended(gateway, Ended(stream=stream, n_tokens=n))
-        publisher.flush()
+        first = begin(publisher, channel, one.key)
+        second = begin(publisher, channel, two.key, choice=1)
+        third = begin(publisher, channel, two.key, choice=0)
+        send(publisher, (second, 20), (first, 10), (third, 30))
+        send(publisher, (second, 21))
+        for stream, n in ((first, 1), (second, 2), (third, 1)):
+            publisher.ended(stream, n)
+        publisher.step()
         assert await one.complete(1)
         assert await two.complete(2)
     assert one.choices[0].tokens()["token_id"].tolist() == [10]
@@ -91,16 +109,33 @@ async def test_requests_and_choices_do_not_mix(
     assert two.choices[0].tokens()["token_id"].tolist() == [30]
 
 
+async def test_gateways_get_only_their_own(publisher: Publisher, channel: CaptureChannel) -> None:
+    async with CaptureChannel(publisher.address) as other:
+        with channel.follow() as ours, other.follow() as theirs:
+            await asyncio.sleep(0.2)  # until the second subscription has arrived
+            mine = begin(publisher, channel, ours.key)
+            foreign = begin(publisher, other, theirs.key)
+            send(publisher, (mine, 10), (foreign, 20))
+            send(publisher, (foreign, 21))
+            publisher.ended(mine, 1)
+            publisher.ended(foreign, 2)
+            publisher.step()
+            assert await ours.complete(1)
+            assert await theirs.complete(1)
+    assert ours.choices[0].tokens()["token_id"].tolist() == [10]
+    assert theirs.choices[0].tokens()["token_id"].tolist() == [20, 21]
+
+
 async def test_a_preempted_choice_goes_on(publisher: Publisher, channel: CaptureChannel) -> None:
-    gateway = channel.gateway
     with channel.follow() as request:
-        publisher.began(gateway, began(1, request.key))
-        publisher.tokens(gateway, tokens(1, 10, 11))
-        publisher.ended(gateway, Ended(stream=1, n_tokens=2))
-        publisher.began(gateway, began(2, request.key, resumed=2))
-        publisher.tokens(gateway, tokens(2, 12))
-        publisher.ended(gateway, Ended(stream=2, n_tokens=3))
-        publisher.flush()
+        before = begin(publisher, channel, request.key)
+        send(publisher, (before, 10))
+        send(publisher, (before, 11))
+        publisher.ended(before, 2)
+        after = begin(publisher, channel, request.key, resumed=2)
+        send(publisher, (after, 12))
+        publisher.ended(after, 3)
+        publisher.step()
         assert await request.complete(1)
     assert request.choices[0].complete
     assert request.choices[0].tokens()["token_id"].tolist() == [10, 11, 12]
@@ -110,9 +145,8 @@ async def test_a_choice_that_resumes_elsewhere_than_it_stopped_is_not_whole(
     publisher: Publisher, channel: CaptureChannel
 ) -> None:
     with channel.follow() as request:
-        publisher.began(channel.gateway, began(1, request.key, resumed=4))
-        publisher.ended(channel.gateway, Ended(stream=1, n_tokens=4))
-        publisher.flush()
+        publisher.ended(begin(publisher, channel, request.key, resumed=4), 4)
+        publisher.step()
         assert await request.complete(1)
     assert not request.choices[0].complete
 
@@ -120,16 +154,15 @@ async def test_a_choice_that_resumes_elsewhere_than_it_stopped_is_not_whole(
 async def test_a_lost_message_marks_what_was_under_way(
     publisher: Publisher, channel: CaptureChannel
 ) -> None:
-    gateway = channel.gateway
     with channel.follow() as request:
-        publisher.began(gateway, began(1, request.key))
-        publisher.tokens(gateway, tokens(1, 10))
+        stream = begin(publisher, channel, request.key)
+        send(publisher, (stream, 10))
         publisher.flush()
         await asyncio.sleep(0.05)
-        publisher._outgoing[gateway].sequence += 1
-        publisher.tokens(gateway, tokens(1, 12))
-        publisher.ended(gateway, Ended(stream=1, n_tokens=2))
-        publisher.flush()
+        publisher._outgoing[channel.gateway].sequence += 1
+        send(publisher, (stream, 12))
+        publisher.ended(stream, 2)
+        publisher.step()
         assert await request.complete(1)
     assert not request.choices[0].complete
 
@@ -142,13 +175,12 @@ async def test_nothing_arrives_in_time(channel: CaptureChannel) -> None:
 async def test_what_nobody_follows_leaves_nothing_behind(
     publisher: Publisher, channel: CaptureChannel
 ) -> None:
-    gateway = channel.gateway
     with channel.follow() as gone:
-        publisher.began(gateway, began(1, gone.key))
+        stream = begin(publisher, channel, gone.key)
         publisher.flush()
         await asyncio.sleep(0.05)
-    publisher.tokens(gateway, tokens(1, 10))
-    publisher.began(gateway, began(2, "unheard"))
+    send(publisher, (stream, 10))
+    begin(publisher, channel, "unheard")
     publisher.flush()
     await asyncio.sleep(0.05)
     assert not channel._streams
