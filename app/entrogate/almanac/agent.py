@@ -66,7 +66,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """The agent's fixed parts. `headers` go with every request."""
+    """The agent's fixed parts. `headers` and the fields of `body` go with every request."""
 
     client: AsyncOpenAI
     model: str
@@ -74,6 +74,7 @@ class Agent:
     temperature: float = TEMPERATURE
     max_turns: int = MAX_TURNS
     headers: dict[str, str] = field(default_factory=dict[str, str])
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
 
     async def run(
         self,
@@ -121,6 +122,7 @@ class Agent:
             tool_choice="auto" if tools else omit,
             stream=False,
             extra_headers={**self.headers, **headers},
+            extra_body=self.body,
         )
         latency_seconds = time.monotonic() - begun
         completion = raw.parse()

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -125,6 +125,7 @@ def ask(
     show_default=True,
     help="Runs of each task, for groups.",
 )
+@click.option("--body", help="Fields of every request as a JSON object, such as a logit_bias.")
 def evaluation(
     *,
     base_url: str,
@@ -141,6 +142,7 @@ def evaluation(
     feedback: bool,
     split: Split,
     repeats: int,
+    body: str | None,
 ) -> None:
     """Run tasks through the agent and report accuracy, calls, tokens and latency."""
     from entrogate.almanac.closed_book import closed_book as examine
@@ -169,6 +171,7 @@ def evaluation(
             feedback=feedback,
             split=split,
             repeats=repeats,
+            body=_json_object(body),
         )
     )
     if closed_book:
@@ -189,6 +192,87 @@ def evaluation(
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
     _print(result)
+
+
+@almanac.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--seeds", default="0,1,2", show_default=True, help="Separated by commas.")
+@click.option("--methods", default="outcome,otc,sparse,dense", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--tasks", type=click.IntRange(min=1), default=96, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=2), default=8, show_default=True)
+@click.option("--eval-tasks", type=click.IntRange(min=1), default=300, show_default=True)
+@click.argument("training", nargs=-1)
+def experiment(
+    *,
+    out: Path,
+    seeds: str,
+    methods: str,
+    rounds: int,
+    tasks: int,
+    repeats: int,
+    eval_tasks: int,
+    training: tuple[str, ...],
+) -> None:
+    """Compare rewards on the bundled model: roll out, train, evaluate; goes on after a stop.
+
+    TRAINING are options of `entrogate train`, after ``--``, instead of the experiment's own.
+    """
+    from entrogate.almanac.experiment import METHODS, TRAINING, Plan, run
+
+    wanted = tuple(name.strip() for name in methods.split(","))
+    for name in wanted:
+        if name not in METHODS:
+            raise click.UsageError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    try:
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError:
+        raise click.UsageError(f"--seeds is {seeds!r}; want numbers, as in 0,1,2") from None
+    plan = Plan(
+        seeds=numbers,
+        methods=wanted,
+        rounds=rounds,
+        tasks=tasks,
+        repeats=repeats,
+        eval_tasks=eval_tasks,
+        training=training or TRAINING,
+    )
+    try:
+        run(plan, out, say=lambda text: click.echo(text, err=True))
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; the same command goes on from here") from None
+
+
+@almanac.command()
+@click.argument("experiment", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--docs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("docs"),
+    show_default=True,
+    help="Where results.md, results.json and images/ go.",
+)
+def results(experiment: Path, docs: Path) -> None:
+    """Write the tables and plots of the EXPERIMENT in a folder."""
+    try:
+        from entrogate.almanac.results import collect
+        from entrogate.almanac.results_page import write
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"this needs {error.name}: pip install 'entrogate[experiment]'"
+        ) from error
+    write(collect(experiment), docs)
+    click.echo(f"{docs}/results.md, {docs}/results.json")
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        fields = json.loads(text or "{}")
+    except ValueError as error:
+        raise click.UsageError(f"--body is no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise click.UsageError("--body is no JSON object")
+    return cast("dict[str, Any]", fields)
 
 
 class _Progress:

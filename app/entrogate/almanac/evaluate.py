@@ -67,11 +67,13 @@ async def evaluate(
     feedback: bool = False,
     split: Split = "held-out",
     repeats: int = 1,
+    body: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run `tasks` tasks of a split in each mode, each `repeats` times, and summarise the runs.
 
     Besides what `summarise` returns for each mode, the result has `records`: for each mode the
-    `TaskRecord`s as dictionaries. `world_seed` is the seed that the model was built with.
+    `TaskRecord`s as dictionaries. `world_seed` is the seed that the model was built with; the
+    fields of `body` go with every request.
     """
     world = make_world(world_seed)
     draw = held_out_task if split == "held-out" else training_task
@@ -87,7 +89,13 @@ async def evaluate(
                     f"only mode observe can be evaluated there, not {mode}"
                 )
         for mode in modes:
-            agent = Agent(client=client, model=model, source=world, headers=_headers(mode))
+            agent = Agent(
+                client=client,
+                model=model,
+                source=world,
+                headers=_headers(mode),
+                body=body or {},
+            )
             begun = time.monotonic()
             done = await _run_all(
                 agent,

@@ -3,8 +3,8 @@
 One vLLM with the bundled model serves everything, so that only the requests differ: bare ones (the
 plugin lets them by), the same with capture and gate and a consumer that drains the channel, the
 same through a gateway that records, and, for comparison, bare ones through a proxy that does
-nothing. They are loaded in turn within a round; ratios are taken within it. The model is the smallest there is and the vocabulary small: the worst case for anything
-that is added to a step.
+nothing. They are loaded in turn within a round; ratios are taken within it. The model is the
+smallest there is and the vocabulary small: the worst case for anything that is added to a step.
 """
 
 from __future__ import annotations

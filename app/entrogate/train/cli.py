@@ -27,6 +27,7 @@ _HELP = {
     "ce_weight": "Share of cross-entropy on successful trajectories.",
     "kl_weight": "Weight of the KL to the model that training starts from.",
     "lora_rank": "0 trains all weights.",
+    "adapter": "LoRA folder to go on from (default: a new LoRA).",
     "lora_alpha": "Default: twice the rank.",
     "max_steps": "Stop after so many.",
     "batch_tokens": "Tokens of an optimiser step.",

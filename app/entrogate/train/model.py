@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from entrogate.errors import ConfigError
+from entrogate.train import attention
 from entrogate.train.packing import Pack
 from entrogate.train.settings import TrainSettings
 
@@ -22,6 +24,7 @@ class Policy:
 
     model: Any
     reference: Any | None
+    base: str
     vocab_size: int
     max_length: int
 
@@ -32,28 +35,24 @@ class Policy:
 
         def base() -> Any:
             loader: Any = AutoModelForCausalLM
+            kind = {"dtype": torch.float32, "attn_implementation": attention.PACKED}
             try:
-                return loader.from_pretrained(settings.model, dtype=torch.float32)
+                return loader.from_pretrained(settings.model, **kind)
             except (OSError, ValueError) as error:
                 raise ConfigError(f"cannot load model {settings.model}: {error}") from None
 
+        attention.register()
         model = base()
         config = model.config
         reference = None
         if settings.lora_rank:
-            from peft import LoraConfig, get_peft_model
-
-            rank = settings.lora_rank
-            alpha = settings.lora_alpha or 2 * rank
-            wanted = LoraConfig(
-                r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
-            model = get_peft_model(model, wanted)
+            model = _with_lora(model, settings)
         elif settings.kl_weight:
             reference = base().requires_grad_(False)
         return cls(
             model=model,
             reference=reference,
+            base=settings.model,
             vocab_size=config.vocab_size,
             max_length=config.max_position_embeddings,
         )
@@ -74,15 +73,55 @@ class Policy:
             return _logprobs(inner, pack)
 
     def save(self, model: Any, folder: Path) -> None:
-        """The LoRA (as peft and vLLM read it) or the whole model."""
+        """The LoRA (as peft and vLLM read it) or the whole model with its tokenizer."""
         model.save_pretrained(folder, safe_serialization=True)
+        if not hasattr(model, "peft_config"):
+            _copy_tokenizer(self.base, folder)
+
+
+def _with_lora(model: Any, settings: TrainSettings) -> Any:
+    """A new LoRA on all linear layers, or the one in ``settings.adapter``."""
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+
+    rank = settings.lora_rank
+    if settings.adapter is None:
+        alpha = settings.lora_alpha or 2 * rank
+        wanted = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        return get_peft_model(model, wanted)
+    try:
+        found: Any = PeftConfig.from_pretrained(settings.adapter)
+        if found.r != rank:
+            raise ConfigError(
+                f"the LoRA in {settings.adapter} has rank {found.r}, not {rank}: "
+                f"give --lora-rank {found.r}"
+            )
+        return PeftModel.from_pretrained(model, settings.adapter, is_trainable=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"cannot load the LoRA in {settings.adapter}: {error}") from None
+
+
+def _copy_tokenizer(base: str, folder: Path) -> None:
+    """Make ``folder`` a model that can be served: its own files stay."""
+    source = Path(base)
+    if not source.is_dir():
+        from transformers import AutoTokenizer
+
+        loader: Any = AutoTokenizer
+        loader.from_pretrained(base).save_pretrained(folder)
+        return
+    for file in source.iterdir():
+        own = file.suffix in (".json", ".jinja", ".txt", ".model") and "index" not in file.name
+        if own and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
 
 
 def _logprobs(model: Any, pack: Pack) -> Tensor:
-    # No attention mask: transformers sees from the positions where a sequence begins.
     output = model(
         input_ids=pack.input_1P,
         position_ids=pack.position_1P,
+        sequence_lengths=pack.lengths,
         logits_to_keep=pack.predicting_T,
         use_cache=False,
     )

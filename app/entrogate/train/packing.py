@@ -24,10 +24,11 @@ from entrogate.train.data import TrainingSequence
 class Pack:
     """P tokens in a row, of one or more sequences; T of them are trained on.
 
-    ``position_1P`` starts anew with each sequence: attention does not cross. ``predicting_T`` are
-    the places whose logits predict the trained tokens.
+    ``position_1P`` starts anew with each sequence and attention does not cross (``lengths``).
+    ``predicting_T`` are the places whose logits predict the trained tokens.
     """
 
+    lengths: tuple[int, ...]
     input_1P: Tensor
     position_1P: Tensor
     predicting_T: Tensor
@@ -73,6 +74,7 @@ def make_pack(sequences: Sequence[TrainingSequence]) -> Pack:
     predicting = [start + at for start, at in zip(starts, places, strict=True)]
     counts = [len(at) for at in places]
     return Pack(
+        lengths=tuple(lengths),
         input_1P=torch.from_numpy(np.concatenate([s.input_ids for s in sequences])).long()[None],
         position_1P=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
         predicting_T=torch.from_numpy(np.concatenate(predicting)),

@@ -31,6 +31,7 @@ class TrainSettings(BaseModel):
     ce_weight: float = Field(default=0.05, ge=0)
     kl_weight: float = Field(default=0.0, ge=0)
     lora_rank: int = Field(default=16, ge=0)  # 0: all weights
+    adapter: str | None = None
     lora_alpha: int | None = Field(default=None, gt=0)  # None: twice the rank
     learning_rate: float = Field(default=1e-4, gt=0)
     warmup_steps: int = Field(default=5, ge=0)
@@ -52,4 +53,6 @@ class TrainSettings(BaseModel):
             raise ValueError(
                 f"batch_tokens is {self.batch_tokens}, less than pack_tokens ({self.pack_tokens})"
             )
+        if self.adapter is not None and not self.lora_rank:
+            raise ValueError("adapter goes on with a LoRA; lora_rank 0 trains all weights")
         return self

@@ -269,4 +269,8 @@ def _reason_to_stop(report: StepReport, settings: TrainSettings) -> str | None:
 
 
 def _to(pack: Pack, device: torch.device) -> Pack:
-    return Pack(**{name: getattr(pack, name).to(device) for name in Pack.__slots__})
+    moved = {
+        name: value.to(device) if isinstance(value := getattr(pack, name), Tensor) else value
+        for name in Pack.__slots__
+    }
+    return Pack(**moved)
