@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import FULL, StartGateway, chat_body, tasks
-from tests.e2e.test_gate import ALWAYS, TOOLS, trajectory
+from tests.e2e.test_gate import ALWAYS, trajectory
 from tests.integration.harness import CHAT
 
 STREAMS = 200 if FULL else 48
@@ -67,39 +67,44 @@ def counted(vllm: str, metric: str) -> float:
     return sum(float(row.rsplit(" ", 1)[1]) for row in rows)
 
 
-def test_an_uncertain_answer_becomes_a_call(start: StartGateway) -> None:
-    """Where the model would answer, it calls instead; at any entropy, to have it happen here."""
-    force = {"force": {"tool": "lookup", "threshold": 0.0}, "tools": TOOLS}
-    gateway = start(
-        {**force, "signal": {"min_tokens": 1}, "defaults": {}}, gate__allow_mode_header="true"
-    )
+def test_an_uncertain_answer_becomes_a_call(vllm: str, start: StartGateway) -> None:
+    """Where the model would answer, it calls instead; at any entropy, to have it happen here.
+
+    A bias against the tool-call token has it answer. After a result nothing is forced.
+    """
+    force = {"force": {"tool": "lookup", "threshold": 0.0}, "tools": {}}
+    gateway = start({**force, "signal": {"min_tokens": 1}}, gate__allow_mode_header="true")
+    marker = {"prompt": "<tool_call>", "add_special_tokens": False}
+    (call_id,) = httpx.post(f"{vllm}/tokenize", json=marker).json()["tokens"]
     forced = 0
     with gateway.client() as client:
         for task in [t for t in tasks(60) if t.domain == "facts" and len(t.hops) == 1][:TASKS]:
-            body = chat_body(task)
-            arguments = f'{{"entity": "{task.hops[0].subject}", "attribute": "x"}}'
-            function = {"name": "lookup", "arguments": arguments}
-            calls = [{"id": "call_1", "type": "function", "function": function}]
-            body["messages"] += [
-                {"role": "assistant", "content": None, "tool_calls": calls},
-                {"role": "tool", "tool_call_id": "call_1", "content": f"found: {task.gold}"},
-            ]
-            finishes: list[str] = []
+            body = chat_body(task, logit_bias={str(call_id): -20.0})
+            answers: list[httpx.Response] = []
             for mode in ("observe", "enforce"):
-                answer = client.post(CHAT, json=body, headers={"x-entrogate-mode": mode})
-                assert answer.status_code == 200, answer.text
-                finishes.append(answer.json()["choices"][0]["finish_reason"])
+                answers.append(client.post(CHAT, json=body, headers={"x-entrogate-mode": mode}))
+                assert answers[-1].status_code == 200, answers[-1].text
+            finishes = [answer.json()["choices"][0]["finish_reason"] for answer in answers]
             if finishes[0] != "stop":
                 continue
             assert finishes[1] == "tool_calls"
-            name = answer.headers["x-entrogate-trajectory-id"]
+            name = answers[1].headers["x-entrogate-trajectory-id"]
             (turn,) = trajectory(gateway, name)["turns"]
             (call,) = turn["calls"]
             assert call["decision"]["action"] == "force"
             assert call["decision"]["reason"] == "uncertain_answer"
             assert turn["altered"]
             forced += 1
-    assert forced >= TASKS // 5
+            message = answers[1].json()["choices"][0]["message"]
+            result = {
+                "role": "tool",
+                "tool_call_id": message["tool_calls"][0]["id"],
+                "content": f"found: {task.gold}",
+            }
+            body["messages"] += [message, result]
+            after = client.post(CHAT, json=body, headers={"x-entrogate-mode": "enforce"})
+            assert after.json()["choices"][0]["finish_reason"] == "stop"
+    assert forced >= TASKS // 2
 
 
 def test_many_streams_with_aborts_and_choices(vllm: str, start: StartGateway) -> None:

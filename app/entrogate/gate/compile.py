@@ -30,19 +30,9 @@ def compile_gate(
     do is found by asking `decide_turn` on either side of the threshold.
     """
     statistic = policy.signal.statistic.value
-    rules = [policy.rule(f.tool) for f in features]
-    thresholds = {rule.threshold if rule is not None else None for rule in rules}
     if mode is Mode.OBSERVE or markers.call_open is None or statistic not in STATISTICS:
         return None
-    if len(thresholds) != 1 or any(rule is None or rule.side_effects for rule in rules):
-        return None
-    threshold = thresholds.pop()
-    side = 0.0 if threshold is None else threshold
-    lower = _outcome(policy, mode, features, side - 1.0)
-    upper = _outcome(policy, mode, features, side + 1.0)
-    certain, uncertain = (
-        (upper, lower) if policy.signal.statistic.certain_when_above else (lower, upper)
-    )
+    threshold, certain, uncertain = _suppression(policy, mode, features)
     tools = [f.tool for f in features]
     forces = may_force and policy.force is not None and policy.force.tool in tools
     if certain is not Action.SUPPRESS and uncertain is not Action.SUPPRESS and not forces:
@@ -52,13 +42,29 @@ def compile_gate(
         think_open_id=-1 if markers.think_open is None else markers.think_open,
         think_close_id=-1 if markers.think_close is None else markers.think_close,
         statistic=STATISTICS.index(statistic),
-        threshold=side,
+        threshold=threshold,
         min_tokens=policy.signal.min_tokens,
         suppress_certain=certain is Action.SUPPRESS,
         suppress_uncertain=uncertain is Action.SUPPRESS,
         force_above=policy.force.threshold if policy.force is not None and forces else math.inf,
         blank_ids=blank_ids,
     )
+
+
+def _suppression(
+    policy: Policy, mode: Mode, features: Sequence[Features]
+) -> tuple[float, Action | None, Action | None]:
+    """The threshold, and what is done on its certain and on its uncertain side (None: differs)."""
+    rules = [policy.rule(f.tool) for f in features]
+    thresholds = {rule.threshold if rule is not None else None for rule in rules}
+    if len(thresholds) != 1 or any(rule is None or rule.side_effects for rule in rules):
+        return 0.0, None, None
+    threshold = thresholds.pop() or 0.0
+    lower = _outcome(policy, mode, features, threshold - 1.0)
+    upper = _outcome(policy, mode, features, threshold + 1.0)
+    if policy.signal.statistic.certain_when_above:
+        return threshold, upper, lower
+    return threshold, lower, upper
 
 
 def _outcome(
