@@ -31,6 +31,8 @@ EXTRAS = {
     "peft": "train",
     "pyarrow": "export",
     "fsspec": "export",
+    "matplotlib": "experiment",
+    "scipy": "experiment",
     "psycopg": "postgres",
 }
 
@@ -86,6 +88,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "publish": LazyCommand(
         target="entrogate.train.publish:publish",
         help="Load a trained LoRA into a running vLLM.",
+    ),
+    "loop": LazyCommand(
+        target="entrogate.train.loop:loop",
+        help="Collect, export, train and publish, round after round.",
     ),
     "bench": LazyCommand(
         target="entrogate.bench.cli:bench",

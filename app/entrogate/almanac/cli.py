@@ -254,13 +254,9 @@ def experiment(
 )
 def results(experiment: Path, docs: Path) -> None:
     """Write the tables and plots of the EXPERIMENT in a folder."""
-    try:
-        from entrogate.almanac.results import collect
-        from entrogate.almanac.results_page import write
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"this needs {error.name}: pip install 'entrogate[experiment]'"
-        ) from error
+    from entrogate.almanac.results import collect
+    from entrogate.almanac.results_page import write
+
     write(collect(experiment), docs)
     click.echo(f"{docs}/results.md, {docs}/results.json")
 

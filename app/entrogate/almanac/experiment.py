@@ -98,7 +98,7 @@ def _claim(plan: Plan, out: Path) -> None:
     if path.is_file():
         found = json.loads(path.read_text())
         differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if set(differing) - {"seeds"}:  # more seeds may be added
+        if set(differing) - {"seeds", "rounds"}:  # there may be more of them
             raise ExperimentError(f"{out} holds another experiment ({', '.join(differing)} differ)")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted, indent=2) + "\n")

@@ -53,16 +53,27 @@ Cells = dict[str, dict[int, Cell]]
 """By method (with ``+gate`` where it was enforced), then by seed."""
 
 
+Rounds = dict[tuple[int, str], dict[int, Cell]]
+"""By round (0: the base) and method, then by seed."""
+
+
 def collect(out: Path) -> dict[str, Any]:
     """The results of the finished seeds under ``out``; ExperimentError when there is none."""
     rounds = _rounds(out) if (out / "plan.json").is_file() else {}
     if not rounds:
         raise ExperimentError(f"{out} holds no finished seed of an experiment")
+    found = summarise(rounds)
+    for row in found["by_round"]:
+        folders = (_folder(out, seed, row["method"], row["round"]) for seed in found["seeds"])
+        row["entropy"] = round(float(np.mean([mean_entropy(folder) for folder in folders])), 4)
+    found["entropy_change"] = evidence(read_calls(out, found["seeds"]))
+    return found
+
+
+def summarise(rounds: Rounds) -> dict[str, Any]:
+    """Figures and headlines of the last round, and the figures of every round."""
     last = max(number for number, _ in rounds)
-    final: Cells = {}
-    for number, method in rounds:
-        if number in (0, last):
-            final[method] = rounds[number, method]
+    final = {method: cells for (number, method), cells in rounds.items() if number in (0, last)}
     draws = _draws(final)
     return {
         "schema_version": 1,
@@ -71,8 +82,7 @@ def collect(out: Path) -> dict[str, Any]:
         "rounds": last,
         "methods": {method: _method(cells, draws) for method, cells in sorted(final.items())},
         "headlines": _headlines(final, draws),
-        "by_round": _by_round(rounds, out),
-        "entropy_change": evidence(read_calls(out, sorted(final[BASE]))),
+        "by_round": _by_round(rounds),
     }
 
 
@@ -81,10 +91,10 @@ def _folder(out: Path, seed: int, method: str, number: int) -> Path:
     return folder if method == BASE else folder / f"round-{number}"
 
 
-def _rounds(out: Path) -> dict[tuple[int, str], dict[int, Cell]]:
+def _rounds(out: Path) -> Rounds:
     """By round and method, the seeds for which every method has finished every round."""
     plan = json.loads((out / "plan.json").read_text())
-    found: dict[tuple[int, str], dict[int, Cell]] = {}
+    found: Rounds = {}
     for seed in plan["seeds"]:
         folders = {(0, BASE): _folder(out, seed, BASE, 0)}
         for method in plan["methods"]:
@@ -172,16 +182,13 @@ def _headlines(final: Cells, draws: Sequence[Draw]) -> dict[str, Any]:
     return found
 
 
-def _by_round(rounds: dict[tuple[int, str], dict[int, Cell]], out: Path) -> list[dict[str, Any]]:
+def _by_round(rounds: Rounds) -> list[dict[str, Any]]:
     """Without the gate: the figures of each method after each round."""
     return [
         {
             "round": number,
             "method": method,
             **{name: round(_point(cells, name), 4) for name in FIGURES},
-            "entropy": round(
-                float(np.mean([mean_entropy(_folder(out, s, method, number)) for s in cells])), 4
-            ),
         }
         for (number, method), cells in sorted(rounds.items())
         if "+" not in method
