@@ -34,6 +34,7 @@ from tests.unit.store.records import capture, turn
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("train_worker.py")
 STEPS = 10
+CONTEXT = 64
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=64,
+        max_position_embeddings=CONTEXT,
     )
     folder = tmp_path_factory.mktemp("model")
     Qwen3ForCausalLM(config).save_pretrained(folder)
@@ -173,6 +174,15 @@ def test_what_the_model_cannot_take(model: str, tmp_path: Path) -> None:
         train(foreign, settings(model, str(tmp_path)))
     with pytest.raises(EntrogateError, match="cannot load model"):
         train(sequences(4), settings(str(tmp_path / "none"), str(tmp_path)))
+    long = sequences(4)
+    long[0] = replace(long[0], **{
+        name: np.tile(getattr(long[0], name), CONTEXT)
+        for name in ("input_ids", "mask", "advantages", "old_logprobs")
+    })  # fmt: skip
+    result = train(long, settings(model, str(tmp_path / "long"), max_steps=1))
+    assert result.too_long == 1
+    with pytest.raises(DataError, match="every sequence is longer"):
+        train(long[:1], settings(model, str(tmp_path / "long")))
     (tmp_path / "file").write_text("x")
     with pytest.raises(EntrogateError, match="cannot write"):
         train(sequences(4), settings(model, str(tmp_path / "file" / "out")))

@@ -25,6 +25,8 @@ def propose(policy: Policy, features: Features, uniform: float) -> Proposal:
 
     ``uniform`` in [0, 1) is what the statistic `uniform` compares with the threshold.
     """
+    if features.forced:  # it is done already, whatever tool the model chose then
+        return Proposal(action=Action.FORCE, reason=Reason.UNCERTAIN_ANSWER)
     rule = policy.rule(features.tool)
     if rule is None:
         return Proposal(action=Action.ALLOW, reason=Reason.NOT_NAMED)
@@ -32,8 +34,6 @@ def propose(policy: Policy, features: Features, uniform: float) -> Proposal:
         return Proposal(action=Action.ALLOW, reason=Reason.SIDE_EFFECTS)
     if features.tool_choice != "auto":
         return Proposal(action=Action.ALLOW, reason=Reason.TOOL_CHOICE)
-    if features.forced:
-        return Proposal(action=Action.FORCE, reason=Reason.UNCERTAIN_ANSWER)
     exhausted = _exhausted(policy, rule, features)
     if exhausted is not None:
         return Proposal(action=Action.SUPPRESS, reason=exhausted)

@@ -42,7 +42,8 @@ def run(settings: TrainSettings, *, say: Say) -> RunResult:
     if main:
         write_record(out, described, result)
     ending = f"stopped early: {result.stopped}" if result.stopped else "done"
-    say(f"{ending}, {result.steps} steps, {result.tokens_per_second:.0f} tokens/s")
+    long = f", {result.too_long} sequences too long for the model" if result.too_long else ""
+    say(f"{ending}, {result.steps} steps, {result.tokens_per_second:.0f} tokens/s{long}")
     return result
 
 

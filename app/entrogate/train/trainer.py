@@ -61,9 +61,13 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """How a run ended: ``stopped`` says why before its last step, or is None."""
+    """How a run ended: ``stopped`` says why before its last step, or is None.
+
+    ``too_long`` sequences did not fit into the model's context and were left out.
+    """
 
     steps: int
+    too_long: int
     stopped: str | None
     tokens_per_second: float
 
@@ -85,7 +89,9 @@ def train(
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
     torch.manual_seed(settings.seed)
     policy = Policy.load(settings)
-    sequences = _fitting(sequences, policy)
+    fitting = _fitting(sequences, policy)
+    too_long = len(sequences) - len(fitting)
+    sequences = fitting
     steps_of = _steps(sequences, settings)
     total = sum(len(steps) for steps in steps_of)
     if settings.max_steps is not None:
@@ -123,7 +129,12 @@ def train(
         policy.save(accelerator.unwrap_model(policy.model), Path(settings.out))
     seconds = time.monotonic() - began
     accelerator.end_training()
-    return RunResult(steps=done, stopped=stopped, tokens_per_second=tokens / max(seconds, 1e-9))
+    return RunResult(
+        steps=done,
+        too_long=too_long,
+        stopped=stopped,
+        tokens_per_second=tokens / max(seconds, 1e-9),
+    )
 
 
 class _Loop:
@@ -245,7 +256,10 @@ def _fitting(sequences: Sequence[TrainingSequence], policy: Policy) -> list[Trai
             f"token id {largest} is not in the model's vocabulary of {policy.vocab_size}: the data "
             "comes from another tokenizer"
         )
-    return [s for s in sequences if len(s.input_ids) <= policy.max_length]
+    fitting = [s for s in sequences if len(s.input_ids) <= policy.max_length]
+    if not fitting:
+        raise DataError(f"every sequence is longer than the model's {policy.max_length} tokens")
+    return fitting
 
 
 def _learning_rate(number: int, total: int, settings: TrainSettings) -> float:

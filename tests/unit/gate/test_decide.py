@@ -334,3 +334,11 @@ def test_a_file_of_schema_version_1_still_reads():
     )
     assert from_json(stored) == features()
     assert to_json(features()) == stored[:-1] + ',"forced":false}'  # added since
+
+
+@pytest.mark.parametrize("tool", ["lookup", "send", "never named"])
+def test_a_forced_call_is_recorded_as_such_whatever_the_tool(tool):
+    (decision,) = decide_turn(policy(), Mode.ENFORCE, [features(tool, forced=True)])
+    assert decision.action is Action.FORCE
+    assert decision.applied is Action.FORCE
+    assert decision.reason is Reason.UNCERTAIN_ANSWER
