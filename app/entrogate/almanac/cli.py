@@ -194,6 +194,26 @@ def evaluation(
     _print(result)
 
 
+@almanac.command("loop")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--tasks", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=2), default=8, show_default=True)
+@click.option("--eval-tasks", type=click.IntRange(min=1), default=100, show_default=True)
+def loop(*, out: Path, rounds: int, tasks: int, repeats: int, eval_tasks: int) -> None:
+    """The whole loop on the bundled model: roll out, export, train, publish, measured."""
+    from entrogate.almanac.looping import Plan, run
+
+    plan = Plan(rounds=rounds, tasks=tasks, repeats=repeats, eval_tasks=eval_tasks)
+    try:
+        figures = run(plan, out, say=lambda text: click.echo(text, err=True))
+    except KeyboardInterrupt:
+        raise click.ClickException("stopped; the same command goes on from here") from None
+    click.echo("round  calls per task  accuracy")
+    for number, of in enumerate(figures):
+        click.echo(f"{number:>5}{of['calls_per_task']:>16.2f}{of['accuracy']:>10.1%}")
+
+
 @almanac.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Separated by commas.")

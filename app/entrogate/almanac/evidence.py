@@ -137,7 +137,8 @@ def _auc(delta: np.ndarray, good: np.ndarray) -> float:
 def _rank(delta: np.ndarray, good: np.ndarray) -> float:
     if good.all() or not good.any():
         return float("nan")
-    return float(stats.spearmanr(-delta, good).statistic)
+    found: Any = stats.spearmanr(-delta, good)
+    return float(found.statistic)
 
 
 def mean_entropy(folder: Path) -> float:

@@ -25,7 +25,7 @@ from typing import Any
 
 from entrogate.almanac.demo import BUNDLED_MODEL
 from entrogate.almanac.evaluate import evaluate
-from entrogate.almanac.serving import serving
+from entrogate.almanac.serving import STORE, serving
 from entrogate.errors import EntrogateError
 
 # All weights and not a LoRA: vLLM decodes ten times slower with one on a CPU.
@@ -146,11 +146,11 @@ def _measure(plan: Plan, step: Step, *, rolls_out: bool, say: Say) -> None:
             )
         say(f"{label}: {_figures(evaluation)}, {time.monotonic() - began:.0f} s")
     shutil.rmtree(folder / DATASET, ignore_errors=True)
-    store = f"sqlite:///{(folder / 'trajectories.db').resolve()}"
+    store = f"sqlite:///{(folder / STORE).resolve()}"
     export = ["export", "--store", store, "--to", str(folder / DATASET), "--settle", "0"]
     export += ["--patience", "0"]
     _entrogate(export, log=folder / "export.log")
-    for database in folder.glob("trajectories.db*"):
+    for database in folder.glob(f"{STORE}*"):
         database.unlink()
     for name, result in ((ROLLOUTS, rollouts), (EVALUATION, evaluation)):
         if result is not None:

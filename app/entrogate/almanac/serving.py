@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import httpx
 from entrogate.errors import UpstreamTimeout, UpstreamUnavailable
 
 READY_SECONDS = 900.0
+STORE = "trajectories.db"
 _STOP_SECONDS = 60.0
 _QUOTED_LINES = 12
 
@@ -25,21 +26,29 @@ Waiting = Callable[[float, str], None]
 
 @contextmanager
 def serving(
-    model: Path, *, name: str, policy: str, folder: Path, waiting: Waiting
+    model: Path,
+    *,
+    name: str,
+    policy: str,
+    folder: Path,
+    waiting: Waiting,
+    options: Sequence[str] = (),
+    fresh: bool = True,
 ) -> Generator[str]:
     """Serve ``model`` through a gateway under ``policy``; yields its URL without ``/v1``.
 
-    The logs of gateway and vLLM and the store go to ``folder``. Clients may choose the mode. Both
-    processes end with the block, and with this process however it ends.
+    The logs of gateway and vLLM and the store go to ``folder``; ``fresh`` begins a new store.
+    ``options`` are further ones of `entrogate serve`. Clients may choose the mode. Both processes
+    end with the block, and with this process however it ends.
     """
     port = _free_port()
-    store = folder / "trajectories.db"
-    for old in folder.glob("trajectories.db*"):
+    store = folder / STORE
+    for old in folder.glob(f"{STORE}*") if fresh else ():
         old.unlink()
     command = [sys.executable, "-m", "entrogate.upstream.child", str(_STOP_SECONDS)]
     command += [sys.executable, "-m", "entrogate", "serve", "--port", str(port)]
     command += ["--model", str(model), "--served-model-name", name, "--policy", policy]
-    command += ["--allow-mode-header", "--store", f"sqlite:///{store.resolve()}"]
+    command += ["--allow-mode-header", "--store", f"sqlite:///{store.resolve()}", *options]
     environment = os.environ | {"ENTROGATE_MANAGED__LOG_FILE": str((folder / "vllm.log").resolve())}
     log = folder / "gateway.log"
     with log.open("wb") as sink:

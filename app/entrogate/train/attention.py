@@ -1,4 +1,5 @@
-# pyright: reportMissingTypeStubs=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
 """Attention over packed sequences: each attends to itself alone, and nothing is computed between.
 
 The row-wide mask that transformers would build costs the square of the pack; here the cost is the
@@ -40,8 +41,9 @@ def packed_attention(
     ``sequence_lengths`` add up to P and are given to the model's forward. Raises ValueError for
     what PyTorch's attention cannot do (``softcap``).
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.integrations import sdpa_attention
 
+    attend: Any = sdpa_attention.sdpa_attention_forward
     del attention_mask  # there is none: see `sequence_lengths`
     if softcap is not None:
         raise ValueError("this model caps its attention scores, which packed training cannot do")
@@ -53,7 +55,7 @@ def packed_attention(
         if sliding_window is not None and length > sliding_window:
             band = _band(length, sliding_window, query.device)
         own = (t[:, :, start:end] for t in (query, key, value))
-        parts.append(sdpa_attention_forward(module, *own, band, **others)[0])
+        parts.append(attend(module, *own, band, **others)[0])
         start = end
     return torch.cat(parts, dim=1), None
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Policy:
 
 def _with_lora(model: Any, settings: TrainSettings) -> Any:
     """A new LoRA on all linear layers, or the one in ``settings.adapter``."""
-    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     rank = settings.lora_rank
     if settings.adapter is None:
@@ -91,14 +92,16 @@ def _with_lora(model: Any, settings: TrainSettings) -> Any:
         )
         return get_peft_model(model, wanted)
     try:
-        found: Any = PeftConfig.from_pretrained(settings.adapter)
-        if found.r != rank:
+        config = json.loads((Path(settings.adapter) / "adapter_config.json").read_text())
+        found: int = config["r"]
+        if found != rank:
             raise ConfigError(
-                f"the LoRA in {settings.adapter} has rank {found.r}, not {rank}: "
-                f"give --lora-rank {found.r}"
+                f"the LoRA in {settings.adapter} has rank {found}, not {rank}: "
+                f"give --lora-rank {found}"
             )
-        return PeftModel.from_pretrained(model, settings.adapter, is_trainable=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        loader: Any = PeftModel
+        return loader.from_pretrained(model, settings.adapter, is_trainable=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ConfigError(f"cannot load the LoRA in {settings.adapter}: {error}") from None
 
 

@@ -283,8 +283,8 @@ def _reason_to_stop(report: StepReport, settings: TrainSettings) -> str | None:
 
 
 def _to(pack: Pack, device: torch.device) -> Pack:
-    moved = {
-        name: value.to(device) if isinstance(value := getattr(pack, name), Tensor) else value
-        for name in Pack.__slots__
-    }
+    moved: dict[str, Any] = {}
+    for name in Pack.__slots__:
+        value: Any = getattr(pack, name)
+        moved[name] = value.to(device) if isinstance(value, Tensor) else value
     return Pack(**moved)
