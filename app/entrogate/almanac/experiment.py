@@ -29,7 +29,11 @@ from entrogate.almanac.serving import STORE, serving
 from entrogate.errors import EntrogateError
 
 # All weights and not a LoRA: vLLM decodes ten times slower with one on a CPU.
-TRAINING = ("--lora-rank", "0", "--learning-rate", "3e-4")
+TRAINING = (
+    *("--lora-rank", "0", "--learning-rate", "5e-4"),
+    *("--batch-tokens", "8192", "--warmup-steps", "3"),
+    *("--stop-log-ratio", "3", "--stop-effective-share", "0.02"),
+)
 METHODS = ("outcome", "otc", "sparse", "dense")
 BASE = "base"
 EVALUATION, ROLLOUTS, DATASET = "evaluation.json", "rollouts.json", "dataset"
