@@ -13,7 +13,8 @@ import httpx
 from entrogate.errors import ConfigError, UpstreamError, UpstreamUnavailable
 from entrogate.settings import ServeSettings
 from entrogate.store.show import table
-from entrogate.upstream.adapters import Adapter, VllmAdapters
+from entrogate.upstream.adapters import VllmAdapters
+from entrogate.upstream.lora import Adapter
 
 _SECONDS = 300.0  # vLLM reads the weights before it answers
 
@@ -98,7 +99,7 @@ async def _load(adapter: Adapter, url: str, name: str | None, api_key: str | Non
         names = await adapters.names()
         served = name or f"{names[0]}-{adapter.version}"
         if served not in names:
-            await adapters.load(adapter.folder, served)
+            await adapters.load(adapter, served)
         return served
 
 

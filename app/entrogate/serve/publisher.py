@@ -25,7 +25,8 @@ from entrogate.serve.weights import Weights
 from entrogate.settings import WeightsSettings
 from entrogate.store import Store
 from entrogate.types import PublishedWeights, WeightsState
-from entrogate.upstream.adapters import Adapter, VllmAdapters
+from entrogate.upstream.adapters import VllmAdapters
+from entrogate.upstream.lora import Adapter
 
 _log = logging.getLogger("entrogate.serve")
 _RETRY_SECONDS = 30.0  # between two tries to load what vLLM refused
@@ -100,7 +101,7 @@ class Publisher:
                 return add(published, new, share, now)
 
             wanted = change(self.weights.published)[0]  # refused before vLLM is asked
-            loaded = await self._load(wanted)
+            loaded = await self._load(wanted, adapter)
             try:
                 published = await self._store.change_weights(model, change)
             except EntrogateError:
@@ -176,7 +177,7 @@ class Publisher:
         else:
             self._fault = ""
 
-    async def _load(self, wanted: PublishedWeights) -> bool:
+    async def _load(self, wanted: PublishedWeights, adapter: Adapter) -> bool:
         """Have vLLM serve ``wanted``; False when it did already."""
         if wanted.name in await self._adapters.names():
             known = {each.version for each in self.weights.published}
@@ -187,7 +188,10 @@ class Publisher:
                     code="conflict",
                 )
             return False
-        await self._adapters.load(Path(wanted.folder), wanted.name)
+        try:
+            await self._adapters.load(adapter, wanted.name)
+        except ConfigError as error:
+            raise RequestError(str(error), param="folder") from None
         return True
 
     async def _load_again(self, lost: PublishedWeights) -> None:
@@ -198,7 +202,7 @@ class Publisher:
             adapter = await asyncio.to_thread(Adapter.read, Path(lost.folder))
             if adapter.version != lost.version:
                 raise ConfigError(f"{lost.folder} holds other weights now: {adapter.version}")
-            await self._adapters.load(Path(lost.folder), lost.name)
+            await self._adapters.load(adapter, lost.name)
         except UpstreamUnavailable:
             raise
         except (ConfigError, UpstreamError) as error:

@@ -1,61 +1,28 @@
-"""The LoRAs of a running vLLM: what a folder holds, and loading it whole or not at all."""
+"""The LoRAs of a running vLLM: loaded whole or not at all, unloaded, listed."""
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import orjson
 
 from entrogate.errors import (
-    ConfigError,
     UpstreamError,
     UpstreamProtocol,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from entrogate.upstream.lora import Adapter
 
-_WEIGHTS = "adapter_model.safetensors"
 _LOAD_SECONDS = 120.0
 _ENABLE = (
     "start vLLM with --enable-lora (and --max-lora-rank) and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1,"
     " or `entrogate serve --model` with --lora"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """A LoRA folder as peft wrote it; ``version`` names its content."""
-
-    folder: Path
-    rank: int
-    base: str
-    version: str
-
-    @classmethod
-    def read(cls, folder: Path) -> Adapter:
-        """Raises ConfigError when the folder holds no whole LoRA."""
-        try:
-            config = orjson.loads((folder / "adapter_config.json").read_bytes())
-            with (folder / _WEIGHTS).open("rb") as weights:
-                digest = hashlib.file_digest(weights, "sha256").hexdigest()
-            return cls(
-                folder=folder.resolve(),
-                rank=int(config["r"]),
-                base=str(config["base_model_name_or_path"]),
-                version=digest[:12],
-            )
-        except FileNotFoundError as error:
-            raise ConfigError(
-                f"{folder} is no LoRA: it has no {Path(error.filename).name}"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder}: adapter_config.json is unusable: {error!r}") from None
 
 
 class VllmAdapters:
@@ -75,27 +42,20 @@ class VllmAdapters:
 
     async def names(self) -> list[str]:
         """What the server serves, base first. Raises UpstreamError."""
-        answer = await self._send("GET", "/v1/models")
-        if answer.status_code != 200:
-            raise _refusal(answer)
-        try:
-            names = [str(model["id"]) for model in answer.json()["data"]]
-        except (ValueError, KeyError, TypeError):
-            names = []
-        if not names:
-            raise UpstreamProtocol(
-                f"{self._client.base_url}v1/models gave no list of models: is this vLLM?"
-            )
-        return names
+        return [str(model["id"]) for model in await self._models()]
 
-    async def load(self, folder: Path, name: str) -> None:
-        """Load the LoRA in ``folder`` as ``name`` and have it say one token.
+    async def load(self, adapter: Adapter, name: str) -> None:
+        """Load the LoRA as ``name`` and have it say one token.
 
-        Raises UpstreamRefused with vLLM's reason, or another UpstreamError; nothing stays loaded
-        then.
+        Raises ConfigError when it is of another model (where that can be seen from here),
+        UpstreamRefused with vLLM's reason, or another UpstreamError; nothing stays loaded then.
         """
-        body = {"lora_name": name, "lora_path": str(folder)}
-        await self._post("/v1/load_lora_adapter", body)
+        base = Path(str((await self._models())[0].get("root") or ""))
+        if base.is_absolute():
+            await asyncio.to_thread(adapter.check_fits, base)
+        await self._post(
+            "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter.folder)}
+        )
         try:
             await self._post("/v1/completions", {"model": name, "prompt": "a", "max_tokens": 1})
         except UpstreamError:
@@ -106,6 +66,20 @@ class VllmAdapters:
     async def unload(self, name: str) -> None:
         """Take ``name`` out of vLLM; what runs on it already goes on. Raises UpstreamError."""
         await self._post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def _models(self) -> list[dict[str, Any]]:
+        answer = await self._send("GET", "/v1/models")
+        if answer.status_code != 200:
+            raise _refusal(answer)
+        try:
+            models = answer.json()["data"]
+            if models and all("id" in model for model in models):
+                return models
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise UpstreamProtocol(
+            f"{self._client.base_url}v1/models gave no list of models: is this vLLM?"
+        )
 
     async def _post(self, path: str, body: dict[str, Any]) -> None:
         answer = await self._send("POST", path, body)
