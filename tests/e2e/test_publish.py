@@ -162,7 +162,8 @@ async def test_a_canary_is_rolled_back_under_load(
             workers = [asyncio.create_task(load(client, body)) for body in bodies]
             try:
                 await until_answered(8, "base", version)
-                in_flight = weights(gateway.url)[version]["in_flight"]
+                while weights(gateway.url)[version]["in_flight"] == 0:
+                    await asyncio.sleep(0.01)
                 assert await asyncio.to_thread(run, ["rollback", *url]) == 0
                 rolled_back = time.monotonic()
                 assert capsys.readouterr().out.strip() == name
@@ -170,7 +171,6 @@ async def test_a_canary_is_rolled_back_under_load(
             finally:
                 stop.set()
                 await asyncio.gather(*workers)
-        assert in_flight > 0, "the canary was busy when it was rolled back"
         before = Counter(a.version for a in answers if a.started < rolled_back)
         after = Counter(a.version for a in answers if a.started >= rolled_back)
         assert set(before) == {"base", version}

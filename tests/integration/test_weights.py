@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from entrogate.bench.upstream import ScriptedUpstream
+from entrogate.cli import run
 from tests.integration.conftest import Start
 from tests.integration.harness import (
     CHAT,
@@ -25,6 +26,7 @@ from tests.integration.harness import (
 
 POLL = {"poll_interval_seconds": 0.05}
 VERSION = "x-entrogate-weight-version"
+STALLED = ask({"content": "one two three four", "fault": "stall"}, tools=False)
 
 
 def lora(folder: Path, content: str, rank: int = 8) -> str:
@@ -65,6 +67,12 @@ async def version_of_new(gateway: Running, count: int = 20, **fields: Any) -> Co
     answers = await asyncio.gather(*(gateway.chat(body) for _ in range(count)))
     assert {answer.status_code for answer in answers} == {200}
     return Counter(answer.headers[VERSION] for answer in answers)
+
+
+async def busy(gateway: Running, version: str) -> None:
+    async with asyncio.timeout(20):
+        while (await table(gateway))[version]["in_flight"] == 0:
+            await asyncio.sleep(0.01)
 
 
 async def gone(gateway: Running, version: str) -> None:
@@ -180,15 +188,13 @@ async def test_draining_waits_for_the_last_turn(
 ) -> None:
     gateway = await start(weights=POLL)
     new = await publish(gateway, lora(folder / "one", "a"), share=1)
-    slow = ask({"content": "word " * 30, "delay": 0.03}, tools=False)
-    running = asyncio.create_task(gateway.stream(slow))
-    async with asyncio.timeout(20):
-        while (await table(gateway))[new["version"]]["in_flight"] == 0:
-            await asyncio.sleep(0.01)
+    running = asyncio.create_task(gateway.stream(STALLED))
+    await busy(gateway, new["version"])
     await roll_back(gateway, new["version"])
     assert await version_of_new(gateway, 5) == {"base": 5}
-    assert not running.done()
+    assert (await table(gateway))[new["version"]]["state"] == "draining"
     assert new["name"] in upstream.adapters
+    upstream.go_on.set()
     response, raw = await running
     assert response.headers[VERSION] == new["version"]
     assert events(raw)[-1]["choices"][0]["finish_reason"] == "stop"
@@ -201,12 +207,8 @@ async def test_draining_does_not_wait_for_ever(
 ) -> None:
     gateway = await start(weights={**POLL, "drain_timeout_seconds": 0.1})
     new = await publish(gateway, lora(folder / "one", "a"), share=1)
-    stalled = asyncio.create_task(
-        gateway.stream(ask({"content": "one two three four", "fault": "stall"}, tools=False))
-    )
-    async with asyncio.timeout(20):
-        while (await table(gateway))[new["version"]]["in_flight"] == 0:
-            await asyncio.sleep(0.01)
+    stalled = asyncio.create_task(gateway.stream(STALLED))
+    await busy(gateway, new["version"])
     await roll_back(gateway, new["version"])
     await gone(gateway, new["version"])
     assert upstream.adapters == {}
@@ -216,11 +218,11 @@ async def test_draining_does_not_wait_for_ever(
 
 async def test_a_client_that_leaves_holds_nothing(gateway: Running, folder: Path) -> None:
     new = await publish(gateway, lora(folder / "one", "a"), share=1)
-    body = ask({"content": "one two three four", "fault": "stall"}, tools=False)
     for stream in (True, False):
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await gateway.client.post(CHAT, json={**body, "stream": stream})
+        request = gateway.client.post(CHAT, json={**STALLED, "stream": stream})
+        asking = asyncio.create_task(request)
+        await busy(gateway, new["version"])
+        asking.cancel()
     async with asyncio.timeout(20):
         while (await table(gateway))[new["version"]]["in_flight"]:
             await asyncio.sleep(0.01)
@@ -353,3 +355,64 @@ async def test_a_vllm_without_lora(start: Start, folder: Path) -> None:
         error = error_of(await gateway.client.post("/admin/weights", json=body), 400)
         assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in error["message"]
         assert list(await table(gateway)) == ["base"]
+
+
+async def test_only_this_machine_may_change_weights(gateway: Running, folder: Path) -> None:
+    """The server takes the client's address from a proxy on this machine."""
+    path = lora(folder / "one", "a")
+    for host in ("203.0.113.7", "2001:db8::1", "::ffff:203.0.113.7", "unknown"):
+        headers = {"x-forwarded-for": host}
+        for method, url in (
+            ("GET", "/admin/weights"),
+            ("POST", "/admin/weights"),
+            ("POST", "/admin/weights/base/share"),
+            ("DELETE", "/admin/weights/base"),
+        ):
+            body = {"folder": path} if method == "POST" else None
+            answer = await gateway.client.request(method, url, json=body, headers=headers)
+            assert error_of(answer, 403)["code"] == "admin_is_local"
+    assert list(await table(gateway)) == ["base"]
+    for host in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+        answer = await gateway.client.get("/admin/weights", headers={"x-forwarded-for": host})
+        assert answer.status_code == 200
+
+
+async def test_commands(
+    gateway: Running, upstream: ScriptedUpstream, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def entrogate(*arguments: str, code: int = 0) -> str:
+        assert await asyncio.to_thread(run, [*arguments, "--gateway", gateway.url]) == code
+        said = capsys.readouterr()
+        return (said.err if code else said.out).strip()
+
+    one, two = lora(folder / "one", "a"), lora(folder / "two", "b")
+    assert "nothing is published" in await entrogate("rollback", code=1)
+    name = await entrogate("publish", one, "--share", "0.25")
+    version = name.removeprefix("scripted-")
+    assert await entrogate("publish", two, "--name", "second") == "second"
+    lines = (await entrogate("weights")).splitlines()
+    assert lines[1].split() == ["base", "75%", "(stable)", "serving", "0", "-"]
+    assert lines[2].split() == [version, "25%", "serving", "0", name]
+    assert lines[3].split()[1:] == ["0%", "serving", "0", "second"]
+    assert await entrogate("publish", "--promote", version) == name
+    assert (await table(gateway))[version]["stable"]
+    assert await entrogate("rollback") == "second", "the last one that was published"
+    assert await entrogate("rollback", version) == name
+    await gone(gateway, version)
+    assert "published: " in await entrogate("rollback", version, code=1)
+    assert "no adapter_config.json" in await entrogate("publish", str(folder), code=1)
+    for wrong in ((), (one, "--promote", version), (one, "--share", "1.5")):
+        assert await entrogate("publish", *wrong, code=2)
+
+
+async def test_commands_where_no_gateway_is(
+    upstream: ScriptedUpstream, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def error(*arguments: str) -> str:
+        assert await asyncio.to_thread(run, [*arguments]) == 1
+        return capsys.readouterr().err
+
+    assert "no answer from the gateway" in await error("weights", "--gateway", "http://127.0.0.1:9")
+    said = await error("weights", "--gateway", upstream.url)
+    assert "is no Entrogate gateway" in said
+    assert await asyncio.to_thread(run, ["publish", "x", "--vllm", "y", "--share", "1"]) == 2

@@ -83,6 +83,7 @@ class ScriptedUpstream:
         self.stats = Stats()
         self.url = ""
         self.refuse_completions = False  # answers /v1/completions with an error of the engine
+        self.go_on = asyncio.Event()  # ends the fault `stall`: the rest of the answer is sent
         self.adapters: dict[str, str] = {}  # the folders of the LoRAs that are loaded, by name
         self._model = model
         self._max_model_len = max_model_len
@@ -147,7 +148,7 @@ class ScriptedUpstream:
             self._rendered[request.path, raw] = answer
         self.stats.open += 1
         try:
-            return await _send(request, answer)
+            return await _send(request, answer, self.go_on)
         except (asyncio.CancelledError, ConnectionResetError):
             self.stats.aborted += 1
             raise
@@ -290,11 +291,11 @@ class ScriptedUpstream:
         return _json(b"{}")
 
 
-async def _send(request: web.Request, answer: _Answer) -> web.StreamResponse:
+async def _send(request: web.Request, answer: _Answer, go_on: asyncio.Event) -> web.StreamResponse:
     step = answer.step
     parts = dialect.fresh_ids(answer.parts, request.headers.get("X-Request-Id"))
     if not answer.stream:
-        return await _send_body(request, parts[0], step)
+        return await _send_body(request, parts[0], step, go_on)
     response = web.StreamResponse(headers=_SSE)
     await response.prepare(request)
     until = len(parts) if step.fault is None else min(step.at, len(parts))
@@ -302,6 +303,8 @@ async def _send(request: web.Request, answer: _Answer) -> web.StreamResponse:
         await response.write(part)
         # Lets the other streams send theirs: an engine samples one token for each of them.
         await asyncio.sleep(step.delay)
+    if step.fault == "stall":
+        await go_on.wait()
     if step.fault is not None:
         await _break_stream(request, response, step, parts[until:])
     if step.fault != "cut":
@@ -315,8 +318,6 @@ async def _break_stream(
     match step.fault:
         case "cut":
             _cut(request)
-        case "stall":
-            await asyncio.Event().wait()
         case "sse_error":
             await response.write(dialect.error_event("scripted error", "InternalServerError", 500))
             await response.write(dialect.DONE)
@@ -329,7 +330,9 @@ async def _break_stream(
                 await response.write(part)
 
 
-async def _send_body(request: web.Request, body: bytes, step: Step) -> web.StreamResponse:
+async def _send_body(
+    request: web.Request, body: bytes, step: Step, go_on: asyncio.Event
+) -> web.StreamResponse:
     if step.delay:
         await asyncio.sleep(step.delay)
     match step.fault:
@@ -341,7 +344,7 @@ async def _send_body(request: web.Request, body: bytes, step: Step) -> web.Strea
             _cut(request)
             return response
         case "stall":
-            await asyncio.Event().wait()
+            await go_on.wait()
         case "garbage" | "end":
             return web.Response(body=_GARBAGE, headers=_HEADERS, content_type="text/html")
         case "sse_error":

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from entrogate.errors import RequestError
 from entrogate.serve.publisher import Publisher
-from entrogate.types import BASE_WEIGHTS, PublishedWeights
+from entrogate.types import BASE_WEIGHTS, PublishedWeights, WeightsState
 
 
 def from_this_machine(request: Request) -> None:
@@ -93,12 +93,15 @@ async def roll_back(version: str, request: Request) -> dict[str, Any]:
 def _described(publisher: Publisher, each: PublishedWeights) -> dict[str, Any]:
     in_use = publisher.weights
     problem = publisher.problems.get(each.version)
+    state = each.state.value
+    if each.state is WeightsState.SERVING and each.version not in in_use.ready:
+        state = "loading" if problem is None else "unavailable"
     return {
         "version": each.version,
         "name": each.name,
         "share": in_use.routes.share_of(each.version),
         "stable": in_use.routes.stable.version == each.version,
-        "state": "unavailable" if problem is not None else each.state.value,
+        "state": state,
         "problem": problem,
         "in_flight": in_use.running[each.version],
         "folder": each.folder,
