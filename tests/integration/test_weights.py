@@ -233,10 +233,17 @@ async def test_a_restarted_gateway_goes_on_with_the_same_routing(
 ) -> None:
     """And a second one on the same store sees what the first one changes."""
     first = await start(weights=POLL)
-    new = await publish(first, lora(folder / "one", "a"), share=1)
+    old = await publish(first, lora(folder / "old", "o"), share=1)
+    body = ask(calling("Ada"), {"content": "Done."})
+    begun = await first.chat(body)
+    new = await publish(first, lora(folder / "one", "a"))
+    await share(first, new["version"], 1)
     second = await start(weights=POLL)
     assert await version_of_new(second, 5) == {new["version"]: 5}
-    assert upstream.stats.paths["/v1/load_lora_adapter"] == 1
+    assert upstream.stats.paths["/v1/load_lora_adapter"] == 2
+    went_on = await second.chat(follow_up(body, message_of(begun), "a result"))
+    assert went_on.headers[VERSION] == begun.headers[VERSION] == old["version"]
+    await roll_back(second, old["version"])
     await roll_back(second, new["version"])
     await gone(second, new["version"])
     await gone(first, new["version"])
@@ -341,10 +348,14 @@ async def test_publishing_again_only_changes_the_share(
     assert list(await table(gateway)) == ["base", first["version"]]
 
 
-async def test_two_publishers_take_turns(gateway: Running, folder: Path) -> None:
+async def test_publishers_take_turns(
+    gateway: Running, upstream: ScriptedUpstream, folder: Path
+) -> None:
+    """Also with one and the same LoRA, which vLLM would refuse to load twice."""
     paths = [lora(folder / str(i), f"weights {i}") for i in range(4)]
-    found = await asyncio.gather(*(publish(gateway, path, share=0.25) for path in paths))
+    found = await asyncio.gather(*(publish(gateway, path, share=0.25) for path in paths * 2))
     assert len({each["version"] for each in found}) == 4
+    assert upstream.stats.paths["/v1/load_lora_adapter"] == 4
     assert (await table(gateway))["base"]["share"] == 0.0
 
 
