@@ -86,8 +86,16 @@ COMMANDS: Mapping[str, LazyCommand] = {
         help="Train on exported trajectories (LoRA or all weights).",
     ),
     "publish": LazyCommand(
-        target="entrogate.train.publish:publish",
-        help="Load a trained LoRA into a running vLLM.",
+        target="entrogate.serve.publish:publish",
+        help="Put a trained LoRA into service: all requests, a share, or by name only.",
+    ),
+    "rollback": LazyCommand(
+        target="entrogate.serve.publish:rollback",
+        help="Take a published LoRA out of service.",
+    ),
+    "weights": LazyCommand(
+        target="entrogate.serve.publish:weights",
+        help="List what is in service, with its share of the requests.",
     ),
     "loop": LazyCommand(
         target="entrogate.train.loop:loop",

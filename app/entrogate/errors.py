@@ -5,6 +5,7 @@
     ├── RequestError         the client's request cannot be served (4xx)
     ├── UpstreamError        the model server failed
     │   ├── UpstreamUnavailable   cannot be reached, or refuses (502/503)
+    │   ├── UpstreamRefused       understood, and said no with a reason (400)
     │   ├── UpstreamTimeout       did not answer in time (504)
     │   └── UpstreamProtocol      answered what we cannot read (502)
     ├── StoreError           the store cannot be read or written
@@ -45,6 +46,10 @@ class UpstreamError(EntrogateError):
 
 class UpstreamUnavailable(UpstreamError):
     """The model server cannot be reached or refuses connections."""
+
+
+class UpstreamRefused(UpstreamError):
+    """The model server understood what it was asked to do and refused; the message says why."""
 
 
 class UpstreamTimeout(UpstreamError):

@@ -40,6 +40,8 @@ class ManagedSettings(_Branch):
     port: int | None = Field(default=None, ge=1, le=65535)
     tool_call_parser: str = "hermes"
     reasoning_parser: str | None = "qwen3"
+    lora: bool = False  # adapters can be published while it runs
+    max_lora_rank: int = Field(default=16, ge=1)
     extra_args: tuple[str, ...] = ()
     startup_timeout_seconds: float = Field(default=900.0, gt=0)
     restart_limit: int = Field(default=5, ge=0)
@@ -65,6 +67,13 @@ class GateSettings(_Branch):
     allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
 
 
+class WeightsSettings(_Branch):
+    """Published weights: how often store and vLLM are looked at, how long a roll back waits."""
+
+    poll_interval_seconds: float = Field(default=2.0, gt=0)
+    drain_timeout_seconds: float = Field(default=300.0, ge=0)
+
+
 class ServeSettings(_Branch):
     """The HTTP server itself."""
 
@@ -85,4 +94,5 @@ class Settings(BaseSettings):
     managed: ManagedSettings = ManagedSettings()
     store: StoreSettings = StoreSettings()
     gate: GateSettings = GateSettings()
+    weights: WeightsSettings = WeightsSettings()
     serve: ServeSettings = ServeSettings()

@@ -208,6 +208,7 @@ class TurnHead:
     segment: SegmentStats | None
     capture_complete: bool
     has_calls: bool
+    weight_version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,13 +244,44 @@ class TurnRecord:
     fingerprint: bytes  # of the message history including the response, for linkage
     sequence_hash: bytes
     replayed: bool = False  # an internal turn: its call was replayed, the client never saw it
-    weight_version: str = ""
+    weight_version: str = ""  # of the weights that answered, `BASE_WEIGHTS` where no LoRA did
     metadata: dict[str, str] | None = None
     error: str | None = None  # the turn broke off: the upstream failed or the client went away
 
     @property
     def complete(self) -> bool:
         return self.capture_gap is None
+
+
+BASE_WEIGHTS = "base"
+"""Version of the weights that the model server was started with."""
+
+
+class WeightsState(StrEnum):
+    """Where published weights stand: answering, or on their way out after a roll back."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedWeights:
+    """A LoRA that may answer requests for the model ``model``, as it is stored.
+
+    ``share`` is that of a canary. Of the versions that were promoted the latest one gets what the
+    canaries leave, and the base model where none was.
+    """
+
+    model: str
+    version: str
+    name: str  # what the model server calls it
+    folder: str
+    rank: int
+    share: float
+    promoted_at: float | None
+    state: WeightsState
+    published_at: float
+    updated_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

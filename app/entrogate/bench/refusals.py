@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from entrogate.bench import dialect
@@ -25,16 +28,34 @@ def invalid_json() -> bytes:
     return dialect.error_body(message, "Bad Request", 400, "body.1")
 
 
+def lora_refusal(folder: Path, *, max_rank: int) -> Refusal | None:
+    """Why vLLM would not load the LoRA in ``folder``."""
+    try:
+        rank = int(json.loads((folder / "adapter_config.json").read_bytes())["r"])
+    except FileNotFoundError:
+        message = f"Loading lora {folder.name} failed: No adapter found for {folder}"
+        return Refusal(404, dialect.error_body(message, "NotFoundError", 404))
+    if rank <= max_rank:
+        return None
+    message = f"LoRA rank {rank} is greater than max_lora_rank {max_rank}."
+    return Refusal(500, dialect.error_body(message, "InternalServerError", 500))
+
+
 def refusal(
-    body: dict[str, Any], *, chat: bool, model: str, max_model_len: int, vocabulary: int
+    body: dict[str, Any],
+    *,
+    chat: bool,
+    models: Sequence[str],
+    max_model_len: int,
+    vocabulary: int,
 ) -> Refusal | None:
-    """vLLM's own refusals that a gateway has to pass on."""
+    """vLLM's own refusals that a gateway has to pass on; ``models`` starts with the base."""
 
     def refuse(message: str, param: str | None = None) -> Refusal:
         return Refusal(400, dialect.error_body(message, "BadRequestError", 400, param))
 
-    if body.get("model") not in (None, model):
-        message = f"The model `{body['model']}` does not exist. Valid aliases: {model}."
+    if body.get("model") and body["model"] not in models:
+        message = f"The model `{body['model']}` does not exist. Valid aliases: {models[0]}."
         return Refusal(404, dialect.error_body(message, "NotFoundError", 404, "model"))
     if chat and not body.get("messages"):
         return refuse(

@@ -14,12 +14,13 @@ import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self, cast
 
 from aiohttp import web
 
 from entrogate.bench import dialect
-from entrogate.bench.refusals import invalid_json, refusal
+from entrogate.bench.refusals import invalid_json, lora_refusal, refusal
 from entrogate.bench.script import (
     CALL,
     CALL_END,
@@ -71,14 +72,23 @@ class ScriptedUpstream:
     """The server; ``url`` is known after ``start``. Leaving the context stops it."""
 
     def __init__(
-        self, *, model: str = "scripted", max_model_len: int = 8192, api_key: str | None = None
+        self,
+        *,
+        model: str = "scripted",
+        max_model_len: int = 8192,
+        api_key: str | None = None,
+        max_lora_rank: int | None = 16,
     ) -> None:
+        """``max_lora_rank`` None: a server that was started without LoRA."""
         self.stats = Stats()
         self.url = ""
         self.refuse_completions = False  # answers /v1/completions with an error of the engine
+        self.go_on = asyncio.Event()  # ends the fault `stall`: the rest of the answer is sent
+        self.adapters: dict[str, str] = {}  # the folders of the LoRAs that are loaded, by name
         self._model = model
         self._max_model_len = max_model_len
         self._api_key = api_key
+        self._max_lora_rank = max_lora_rank
         self._vocabulary = Vocabulary()
         self._rendered: dict[tuple[str, bytes], _Answer] = {}
         self._runner: web.AppRunner | None = None
@@ -93,8 +103,12 @@ class ScriptedUpstream:
         app.router.add_get("/version", self._version)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_post("/detokenize", self._detokenize)
+        if self._max_lora_rank is not None:
+            app.router.add_post("/v1/load_lora_adapter", self._load_adapter)
+            app.router.add_post("/v1/unload_lora_adapter", self._unload_adapter)
         app.router.add_get("/_stats", self._stats)
         app.router.add_post("/_reset", self._reset)
+        app.router.add_route("*", "/{path:.*}", self._no_route)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
@@ -134,7 +148,7 @@ class ScriptedUpstream:
             self._rendered[request.path, raw] = answer
         self.stats.open += 1
         try:
-            return await _send(request, answer)
+            return await _send(request, answer, self.go_on)
         except (asyncio.CancelledError, ConnectionResetError):
             self.stats.aborted += 1
             raise
@@ -156,7 +170,7 @@ class ScriptedUpstream:
         refused = refusal(
             body,
             chat=chat,
-            model=self._model,
+            models=(self._model, *self.adapters),
             max_model_len=self._max_model_len,
             vocabulary=self._vocabulary.size,
         )
@@ -182,7 +196,8 @@ class ScriptedUpstream:
         step = turns[0].step
         wish = _withhold(wish, step)
         prompt_ids = self._vocabulary.encode(prompt)
-        renderer = dialect.Renderer(wish, self._vocabulary, model=self._model, prompt=prompt_ids)
+        model = str(body.get("model") or self._model)
+        renderer = dialect.Renderer(wish, self._vocabulary, model=model, prompt=prompt_ids)
         if step.fault == "error":
             kind = "BadRequestError" if step.status == 400 else "InternalServerError"
             return _json(dialect.error_body("scripted error", kind, step.status), step.status)
@@ -220,7 +235,36 @@ class ScriptedUpstream:
         card = {"id": self._model, "object": "model", "created": 1795374377, "owned_by": "vllm"}
         card |= {"root": self._model, "parent": None, "max_model_len": self._max_model_len}
         card |= {"permission": [permission | {"is_blocking": False}]}
-        return _json(dialect.compact({"object": "list", "data": [card]}))
+        adapters = [
+            card | {"id": name, "root": folder, "parent": self._model, "max_model_len": None}
+            for name, folder in self.adapters.items()
+        ]
+        return _json(dialect.compact({"object": "list", "data": [card, *adapters]}))
+
+    async def _load_adapter(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name, folder = body["lora_name"], body["lora_path"]
+        self.stats.paths[request.path] += 1
+        if name in self.adapters:
+            message = f"The lora adapter '{name}' has already been loaded."
+            return _json(dialect.error_body(message, "InvalidUserInput", 400), 400)
+        refused = lora_refusal(Path(folder), max_rank=self._max_lora_rank or 0)
+        if refused is not None:
+            return _json(refused.body, refused.status)
+        self.adapters[name] = folder
+        return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload_adapter(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        self.stats.paths[request.path] += 1
+        if self.adapters.pop(name, None) is None:
+            message = f"The lora adapter '{name}' cannot be found."
+            return _json(dialect.error_body(message, "NotFoundError", 404), 404)
+        self._rendered.clear()  # what runs goes on, but the name is gone
+        return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _no_route(self, _: web.Request) -> web.Response:
+        return _json(dialect.compact({"detail": "Not Found"}), 404)
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(headers=_HEADERS)
@@ -247,11 +291,11 @@ class ScriptedUpstream:
         return _json(b"{}")
 
 
-async def _send(request: web.Request, answer: _Answer) -> web.StreamResponse:
+async def _send(request: web.Request, answer: _Answer, go_on: asyncio.Event) -> web.StreamResponse:
     step = answer.step
     parts = dialect.fresh_ids(answer.parts, request.headers.get("X-Request-Id"))
     if not answer.stream:
-        return await _send_body(request, parts[0], step)
+        return await _send_body(request, parts[0], step, go_on)
     response = web.StreamResponse(headers=_SSE)
     await response.prepare(request)
     until = len(parts) if step.fault is None else min(step.at, len(parts))
@@ -259,6 +303,8 @@ async def _send(request: web.Request, answer: _Answer) -> web.StreamResponse:
         await response.write(part)
         # Lets the other streams send theirs: an engine samples one token for each of them.
         await asyncio.sleep(step.delay)
+    if step.fault == "stall":
+        await go_on.wait()
     if step.fault is not None:
         await _break_stream(request, response, step, parts[until:])
     if step.fault != "cut":
@@ -272,8 +318,6 @@ async def _break_stream(
     match step.fault:
         case "cut":
             _cut(request)
-        case "stall":
-            await asyncio.Event().wait()
         case "sse_error":
             await response.write(dialect.error_event("scripted error", "InternalServerError", 500))
             await response.write(dialect.DONE)
@@ -286,7 +330,9 @@ async def _break_stream(
                 await response.write(part)
 
 
-async def _send_body(request: web.Request, body: bytes, step: Step) -> web.StreamResponse:
+async def _send_body(
+    request: web.Request, body: bytes, step: Step, go_on: asyncio.Event
+) -> web.StreamResponse:
     if step.delay:
         await asyncio.sleep(step.delay)
     match step.fault:
@@ -298,7 +344,7 @@ async def _send_body(request: web.Request, body: bytes, step: Step) -> web.Strea
             _cut(request)
             return response
         case "stall":
-            await asyncio.Event().wait()
+            await go_on.wait()
         case "garbage" | "end":
             return web.Response(body=_GARBAGE, headers=_HEADERS, content_type="text/html")
         case "sse_error":

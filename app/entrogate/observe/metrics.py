@@ -13,6 +13,7 @@ from entrogate.types import CallRecord, Mode, TurnRecord
 
 MAX_TOOLS = 64
 MAX_KINDS = 64
+MAX_VERSIONS = 64
 _ENTROPY_NATS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 _CHANGE_NATS = (-5.0, -3.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0)
 _FAST_SECONDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
@@ -28,11 +29,15 @@ class Metrics:
         self._route = BoundedLabel(MAX_KINDS)
         self._kind = BoundedLabel(MAX_KINDS)
         self._gap = BoundedLabel(MAX_KINDS)
+        self._version = BoundedLabel(MAX_VERSIONS)
         self._turn_metrics()
         self._server_metrics()
 
     def _turn_metrics(self) -> None:
         self._turns = self._counter("turns", "Assistant turns recorded.", "mode")
+        self._weights = self._counter(
+            "weight_turns", "Assistant turns recorded, by the weights that answered.", "version"
+        )
         self._calls = self._counter(
             "tool_calls", "Tool calls proposed, by what was done.", "tool", "decision", "reason"
         )
@@ -79,6 +84,7 @@ class Metrics:
     def record_turn(self, record: TurnRecord, *, mode: Mode) -> None:
         """Count a turn and everything in it, once, when it is recorded."""
         self._turns.labels(mode.value).inc()
+        self._weights.labels(self._version(record.weight_version)).inc()
         for call in record.calls:
             self._record_call(call)
         if record.capture_gap is not None:

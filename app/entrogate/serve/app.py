@@ -20,13 +20,16 @@ from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
 from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
+from entrogate.serve.admin import admin_routes
 from entrogate.serve.chat import ROUTE, chat
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.passthrough import forward
+from entrogate.serve.publisher import Publisher
 from entrogate.serve.records import router
 from entrogate.serve.status import status_routes
 from entrogate.settings import Settings
 from entrogate.store import Store
+from entrogate.upstream.adapters import VllmAdapters
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.managed import ManagedVllm
@@ -65,6 +68,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
     )
     metrics.watch_store_queue(lambda: store.queue_depth)
+    publisher = _publisher(gateway, url)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -78,7 +82,8 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
             )
             async with gateway.client, gateway.channel or nullcontext():
                 await _greet(gateway)
-                yield
+                async with publisher.running():
+                    yield
                 if gateway.background:
                     await asyncio.wait(gateway.background, timeout=10)
         finally:
@@ -87,11 +92,13 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     app = FastAPI(title="Entrogate", version=__version__, lifespan=lifespan)
     app.state.gateway = gateway
     app.state.managed = managed
+    app.state.publisher = publisher
     app.add_route(ROUTE, chat, methods=["POST"])
     app.add_route("/v1/completions", forward, methods=["POST"])
     app.add_route("/v1/models", forward, methods=["GET"])
     app.include_router(router)
     app.include_router(status_routes)
+    app.include_router(admin_routes)
     _add_error_handlers(app)
     return app
 
@@ -107,6 +114,20 @@ def _channel(settings: Settings, url: str, managed: ManagedVllm | None) -> Captu
         return CaptureChannel(managed.capture_address)
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return CaptureChannel(DEFAULT_ADDRESS) if local else None
+
+
+def _publisher(gateway: Gateway, url: str) -> Publisher:
+    async def base_model() -> str:
+        return (await gateway.capabilities()).model
+
+    key = gateway.settings.upstream.api_key
+    return Publisher(
+        store=gateway.store,
+        adapters=VllmAdapters(url, None if key is None else key.get_secret_value()),
+        weights=gateway.weights,
+        settings=gateway.settings.weights,
+        base_model=base_model,
+    )
 
 
 async def _greet(gateway: Gateway) -> None:

@@ -14,9 +14,16 @@ from starlette.types import Send
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
 from entrogate.serve.judge import Judge
 from entrogate.serve.linkage import TRAJECTORY_HEADER, link
-from entrogate.serve.respond import WatchedResponse, read_body, send_answer, send_stream
+from entrogate.serve.respond import (
+    WEIGHTS_HEADER,
+    WatchedResponse,
+    read_body,
+    send_answer,
+    send_stream,
+)
 from entrogate.serve.streaming import StreamedTurn
 from entrogate.serve.turn import Leg, Turn
+from entrogate.serve.weights import Lease
 from entrogate.serve.whole import answer_whole
 from entrogate.wire.history import earlier_calls
 from entrogate.wire.request import ChatRequest, parse_chat
@@ -36,6 +43,7 @@ async def chat(request: Request) -> Response:
         REQUEST_ID_HEADER: turn.request_id,
         TRAJECTORY_HEADER: turn.link.trajectory_id,
     }
+    # From here on the turn holds a lease on its weights: each way out gives it back.
     if parsed.stream:
         return await _streamed(turn, headers)
     return _whole(turn, headers)
@@ -60,18 +68,29 @@ async def _turn(
         can_suppress=capabilities.tool_call_token_id is not None and capabilities.capture,
         can_replay=parsed.n == 1,
     )
+    lease = gateway.weights.lease(
+        parsed.model,
+        capabilities.base_models,
+        linked.trajectory_id,
+        "" if linked.parent is None else linked.parent.weight_version,
+    )
     return Turn(
         gateway=gateway,
         capabilities=capabilities,
         request=parsed,
+        lease=lease,
         headers=upstream_headers,
         request_id=request_id,
         link=linked,
         judge=judge,
         debug=headers.get(DEBUG_HEADER) == "1",
         received=received,
-        leg=Leg(request=parsed, parent=linked.parent),
+        leg=Leg(request=_addressed(parsed, lease), parent=linked.parent),
     )
+
+
+def _addressed(request: ChatRequest, lease: Lease) -> ChatRequest:
+    return request if lease.name is None else request.addressed_to(lease.name)
 
 
 async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
@@ -79,6 +98,7 @@ async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
     metrics = turn.gateway.metrics
     streamed = StreamedTurn(turn)
     async with AsyncExitStack() as unanswered:
+        unanswered.callback(turn.let_go)
         unanswered.push_async_callback(streamed.close)
         upstream = await streamed.open()
         if upstream.status != 200:
@@ -86,6 +106,8 @@ async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
             metrics.record_request(ROUTE, upstream.status)
             content_type = upstream.headers.get("content-type", "application/json")
             return Response(body, upstream.status, {"content-type": content_type, **headers})
+        if turn.lease.version is not None:
+            headers[WEIGHTS_HEADER] = turn.lease.version
         unanswered.pop_all()
 
     async def work(send: Send) -> None:
@@ -95,6 +117,7 @@ async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
                 await send_stream(send, events, headers)
             finally:
                 await events.aclose()
+                turn.let_go()
         metrics.record_request(ROUTE, 200)
 
     return WatchedResponse(work)
@@ -105,11 +128,14 @@ def _whole(turn: Turn, headers: dict[str, str]) -> Response:
 
     async def work(send: Send) -> None:
         with metrics.in_flight(ROUTE):
-            await send_answer(
-                send,
-                answer_whole(turn),
-                headers,
-                lambda status: metrics.record_request(ROUTE, status),
-            )
+            try:
+                await send_answer(
+                    send,
+                    answer_whole(turn),
+                    headers,
+                    lambda status: metrics.record_request(ROUTE, status),
+                )
+            finally:
+                turn.let_go()
 
     return WatchedResponse(work)

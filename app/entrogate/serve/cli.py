@@ -26,6 +26,8 @@ from entrogate.upstream.managed import ManagedVllm
 @click.option("--upstream-api-key", envvar="ENTROGATE_UPSTREAM__API_KEY", help="Its API key.")
 @click.option("--model", help="Start a vLLM with this model folder or name ('almanac': bundled).")
 @click.option("--served-model-name", help="Name of the managed model in the API.")
+@click.option("--lora", is_flag=True, default=None, help="The managed vLLM can be given LoRAs.")
+@click.option("--max-lora-rank", type=click.IntRange(1), help="Of those LoRAs (default 16).")
 @click.option("--vllm-arg", "vllm_args", multiple=True, help="Passed on to the managed vLLM.")
 @click.option("--policy", help="Bundled policy (observe, balanced, …) or a YAML file.")
 @click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]), help="Overrides it.")
@@ -69,6 +71,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         "upstream_api_key": ("upstream", "api_key"),
         "model": ("managed", "model"),
         "served_model_name": ("managed", "served_model_name"),
+        "lora": ("managed", "lora"),
+        "max_lora_rank": ("managed", "max_lora_rank"),
         "vllm_args": ("managed", "extra_args"),
         "policy": ("gate", "policy"),
         "mode": ("gate", "mode"),

@@ -13,6 +13,7 @@ from entrogate.errors import RequestError
 from entrogate.gate.policy import Policy
 from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
+from entrogate.serve.weights import Weights
 from entrogate.settings import Settings
 from entrogate.store import Store
 from entrogate.types import Mode
@@ -34,6 +35,7 @@ class Gateway:
     policy: Policy
     metrics: Metrics
     channel: CaptureChannel | None = None  # None: capture by log-probs only
+    weights: Weights = field(default_factory=Weights)
     vocab_size: int | None = None
     random: random.Random = field(default_factory=random.Random)
     background: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])

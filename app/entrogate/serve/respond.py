@@ -16,6 +16,7 @@ from entrogate.wire.errors import describe, error_event
 from entrogate.wire.sse import DONE
 
 _log = logging.getLogger("entrogate.serve")
+WEIGHTS_HEADER = "x-entrogate-weight-version"
 OnStatus = Callable[[int], None]
 
 
@@ -75,6 +76,8 @@ async def send_answer(
     all_headers = {"content-type": answer.content_type, **headers}
     if answer.decision is not None:
         all_headers["x-entrogate-decision"] = answer.decision
+    if answer.weight_version is not None:
+        all_headers[WEIGHTS_HEADER] = answer.weight_version
     all_headers["content-length"] = str(len(answer.body))
     await _start(send, answer.status, all_headers)
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -41,14 +41,21 @@ class StreamedTurn:
 
     async def open(self) -> aiohttp.ClientResponse:
         """Send the current leg upstream and return the answer's head; the body is not read yet."""
+        response = await self._ask()
+        while response.status == 404 and self.turn.fall_back():
+            await self._stack.aclose()
+            response = await self._ask()
+        self._response = response
+        return response
+
+    async def _ask(self) -> aiohttp.ClientResponse:
         turn = self.turn
         body = turn.upstream_body()
         if not turn.legs_done:
             turn.gateway.metrics.observe_gateway(time.perf_counter() - turn.received)
-        self._response = await self._stack.enter_async_context(
+        return await self._stack.enter_async_context(
             turn.gateway.client.request("POST", CHAT, body=body, headers=turn.headers)
         )
-        return self._response
 
     async def close(self) -> None:
         """Let go of the upstream; in the middle of an answer this aborts it there."""

@@ -25,7 +25,8 @@ from entrogate.serve.choice import Choice
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.judge import Judge
 from entrogate.serve.linkage import Link, mint, new_results
-from entrogate.types import Action, CallRecord, Decision, TurnHead, TurnRecord
+from entrogate.serve.weights import Lease
+from entrogate.types import BASE_WEIGHTS, Action, CallRecord, Decision, TurnHead, TurnRecord
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.handshake import Capabilities
 from entrogate.upstream.resume import resume_request
@@ -76,6 +77,7 @@ class Turn:
     request_id: str
     link: Link
     judge: Judge
+    lease: Lease
     debug: bool
     received: float  # time.perf_counter() when the request came in
     leg: Leg
@@ -123,6 +125,31 @@ class Turn:
             # What the model is unsure of after a result is how to read it: asking again is no help.
             may_force=self.leg.request.messages[-1].get("role") != "tool",
         )
+
+    def fall_back(self) -> bool:
+        """vLLM does not know the weights of the turn (it was restarted): take stable ones.
+
+        False where that is for the client to know, because it named them.
+        """
+        lease = self.gateway.weights.instead_of(self.lease)
+        if lease is None:
+            return False
+        _log.warning(
+            "turn.rerouted request=%s from=%s to=%s",
+            self.request_id,
+            self.lease.version,
+            lease.version,
+        )
+        self.lease = lease
+        self.leg.request = self.leg.request.addressed_to(lease.name or self.request.model)
+        if self.leg.captured is not None:
+            self.leg.captured.close()
+            self.leg.captured = None
+        return True
+
+    def let_go(self) -> None:
+        """The turn needs its weights no more. Safe to call twice."""
+        self.lease.release()
 
     async def collect(self) -> None:
         """The current leg's answer is complete: take over its capture and check the count."""
@@ -326,9 +353,18 @@ def _record(turn: Turn, leg: Leg, choice: Choice, *, final: bool) -> TurnRecord:
         fingerprint=fingerprint([*seen, message]),
         sequence_hash=digest.digest(),
         replayed=not final,
+        weight_version=_weight_version(turn, leg),
         metadata=turn.request.metadata,
         error=leg.error,
     )
+
+
+def _weight_version(turn: Turn, leg: Leg) -> str:
+    """Of the weights that answered; an adapter that is not published here goes by its name."""
+    if turn.lease.version is not None:
+        return turn.lease.version
+    name = leg.model or leg.request.model
+    return BASE_WEIGHTS if name in turn.capabilities.base_models else name
 
 
 def _new_messages(leg: Leg) -> list[dict[str, Any]]:
@@ -343,6 +379,7 @@ def _debug_turn(record: TurnRecord) -> dict[str, Any]:
         "turn_id": record.turn_id,
         "choice": record.choice_index,
         "replayed": record.replayed,
+        "weight_version": record.weight_version,
         "estimator": record.capture.estimator,
         "top_k": record.capture.top_k,
         "segment": record.segment,

@@ -21,12 +21,16 @@ from entrogate.wire.strip import strip_body
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the client gets; ``decision`` is None where no call was proposed."""
+    """What the client gets.
+
+    ``decision`` is None where no call was proposed, ``weight_version`` where it is not known.
+    """
 
     status: int
     body: bytes
     content_type: str = "application/json"
     decision: str | None = None
+    weight_version: str | None = None
 
 
 async def answer_whole(turn: Turn) -> Answer:
@@ -34,6 +38,8 @@ async def answer_whole(turn: Turn) -> Answer:
     earlier_text: list[dict[str, Any]] = []
     while True:
         raw_answer = await _ask(turn)
+        while raw_answer.status == 404 and turn.fall_back():
+            raw_answer = await _ask(turn)
         if raw_answer.status != 200:
             return raw_answer
         raw = raw_answer.body
@@ -61,7 +67,12 @@ async def answer_whole(turn: Turn) -> Answer:
         turn.replay_calls(replayed)
     decision = _decision(turn)
     await turn.finish_leg(final=True)
-    return Answer(status=200, body=_body(turn, raw, edits, earlier_text), decision=decision)
+    return Answer(
+        status=200,
+        body=_body(turn, raw, edits, earlier_text),
+        decision=decision,
+        weight_version=turn.lease.version,
+    )
 
 
 async def _ask(turn: Turn) -> Answer:

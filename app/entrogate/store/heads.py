@@ -73,6 +73,7 @@ def head_of_record(record: TurnRecord, turn_index: int, branch_index: int) -> Tu
         segment=record.segment,
         capture_complete=record.complete,
         has_calls=has_calls(record),
+        weight_version=record.weight_version,
     )
 
 
@@ -92,6 +93,7 @@ _HEAD = (
     turns.c.segment,
     turns.c.capture_gap,
     turns.c.has_calls,
+    turns.c.weight_version,
 )
 
 
@@ -134,4 +136,5 @@ def _head(row: Row[*tuple[Any, ...]]) -> TurnHead:
         segment=load_segment(row.segment),
         capture_complete=row.capture_gap is None,
         has_calls=row.has_calls,
+        weight_version=row.weight_version,
     )

@@ -23,7 +23,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -211,6 +211,24 @@ rewards = Table(
     Column("no_calls", Text, nullable=False),
     Column("all_unknown", Text, nullable=False),
     Column("computed_at", Double, nullable=False),
+)
+
+# A database may have served several base models: a version belongs to one of them.
+weights = Table(
+    "weights",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("schema_version", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("promoted_at", Double),
+    Column("state", Text, nullable=False),
+    Column("published_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    UniqueConstraint("model", "name"),
 )
 
 # Keyed by the turn that made the calls; its label is the change of the next turn on the path.

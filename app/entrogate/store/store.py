@@ -33,8 +33,9 @@ from entrogate.store.settled import (
     Wanted,
     read_settled,
 )
+from entrogate.store.weights import ChangeWeights, change_weights, delete_weights, read_weights
 from entrogate.store.writer import Batch, Job, Writer
-from entrogate.types import Cursor, Mode, TurnHead, TurnRecord
+from entrogate.types import Cursor, Mode, PublishedWeights, TurnHead, TurnRecord
 
 T = TypeVar("T")
 
@@ -165,6 +166,21 @@ class Store:
         await self._write(
             lambda connection: remember_policy(connection, version, name, str(mode), text)
         )
+
+    async def weights(self, model: str) -> list[PublishedWeights]:
+        """What is published over the base model ``model``, the oldest first."""
+        return await self._read(read_weights, model)
+
+    async def change_weights(self, model: str, change: ChangeWeights) -> list[PublishedWeights]:
+        """Store what ``change`` makes of the published weights, in one transaction; all of them.
+
+        What it raises (an `EntrogateError`) is raised here, and nothing is changed then.
+        """
+        return await self._write(lambda connection: change_weights(connection, model, change))
+
+    async def delete_weights(self, model: str, version: str) -> list[PublishedWeights]:
+        """Forget this version; what remains."""
+        return await self._write(lambda connection: delete_weights(connection, model, version))
 
     async def list_trajectories(
         self,

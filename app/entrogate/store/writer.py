@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from entrogate.errors import StoreError
+from entrogate.errors import EntrogateError, StoreError
 from entrogate.store.database import is_locked, store_error
 from entrogate.store.tables import TurnTables
 from entrogate.types import TurnRecord
@@ -144,7 +144,7 @@ class Writer:
         """Per job its result or its error. The supervisor of this thread: nothing may end it."""
         try:
             return self._attempt(jobs)
-        except StoreError as error:
+        except EntrogateError as error:  # meant for whoever waits
             if len(jobs) == 1:
                 return [error]
         except Exception as error:  # noqa: BLE001

@@ -1,1 +1,1 @@
-"""Offline RL on exported trajectories, and the way of its result back into vLLM."""
+"""Offline RL on exported trajectories."""

@@ -38,6 +38,7 @@ class Capabilities:
     system_fingerprint: str | None
     engine: bool = False  # the plugin in vLLM captures and gates
     blank_token_ids: frozenset[int] = frozenset()
+    base_models: frozenset[str] = frozenset()  # every name of the base model
 
     @property
     def capture(self) -> bool:
@@ -83,7 +84,8 @@ async def ask_capabilities(
     Raises UpstreamUnavailable when it cannot be reached and UpstreamProtocol when it does not
     speak vLLM's API.
     """
-    model = await _first_model(client)
+    models = await _models(client)
+    model = models[0]
     probe = await _probe_logprobs(client, model["id"], settings.top_logprobs)
     opening = settings.tool_call_token
     reasoning_end = settings.reasoning_end_token
@@ -112,6 +114,7 @@ async def ask_capabilities(
         system_fingerprint=probe.system_fingerprint,
         engine=channel is not None and await _captures(client, model["id"], channel),
         blank_token_ids=frozenset(i for t in _BLANK if (i := ids[t]) is not None),
+        base_models=frozenset(str(each["id"]) for each in models if each.get("parent") is None),
     )
 
 
@@ -140,7 +143,8 @@ class _Probe:
     system_fingerprint: str | None
 
 
-async def _first_model(client: UpstreamClient) -> dict[str, Any]:
+async def _models(client: UpstreamClient) -> list[dict[str, Any]]:
+    """The base model under each of its names, then its adapters (they have a ``parent``)."""
     status, body = await _call(client, "GET", "/v1/models", None)
     models = body.get("data") if status == 200 else None
     if not isinstance(models, list) or not models:
@@ -148,7 +152,7 @@ async def _first_model(client: UpstreamClient) -> dict[str, Any]:
             f"{client.base_url}/v1/models answered {status} and no list of models:"
             " is this a vLLM server, and is the API key right?"
         )
-    return cast("dict[str, Any]", models[0])
+    return cast("list[dict[str, Any]]", models)
 
 
 async def _probe_logprobs(client: UpstreamClient, model: str, wished: int) -> _Probe:

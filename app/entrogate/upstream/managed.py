@@ -147,7 +147,9 @@ class ManagedVllm:
     def _vllm(self) -> Callable[[int], list[str]]:
         vllm_command.check_model(self._model)
         build = vllm_command.installed_vllm()
-        self._environment = vllm_command.environment(os.environ, model=self._model, cpu=build.cpu)
+        self._environment = vllm_command.environment(
+            os.environ, model=self._model, cpu=build.cpu, lora=self._settings.lora
+        )
         self._environment[ADDRESS_VARIABLE] = self.capture_address
         return lambda port: vllm_command.command_line(self._settings, port=port, cpu=build.cpu)
 

@@ -109,11 +109,18 @@ def command_line(settings: ManagedSettings, *, port: int, cpu: bool) -> list[str
         command += ["--enforce-eager", "--max-num-seqs", "32", "--no-enable-chunked-prefill"]
         if _is_small(path) and not _multiplies_bfloat16():
             command += ["--dtype", "float32"]
+    if settings.lora:  # two at a time: a canary beside the version that was promoted
+        command += ["--enable-lora", "--max-loras", "2"]
+        command += ["--max-lora-rank", str(settings.max_lora_rank)]
     return [*command, *settings.extra_args]
 
 
-def environment(base: Mapping[str, str], *, model: str, cpu: bool) -> dict[str, str]:
+def environment(
+    base: Mapping[str, str], *, model: str, cpu: bool, lora: bool = False
+) -> dict[str, str]:
     """``base`` for the child: no usage statistics, and on a CPU a bounded KV cache (GiB).
+
+    With ``lora`` it loads adapters while it runs.
 
     What ``base`` already sets stays. A model in a local folder needs no network.
     """
@@ -123,6 +130,8 @@ def environment(base: Mapping[str, str], *, model: str, cpu: bool) -> dict[str, 
         added["HF_HUB_OFFLINE"] = "1"
     if cpu:
         added["VLLM_CPU_KVCACHE_SPACE"] = "1" if _is_small(folder) else "4"
+    if lora:
+        added["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return {**added, **base}
 
 

@@ -11,6 +11,7 @@ from entrogate.errors import (
     UnknownRecord,
     UpstreamError,
     UpstreamProtocol,
+    UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -29,6 +30,7 @@ _KINDS: tuple[tuple[type[EntrogateError], int, str, str], ...] = (
     (UpstreamTimeout, 504, "upstream_error", "upstream_timeout"),
     (UpstreamUnavailable, 502, "upstream_error", "upstream_unavailable"),
     (UpstreamProtocol, 502, "upstream_error", "upstream_protocol"),
+    (UpstreamRefused, 400, "invalid_request_error", "upstream_refused"),
     (UpstreamError, 502, "upstream_error", "upstream_error"),
     (UnknownRecord, 404, "not_found_error", "not_found"),
     (StoreError, 503, "gateway_error", "store_unavailable"),

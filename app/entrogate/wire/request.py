@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import orjson
@@ -56,6 +56,10 @@ class ChatRequest:
         if self.stream:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         return body
+
+    def addressed_to(self, model: str) -> ChatRequest:
+        """The same request for another model."""
+        return replace(self, model=model, body={**self.body, "model": model})
 
     def params(self) -> bytes:
         """Every field but the messages and tools, as JSON, for the record."""

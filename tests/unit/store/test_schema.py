@@ -1,15 +1,21 @@
 """The migrations and the metadata say the same."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, inspect, text
 
 import entrogate.store
 from entrogate.settings import StoreSettings
-from entrogate.store.database import Database
+from entrogate.store.database import Database, current_revision
 from entrogate.store.schema import REVISION, metadata
+from entrogate.store.weights import change_weights, delete_weights, read_weights
+from entrogate.types import PublishedWeights, WeightsState
 
 
 def test_a_migrated_database_has_exactly_the_tables_of_the_metadata(tmp_path: Path) -> None:
@@ -24,3 +30,49 @@ def test_a_migrated_database_has_exactly_the_tables_of_the_metadata(tmp_path: Pa
 def test_revision_is_the_newest_script() -> None:
     folder = Path(entrogate.store.__file__).parent / "migrations"
     assert ScriptDirectory(str(folder)).get_current_head() == REVISION
+
+
+def test_a_database_of_0001_is_brought_up_and_back(tmp_path: Path) -> None:
+    """Its turns stay, weights can be published in it, and the way back leaves what it was."""
+    engine = create_engine(f"sqlite:///{tmp_path}/a.db")
+    with engine.begin() as connection:
+        command.upgrade(alembic(connection), "0001")
+        connection.execute(text("INSERT INTO policies VALUES ('v', 'kept', 'observe', '{}', 1.0)"))
+        before = inspect(connection).get_table_names()
+    assert "weights" not in before
+    database = Database(StoreSettings(url=f"sqlite:///{tmp_path}/a.db"))
+    with database.writer.begin() as connection:
+        assert current_revision(connection) == REVISION
+        assert change_weights(connection, "m", lambda _: [WEIGHTS]) == [WEIGHTS]
+        assert read_weights(connection, "another model") == []
+        halved = replace(WEIGHTS, share=0.5)
+        assert change_weights(connection, "m", lambda _: [halved]) == [halved]
+        assert delete_weights(connection, "m", WEIGHTS.version) == []
+    database.close()
+    with engine.begin() as connection:
+        command.downgrade(alembic(connection), "0001")
+        assert inspect(connection).get_table_names() == before
+        assert connection.execute(text("SELECT name FROM policies")).scalar() == "kept"
+    engine.dispose()
+
+
+WEIGHTS = PublishedWeights(
+    model="m",
+    version="0123456789ab",
+    name="m-0123456789ab",
+    folder="/loras/one",
+    rank=8,
+    share=1.0,
+    promoted_at=2.0,
+    state=WeightsState.SERVING,
+    published_at=1.0,
+    updated_at=2.0,
+)
+
+
+def alembic(connection: Connection) -> Config:
+    config = Config()
+    folder = Path(entrogate.store.__file__).parent / "migrations"
+    config.set_main_option("script_location", str(folder))
+    config.attributes["connection"] = connection
+    return config

@@ -62,6 +62,20 @@ def test_command_line_on_gpu_leaves_the_engine_its_defaults() -> None:
     assert command[command.index("--model") + 1] == "org/name"
 
 
+def test_lora_is_switched_on_together_with_loading_at_run_time() -> None:
+    settings = ManagedSettings(model="org/name", lora=True, max_lora_rank=32)
+    command = vllm_command.command_line(settings, port=1, cpu=False)
+    at = command.index("--enable-lora")
+    assert command[at:] == ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "32"]
+    made = vllm_command.environment({}, model="org/name", cpu=False, lora=True)
+    assert made["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert "--enable-lora" not in vllm_command.command_line(
+        ManagedSettings(model="org/name"), port=1, cpu=False
+    )
+    plain = vllm_command.environment({}, model="org/name", cpu=False)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in plain
+
+
 def test_environment_never_overrides_the_users(model: Path) -> None:
     base = {"VLLM_CPU_KVCACHE_SPACE": "7", "PATH": "/bin"}
     made = vllm_command.environment(base, model=str(model), cpu=True)

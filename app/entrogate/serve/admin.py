@@ -1,0 +1,115 @@
+"""``/admin/weights``: publish, share out, roll back. Answers to this machine only."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from entrogate.errors import RequestError
+from entrogate.serve.publisher import Publisher
+from entrogate.types import BASE_WEIGHTS, PublishedWeights, WeightsState
+
+
+def from_this_machine(request: Request) -> None:
+    """RequestError (403) for a client that is not on a loopback address."""
+    host = request.client.host if request.client is not None else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        local = False
+    else:
+        mapped = getattr(address, "ipv4_mapped", None)
+        local = (mapped or address).is_loopback
+    if not local:
+        raise RequestError(
+            "the routes under /admin answer only on the machine that the gateway runs on",
+            status=403,
+            code="admin_is_local",
+        )
+
+
+admin_routes = APIRouter(prefix="/admin", dependencies=[Depends(from_this_machine)])
+
+
+class PublishBody(BaseModel):
+    """A LoRA folder, as the gateway and vLLM both see it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    folder: str
+    share: Annotated[float | None, Field(ge=0, le=1)] = None
+    name: Annotated[str | None, Field(min_length=1, max_length=200)] = None
+
+
+class ShareBody(BaseModel):
+    """A share of new trajectories; 1 promotes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    share: Annotated[float, Field(ge=0, le=1)]
+
+
+@admin_routes.get("/weights")
+async def weights(request: Request) -> dict[str, Any]:
+    """The base model and what is published over it, the oldest first."""
+    publisher = _publisher(request)
+    routes, running = publisher.weights.routes, publisher.weights.running
+    base = {
+        "version": BASE_WEIGHTS,
+        "share": routes.share_of(BASE_WEIGHTS),
+        "stable": routes.stable.version == BASE_WEIGHTS,
+        "state": "serving",
+        "in_flight": running[BASE_WEIGHTS],
+    }
+    published = [_described(publisher, each) for each in publisher.weights.published]
+    return {"object": "list", "data": [base, *published]}
+
+
+@admin_routes.post("/weights")
+async def publish(body: PublishBody, request: Request) -> dict[str, Any]:
+    """Load a LoRA into vLLM and route a share to it; answers when it is served."""
+    publisher = _publisher(request)
+    published = await publisher.publish(body.folder, share=body.share, name=body.name)
+    return _described(publisher, published)
+
+
+@admin_routes.post("/weights/{version}/share")
+async def share(version: str, body: ShareBody, request: Request) -> dict[str, Any]:
+    """Give a published version another share."""
+    publisher = _publisher(request)
+    return _described(publisher, await publisher.set_share(version, body.share))
+
+
+@admin_routes.delete("/weights/{version}")
+async def roll_back(version: str, request: Request) -> dict[str, Any]:
+    """Out of routing at once; unloaded after its last turn."""
+    publisher = _publisher(request)
+    return _described(publisher, await publisher.roll_back(version))
+
+
+def _described(publisher: Publisher, each: PublishedWeights) -> dict[str, Any]:
+    in_use = publisher.weights
+    problem = publisher.problems.get(each.version)
+    state = each.state.value
+    if each.state is WeightsState.SERVING and each.version not in in_use.ready:
+        state = "loading" if problem is None else "unavailable"
+    return {
+        "version": each.version,
+        "name": each.name,
+        "share": in_use.routes.share_of(each.version),
+        "stable": in_use.routes.stable.version == each.version,
+        "state": state,
+        "problem": problem,
+        "in_flight": in_use.running[each.version],
+        "folder": each.folder,
+        "rank": each.rank,
+        "published_at": each.published_at,
+    }
+
+
+def _publisher(request: Request) -> Publisher:
+    publisher: Publisher = request.app.state.publisher
+    return publisher
