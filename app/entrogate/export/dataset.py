@@ -16,7 +16,6 @@ Readers see ``date=*/*.parquet`` alone.
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
@@ -32,6 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from entrogate.errors import ExportError
 from entrogate.export.schema import SCHEMA_VERSION
+from entrogate.export.targets import sync
 from entrogate.types import Cursor
 
 _MANIFEST, _STAGED = "_manifest", "_staged"
@@ -126,7 +126,7 @@ class Dataset:
         staged = self.path(_STAGED, f"{number:06}.parquet")
         with self.fs.open(staged, "wb") as out:
             pq.write_table(table, out, compression="zstd", row_group_size=_ROW_GROUP)
-            _sync(out)
+            sync(out)
         with self.fs.open(staged, "rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         entry = Entry(
@@ -160,7 +160,7 @@ class Dataset:
         temporary = f"{path}.tmp"
         with self.fs.open(temporary, "wb") as out:
             out.write(content)
-            _sync(out)
+            sync(out)
         self.fs.mv(temporary, path)
 
     def _read_entries(self) -> list[Entry]:
@@ -230,13 +230,3 @@ def _lock(root: Path) -> Generator[None]:
         except BlockingIOError:
             raise ExportError(f"another export is writing to {root}") from None
         yield
-
-
-def _sync(out: Any) -> None:
-    """On a local disk, have it there before anything says it is."""
-    try:
-        descriptor = out.fileno()
-    except (AttributeError, OSError):
-        return
-    out.flush()
-    os.fsync(descriptor)

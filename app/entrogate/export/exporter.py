@@ -14,7 +14,8 @@ from typing import Any
 
 from entrogate.export.card import card_of
 from entrogate.export.dataset import Dataset
-from entrogate.export.sequences import ModelHashes, Row, rows_of, to_table
+from entrogate.export.sequences import ModelHashes, rows_of
+from entrogate.export.tables import Row, to_table
 from entrogate.store import Store
 from entrogate.store.settled import Settling, StoredTrajectory, Wanted
 from entrogate.types import Cursor
