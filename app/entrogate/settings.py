@@ -65,6 +65,15 @@ class GateSettings(_Branch):
     allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
 
 
+class ExportSettings(_Branch):
+    """A dataset that the server adds to while it runs (docs/export.md). ``to``: a folder or a URL;
+    None: no export. ``settle_seconds`` after its last turn or feedback a trajectory is final."""
+
+    to: str | None = None
+    every_seconds: float = Field(default=300.0, ge=1)
+    settle_seconds: float = Field(default=30.0, ge=1)
+
+
 class ServeSettings(_Branch):
     """The HTTP server itself."""
 
@@ -85,4 +94,5 @@ class Settings(BaseSettings):
     managed: ManagedSettings = ManagedSettings()
     store: StoreSettings = StoreSettings()
     gate: GateSettings = GateSettings()
+    export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()

@@ -15,7 +15,7 @@ import click
 from entrogate.errors import ConfigError
 from entrogate.export.convert import Conversion
 from entrogate.export.convert import convert as convert_dataset
-from entrogate.export.dataset import Dataset
+from entrogate.export.dataset import Dataset, check_writable
 from entrogate.export.exporter import Summary, export_settled
 from entrogate.export.formats import FORMATS
 from entrogate.export.labelled import label_dataset
@@ -48,6 +48,7 @@ def _default(name: str) -> dict[str, Any]:
     help="The dataset, or one new file of it for another trainer.",
 )
 @click.option("--every", type=click.FloatRange(min=1), help="Go on, with so many seconds between.")
+@click.option("--check", is_flag=True, help="Only see whether store and target can be used.")
 @click.option("--settle", default=30.0, show_default=True, help="Quiet seconds before it is final.")
 @click.option(
     "--patience", default=3600.0, show_default=True, help="Seconds to wait for an outcome."
@@ -70,6 +71,7 @@ def export(
     target: str,
     format_: str,
     every: float | None,
+    check: bool,
     settle: float,
     patience: float,
     model_folder: Path | None,
@@ -99,6 +101,9 @@ def export(
                 )
             _tell(done)
 
+        if check:
+            check_writable(target)
+            return
         if format_ != _NATIVE:
             with appears_whole(target) as file, TemporaryDirectory(prefix="entrogate-") as folder:
                 add_to(folder)

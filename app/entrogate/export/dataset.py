@@ -182,6 +182,15 @@ class Dataset:
             self.fs.rm_file(left)
 
 
+def check_writable(url: str) -> None:
+    """Raise ExportError where a dataset cannot be written to; leaves an empty one, or as it was."""
+    with Dataset.writing(url) as dataset:
+        probe = dataset.path(_STAGED, "probe")
+        with dataset.fs.open(probe, "wb") as out:
+            out.write(b"x")
+        dataset.fs.rm_file(probe)
+
+
 def _to_json(entry: Entry) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
