@@ -97,7 +97,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "bench": LazyCommand(
         target="entrogate.bench.cli:bench",
-        help="Measure the gateway's overhead and the gate's decisions.",
+        help="Measure the gateway's overhead, the gate's decisions and an export.",
     ),
 }
 

@@ -47,7 +47,7 @@ def test_its_sft_trainer_trains_on_the_file_as_it_is(tmp_path: Path) -> None:
     loaded = load_dataset(
         "parquet", data_files=out, split="train", cache_dir=str(tmp_path / "cache")
     )
-    rows = list(loaded)
+    rows: Any = list(loaded)
     masked = sum(label == -100 for row in rows for label in row["labels"])
     assert len(rows) == 4
     assert 0 < masked < sum(len(row["labels"]) for row in rows)

@@ -58,7 +58,7 @@ def label_dataset(source: Dataset, target: str, labelling: Labelling) -> LabelRe
                 to_table([labels.fill(r) for rows in part_rows(source, entry) for r in rows]),
                 day=posixpath.dirname(entry.part).removeprefix("date="),
                 cursor=entry.cursor,
-                trajectory_ids=entry.trajectory_ids,
+                trajectory_ids=source.trajectory_ids(entry),
                 counts=entry.counts,
             )
         dataset.write_card(card_of(dataset) | {"labelling": asdict(labelling)})
