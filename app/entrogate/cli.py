@@ -81,6 +81,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
         target="entrogate.export.cli:export",
         help="Write settled trajectories to Parquet, each exactly once.",
     ),
+    "label": LazyCommand(
+        target="entrogate.export.cli:label",
+        help="Copy a dataset with rewards and advantages filled in.",
+    ),
+    "convert": LazyCommand(
+        target="entrogate.export.cli:convert",
+        help="Write a dataset in the format of another trainer (TRL, verl, JSON lines).",
+    ),
     "train": LazyCommand(
         target="entrogate.train.cli:train",
         help="Train on exported trajectories (LoRA or all weights).",
@@ -103,7 +111,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "bench": LazyCommand(
         target="entrogate.bench.cli:bench",
-        help="Measure the gateway's overhead and the gate's decisions.",
+        help="Measure the gateway's overhead, the gate's decisions and an export.",
     ),
 }
 

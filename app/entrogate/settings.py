@@ -74,6 +74,15 @@ class WeightsSettings(_Branch):
     drain_timeout_seconds: float = Field(default=300.0, ge=0)
 
 
+class ExportSettings(_Branch):
+    """A dataset that the server adds to while it runs (docs/export.md). ``to``: a folder or a URL;
+    None: no export. ``settle_seconds`` after its last turn or feedback a trajectory is final."""
+
+    to: str | None = None
+    every_seconds: float = Field(default=300.0, ge=1)
+    settle_seconds: float = Field(default=30.0, ge=1)
+
+
 class ServeSettings(_Branch):
     """The HTTP server itself."""
 
@@ -95,4 +104,5 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     gate: GateSettings = GateSettings()
     weights: WeightsSettings = WeightsSettings()
+    export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from entrogate.errors import ExportError
 from entrogate.export.dataset import CARD, Dataset
 from entrogate.export.exporter import export_settled
+from entrogate.export.known import Known
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.settled import Settling, Wanted
@@ -122,6 +124,46 @@ async def test_what_has_not_settled_waits(store: Store, tmp_path: Path) -> None:
     assert export(store, tmp_path / "out", now=now + 4000).trajectories == 1
     assert [row["trajectory_id"] for row in rows(tmp_path / "out")] == ["a1", "b1"]
     assert rows(tmp_path / "out")[1]["outcome"] is None
+
+
+async def test_pages_and_batches_lose_nothing(store: Store) -> None:
+    for name in ("c1", "a1", "b1", "e1", "d1"):
+        await store.commit_turns([turn(name, created_at=1.0, duration_seconds=1.0)])
+
+    def ids(**sizes: int) -> list[str]:
+        found = store.iter_settled(SETTLING, Wanted(), now=LATER, **sizes)
+        return [each.cursor.trajectory_id for each, _ in found]
+
+    assert ids() == ["a1", "b1", "c1", "d1", "e1"]
+    for page in (1, 2, 3, 5, 6):
+        for batch in (1, 2, 9):
+            assert ids(page=page, batch=batch) == ids()
+
+
+async def test_what_changes_between_listing_and_reading_settles_anew(store: Store) -> None:
+    now = time.time()
+    for name in ("a1", "b1", "c1"):
+        await add_run(store, name, created_at=now - 10)
+    found = store.iter_settled(SETTLING, Wanted(), now=now + 60, batch=1)
+    first, _ = next(found)
+    assert first.cursor.trajectory_id == "a1"
+    await asyncio.sleep(0.02)
+    await store.add_feedback(trajectory_id="b1", score=0.0)
+    assert [each.cursor.trajectory_id for each, _ in found] == ["c1"]
+    again = store.iter_settled(SETTLING, Wanted(), now=now + 90, after=first.cursor)
+    assert [each.cursor.trajectory_id for each, _ in again] == ["c1", "b1"]
+
+
+async def test_membership_takes_no_hash_for_an_answer(store: Store, tmp_path: Path) -> None:
+    await add_run(store, "a1")
+    await add_run(store, "b1")
+    export(store, tmp_path / "out")
+    known = Known(Dataset.reading(str(tmp_path / "out")))
+    assert len(known) == 2
+    assert [name in known for name in ("a1", "b1", "c1")] == [True, True, False]
+    (entry,) = (tmp_path / "out" / "_manifest").iterdir()
+    entry.write_bytes(entry.read_bytes().replace(b'"b1"', b'"z1"'))  # another id of b1's hash
+    assert [name in known for name in ("a1", "b1")] == [True, False]
 
 
 async def test_each_is_exported_once_even_when_it_changes_later(

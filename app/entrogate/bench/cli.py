@@ -1,4 +1,4 @@
-"""``entrogate bench``: overhead of the gateway, and the gate against other ways to decide."""
+"""``entrogate bench``: the gateway's overhead, the gate against other ways to decide, an export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @click.group()
 def bench() -> None:
-    """Measure the gateway's overhead and the gate's decisions."""
+    """Measure the gateway's overhead, the gate's decisions and an export."""
 
 
 @bench.command()
@@ -123,6 +123,22 @@ def gate(
         )
         result = comparing.run(plan)
     click.echo(comparing.table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@bench.command()
+@click.option("--trajectories", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
+)
+def export(*, trajectories: int, seed: int, json_file: Path | None) -> None:
+    """Time, memory and disk of an export of synthetic trajectories."""
+    from entrogate.bench import export as measuring
+
+    result = measuring.measure(trajectories, seed=seed, say=lambda text: click.echo(text, err=True))
+    click.echo(measuring.table(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 

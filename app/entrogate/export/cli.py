@@ -1,32 +1,54 @@
-"""``entrogate export``: settled trajectories to Parquet, once or again and again."""
+"""``entrogate export``, ``label`` and ``convert``: datasets, what they are worth, other formats."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sys
 import time
+from datetime import UTC
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast, get_args
 
 import click
 
 from entrogate.errors import ConfigError
-from entrogate.export.dataset import Dataset
+from entrogate.export.convert import Conversion
+from entrogate.export.convert import convert as convert_dataset
+from entrogate.export.dataset import Dataset, check_writable
 from entrogate.export.exporter import Summary, export_settled
+from entrogate.export.formats import FORMATS
+from entrogate.export.labelled import label_dataset
 from entrogate.export.sequences import ModelHashes
-from entrogate.settings import StoreSettings
-from entrogate.store import Store
-from entrogate.store.cli import store_option
+from entrogate.export.targets import appears_whole
+from entrogate.label.credit import Baseline
+from entrogate.label.rewards import RewardOptions, Rule
+from entrogate.label.worth import DenseName, Labelling, RewardName
+from entrogate.store.cli import opened, store_option
 from entrogate.store.settled import Settling, Wanted
 
 _MODES = ["observe", "enforce", "explore"]
+_NATIVE = "native"
+
+
+def _default(name: str) -> dict[str, Any]:
+    """An option's default is what training does."""
+    return {"default": getattr(Labelling(), name), "show_default": True}
 
 
 @click.command()
 @store_option
 @click.option("--to", "target", required=True, help="Folder, or any URL that fsspec knows.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice([_NATIVE, *FORMATS]),
+    default=_NATIVE,
+    show_default=True,
+    help="The dataset, or one new file of it for another trainer.",
+)
 @click.option("--every", type=click.FloatRange(min=1), help="Go on, with so many seconds between.")
+@click.option("--check", is_flag=True, help="Only see whether store and target can be used.")
 @click.option("--settle", default=30.0, show_default=True, help="Quiet seconds before it is final.")
 @click.option(
     "--patience", default=3600.0, show_default=True, help="Seconds to wait for an outcome."
@@ -47,41 +69,129 @@ def export(
     *,
     url: str,
     target: str,
+    format_: str,
     every: float | None,
+    check: bool,
     settle: float,
     patience: float,
     model_folder: Path | None,
     incomplete: bool,
     **filters: Any,
 ) -> None:
-    """Add to a dataset every trajectory that has settled since the last time, each exactly once."""
+    """Add to a dataset every trajectory that has settled since the last time, each exactly once.
+
+    With another --format: all that has settled, in one new file.
+    """
+    _check_format(format_, every)
     try:
         settling = Settling(quiet=settle, patience=patience)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     for name in ("since", "until"):
         moment = filters[name]
-        filters[name] = None if moment is None else moment.timestamp()
+        filters[name] = None if moment is None else moment.replace(tzinfo=UTC).timestamp()
     wanted = Wanted(complete_only=not incomplete, **filters)
     hashes = hashes_of(model_folder) if model_folder is not None else ModelHashes()
-    store = Store.open(StoreSettings(url=url), read_only=True)
-    try:
-        while True:
-            with Dataset.writing(target) as dataset:
-                summary = export_settled(
-                    store,
-                    dataset,
-                    settling=settling,
-                    wanted=wanted,
-                    hashes=hashes,
-                    progress=_tell,
+    with opened(url) as store:
+
+        def add_to(folder: str) -> None:
+            with Dataset.writing(folder) as dataset:
+                done = export_settled(
+                    store, dataset, settling=settling, wanted=wanted, hashes=hashes, progress=_tell
                 )
-            _tell(summary)
-            if every is None:
-                return
+            _tell(done)
+
+        if check:
+            check_writable(target)
+            return
+        if format_ != _NATIVE:
+            with appears_whole(target) as file, TemporaryDirectory(prefix="entrogate-") as folder:
+                add_to(folder)
+                _tell_converted(convert_dataset(Dataset.reading(folder), format_, file), target)
+            return
+        add_to(target)
+        while every is not None:
             time.sleep(every)
-    finally:
-        asyncio.run(store.aclose())
+            add_to(target)
+
+
+def _check_format(name: str, every: float | None) -> None:
+    if name != _NATIVE and every is not None:
+        raise click.UsageError(f"--every adds to a dataset, and --format {name} makes a new file")
+    if name == "trl-async":
+        raise click.UsageError(
+            "trl-async needs advantages, and those need the whole dataset: export natively, then"
+            " `entrogate label` and `entrogate convert`"
+        )
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--format", "format_", type=click.Choice([*FORMATS]), required=True)
+@click.option("--to", "target", required=True, help="The new file; any URL that fsspec knows.")
+def convert(*, dataset: str, format_: str, target: str) -> None:
+    """Write DATASET as one file in the format of another trainer."""
+    source = Dataset.reading(dataset)
+    with appears_whole(target) as file:
+        done = convert_dataset(source, format_, file)
+    _tell_converted(done, target)
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--to", "target", required=True, help="The new dataset; any URL that fsspec knows.")
+@click.option("--reward", type=click.Choice(get_args(RewardName)), **_default("reward"))
+@click.option(
+    "--baseline",
+    type=click.Choice([*get_args(Baseline), "none"]),
+    help="What a reward is compared with in its group; none keeps it as it is.",
+    **_default("baseline"),
+)
+@click.option(
+    "--dense",
+    type=click.Choice(get_args(DenseName)),
+    help="The paper's dense advantage, or one that never turns the outcome's sign.",
+    **_default("dense"),
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(min=0),
+    default=RewardOptions().alpha,
+    show_default=True,
+    help="Weight of I_k in the dense reward.",
+)
+@click.option(
+    "--no-calls",
+    type=click.Choice(get_args(Rule)),
+    default=RewardOptions().no_calls,
+    show_default=True,
+    help="Sparse reward of a trajectory without calls.",
+)
+def label(
+    *,
+    dataset: str,
+    target: str,
+    reward: RewardName,
+    baseline: str,
+    dense: DenseName,
+    alpha: float,
+    no_calls: Rule,
+) -> None:
+    """Copy DATASET with rewards and advantages filled in, as `entrogate train` computes them."""
+    labelling = Labelling(
+        reward=reward,
+        baseline=None if baseline == "none" else cast("Baseline", baseline),
+        options=RewardOptions(alpha=alpha, no_calls=no_calls),
+        dense=dense,
+    )
+    source = Dataset.reading(dataset)
+    with appears_whole(target) as folder:
+        report = label_dataset(source, folder, labelling)
+    skipped = "".join(f", {count} × {why}" for why, count in sorted(report.skipped.items()))
+    sys.stderr.write(
+        f"label: {report.labelled} trajectories with advantages, of {report.groups} groups"
+        f"{skipped and '; without' + skipped[1:]}\n"
+    )
 
 
 def hashes_of(folder: Path) -> ModelHashes:
@@ -106,3 +216,7 @@ def _tell(summary: Summary) -> None:
         f"export: {summary.trajectories} trajectories, {summary.rows} rows, "
         f"{summary.parts} parts{late}\n"
     )
+
+
+def _tell_converted(done: Conversion, target: str) -> None:
+    sys.stderr.write(f"convert: {done.made} rows of {done.read} in {target}\n")

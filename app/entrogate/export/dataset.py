@@ -16,7 +16,6 @@ Readers see ``date=*/*.parquet`` alone.
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
@@ -32,6 +31,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from entrogate.errors import ExportError
 from entrogate.export.schema import SCHEMA_VERSION
+from entrogate.export.targets import sync
 from entrogate.types import Cursor
 
 _MANIFEST, _STAGED = "_manifest", "_staged"
@@ -48,7 +48,6 @@ class Entry:
     rows: int
     sha256: str
     cursor: Cursor
-    trajectory_ids: tuple[str, ...]
     counts: dict[str, float]  # what the card sums up
 
 
@@ -108,9 +107,13 @@ class Dataset:
         """How far the last part came."""
         return self.entries[-1].cursor if self.entries else None
 
+    def trajectory_ids(self, entry: Entry) -> tuple[str, ...]:
+        """The trajectories of a part: read again each time, for there may be millions of them."""
+        return tuple(_read_json(self.fs, self._entry_path(entry.number))["trajectory_ids"])
+
     def exported(self) -> set[str]:
-        """The trajectories that are in it."""
-        return {id_ for entry in self.entries for id_ in entry.trajectory_ids}
+        """The trajectories that are in it, all in memory."""
+        return {id_ for entry in self.entries for id_ in self.trajectory_ids(entry)}
 
     def commit(
         self,
@@ -126,7 +129,7 @@ class Dataset:
         staged = self.path(_STAGED, f"{number:06}.parquet")
         with self.fs.open(staged, "wb") as out:
             pq.write_table(table, out, compression="zstd", row_group_size=_ROW_GROUP)
-            _sync(out)
+            sync(out)
         with self.fs.open(staged, "rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         entry = Entry(
@@ -135,10 +138,10 @@ class Dataset:
             rows=table.num_rows,
             sha256=digest,
             cursor=cursor,
-            trajectory_ids=tuple(trajectory_ids),
             counts=counts,
         )
-        self._write(self.path(_MANIFEST, f"{number:06}.json"), orjson.dumps(_to_json(entry)))
+        written = _to_json(entry) | {"trajectory_ids": list(trajectory_ids)}
+        self._write(self._entry_path(number), orjson.dumps(written))
         self.entries.append(entry)
         self._place(entry)
         return entry
@@ -150,6 +153,9 @@ class Dataset:
         """The committed parts, as paths of ``fs``."""
         return [self.path(entry.part) for entry in self.entries]
 
+    def _entry_path(self, number: int) -> str:
+        return self.path(_MANIFEST, f"{number:06}.json")
+
     def _place(self, entry: Entry) -> None:
         target = self.path(entry.part)
         self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
@@ -160,12 +166,12 @@ class Dataset:
         temporary = f"{path}.tmp"
         with self.fs.open(temporary, "wb") as out:
             out.write(content)
-            _sync(out)
+            sync(out)
         self.fs.mv(temporary, path)
 
     def _read_entries(self) -> list[Entry]:
         names = sorted(self.fs.glob(self.path(_MANIFEST, "*.json")))
-        return [_from_json(name, self.fs.cat_file(name)) for name in names]
+        return [_from_json(name, _read_json(self.fs, name)) for name in names]
 
     def _recover(self) -> None:
         if self.entries:
@@ -182,6 +188,15 @@ class Dataset:
             self.fs.rm_file(left)
 
 
+def check_writable(url: str) -> None:
+    """Raise ExportError where a dataset cannot be written to; leaves an empty one, or as it was."""
+    with Dataset.writing(url) as dataset:
+        probe = dataset.path(_STAGED, "probe")
+        with dataset.fs.open(probe, "wb") as out:
+            out.write(b"x")
+        dataset.fs.rm_file(probe)
+
+
 def _to_json(entry: Entry) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -190,14 +205,19 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         "rows": entry.rows,
         "sha256": entry.sha256,
         "cursor": [entry.cursor.settled_at, entry.cursor.trajectory_id],
-        "trajectory_ids": entry.trajectory_ids,
         "counts": entry.counts,
     }
 
 
-def _from_json(name: str, content: bytes) -> Entry:
+def _read_json(fs: Any, path: str) -> dict[str, Any]:
     try:
-        fields = orjson.loads(content)
+        return orjson.loads(fs.cat_file(path))
+    except orjson.JSONDecodeError:
+        raise ExportError(f"{path} is no manifest entry") from None
+
+
+def _from_json(name: str, fields: dict[str, Any]) -> Entry:
+    try:
         version = fields["schema_version"]
         if version != SCHEMA_VERSION:
             raise ExportError(
@@ -211,10 +231,9 @@ def _from_json(name: str, content: bytes) -> Entry:
             rows=fields["rows"],
             sha256=fields["sha256"],
             cursor=Cursor(settled_at=settled_at, trajectory_id=trajectory_id),
-            trajectory_ids=tuple(fields["trajectory_ids"]),
             counts=fields["counts"],
         )
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError):
         raise ExportError(f"{name} is no manifest entry") from None
 
 
@@ -230,13 +249,3 @@ def _lock(root: Path) -> Generator[None]:
         except BlockingIOError:
             raise ExportError(f"another export is writing to {root}") from None
         yield
-
-
-def _sync(out: Any) -> None:
-    """On a local disk, have it there before anything says it is."""
-    try:
-        descriptor = out.fileno()
-    except (AttributeError, OSError):
-        return
-    out.flush()
-    os.fsync(descriptor)

@@ -14,7 +14,9 @@ from typing import Any
 
 from entrogate.export.card import card_of
 from entrogate.export.dataset import Dataset
-from entrogate.export.sequences import ModelHashes, Row, rows_of, to_table
+from entrogate.export.known import Known
+from entrogate.export.sequences import ModelHashes, rows_of
+from entrogate.export.tables import Row, to_table
 from entrogate.store import Store
 from entrogate.store.settled import Settling, StoredTrajectory, Wanted
 from entrogate.types import Cursor
@@ -73,7 +75,7 @@ def export_settled(
     Memory is bounded by one part. Raises StoreError and ExportError; what was committed stays.
     """
     summary = Summary()
-    known = dataset.exported()
+    known = Known(dataset)
     part: _Part | None = None
     moment = time.time() if now is None else now
     for stored, toolsets in store.iter_settled(settling, wanted, now=moment, after=dataset.cursor):

@@ -12,18 +12,15 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 
-from entrogate.export.schema import SCHEMA, SCHEMA_VERSION
+from entrogate.export.schema import SCHEMA_VERSION
+from entrogate.export.tables import Row
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
 from entrogate.store.reading import prompts_of
 from entrogate.store.settled import AnyRow, StoredTrajectory
 from entrogate.types import EntropyChange, Estimator, FloatArray, IntArray, Span, SpanKind
 
 IGNORED = -100  # what a label of a token that is not trained on says
-
-Row = dict[str, Any]
-"""Column name to value; token columns are numpy arrays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,11 +135,6 @@ def rows_of(stored: StoredTrajectory, toolsets: dict[bytes, str], hashes: ModelH
     return [
         _row(context, branches[index], prompts[branches[index][0].id]) for index in sorted(branches)
     ]
-
-
-def to_table(rows: list[Row]) -> pa.Table:
-    """Rows as one table of `schema.SCHEMA`."""
-    return pa.table([_column(rows, field) for field in SCHEMA], schema=SCHEMA)
 
 
 def _row(context: _Context, turns: list[AnyRow], prompt: IntArray) -> Row:
@@ -282,16 +274,3 @@ def _same(values: list[Any]) -> Any:
 
 def _number(value: Any, default: float) -> float:
     return default if value is None else float(value)
-
-
-def _column(rows: list[Row], field: pa.Field) -> pa.Array:
-    values = [row[field.name] for row in rows]
-    arrays = [value for value in values if isinstance(value, np.ndarray)]
-    if len(arrays) != len(values) or not pa.types.is_list(field.type):
-        return pa.array(values, type=field.type)
-    offsets = np.zeros(len(values) + 1, dtype=np.int32)
-    np.cumsum([len(value) for value in arrays], out=offsets[1:])
-    items = np.concatenate(arrays) if arrays else np.empty(0)
-    missing = np.isnan(items) if field.name == "reward_dense" else None
-    flat = pa.array(items, type=field.type.value_type, mask=missing)
-    return pa.ListArray.from_arrays(pa.array(offsets), flat)

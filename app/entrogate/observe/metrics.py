@@ -78,6 +78,9 @@ class Metrics:
             "store_errors", "Records that could not be kept.", "kind"
         )
         self._gate_faults = self._counter("gate_faults", "Faults in the gate; calls went through.")
+        self._export_failures = self._counter(
+            "export_failures", "Times that the export beside the server died."
+        )
         self._in_flight = self._gauge("requests_in_flight", "Requests being answered.", "route")
         self._queue = self._gauge("store_queue_depth", "Turns that wait for their commit.")
 
@@ -132,6 +135,10 @@ class Metrics:
     def record_gate_fault(self) -> None:
         """One fault inside the gate: the call went through."""
         self._gate_faults.inc()
+
+    def record_export_failure(self) -> None:
+        """The export's process died; it is started again."""
+        self._export_failures.inc()
 
     def observe_gate(self, seconds: float) -> None:
         """Time that one turn's decision took."""

@@ -22,6 +22,7 @@ from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
 from entrogate.serve.admin import admin_routes
 from entrogate.serve.chat import ROUTE, chat
+from entrogate.serve.exporting import PeriodicExport, check_export
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
@@ -41,8 +42,8 @@ _log = logging.getLogger("entrogate.serve")
 def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> FastAPI:
     """The gateway for ``settings``; ``managed`` is a vLLM that the caller starts and stops.
 
-    Opens the store and loads the policy, so a bad one fails here (StoreError, ConfigError) and
-    not at the first request.
+    Opens the store, loads the policy and looks at the target of the export, so a bad one fails
+    here (StoreError, ConfigError) and not at the first request.
     """
     url = managed.url if managed is not None else settings.upstream.url
     if url is None:
@@ -69,6 +70,10 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     )
     metrics.watch_store_queue(lambda: store.queue_depth)
     publisher = _publisher(gateway, url)
+    exporting = None
+    if settings.export.to is not None:
+        check_export(settings)
+        exporting = PeriodicExport(settings, on_failure=metrics.record_export_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -80,7 +85,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
                 policy.mode,
                 policy.model_dump_json(exclude_unset=True),
             )
-            async with gateway.client, gateway.channel or nullcontext():
+            async with gateway.client, gateway.channel or nullcontext(), exporting or nullcontext():
                 await _greet(gateway)
                 async with publisher.running():
                     yield

@@ -34,6 +34,8 @@ from entrogate.upstream.managed import ManagedVllm
 @click.option("--allow-mode-header", is_flag=True, default=None, help="Clients may set the mode.")
 @click.option("--store", "store_url", help="Database URL, such as sqlite:///entrogate.db.")
 @click.option("--durability", type=click.Choice(["full", "normal", "off"]), help="Of the store.")
+@click.option("--export-to", help="Dataset to add to while serving: a folder or any fsspec URL.")
+@click.option("--export-every", type=float, help="Seconds between exports (default 300).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8400).")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
@@ -79,6 +81,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         "allow_mode_header": ("gate", "allow_mode_header"),
         "store_url": ("store", "url"),
         "durability": ("store", "durability"),
+        "export_to": ("export", "to"),
+        "export_every": ("export", "every_seconds"),
         "host": ("serve", "host"),
         "port": ("serve", "port"),
         "log_level": ("serve", "log_level"),

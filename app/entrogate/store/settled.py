@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Row, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select
 
 from entrogate.store.codec import load_change
 from entrogate.store.rewards import judged_path
@@ -71,7 +71,7 @@ class StoredTrajectory:
     outcome_source: str | None = None  # score | answer
 
 
-def read_settled(
+def list_settled(
     connection: Connection,
     settling: Settling,
     wanted: Wanted,
@@ -79,8 +79,41 @@ def read_settled(
     now: float,
     after: Cursor | None,
     limit: int,
+) -> list[Cursor]:
+    """The next ``limit`` trajectories that had settled by ``now``.
+
+    This looks at every trajectory of the store, whatever the limit.
+    """
+    settled_at = _settled_at(settling)
+    query = select(trajectories.c.id, settled_at.label("settled_at")).where(settled_at <= now)
+    if after is not None:
+        later = settled_at > after.settled_at
+        same = and_(settled_at == after.settled_at, trajectories.c.id > after.trajectory_id)
+        query = query.where(or_(later, same))
+    for condition in _conditions(wanted):
+        query = query.where(condition)
+    rows = connection.execute(query.order_by(settled_at, trajectories.c.id).limit(limit))
+    return [Cursor(settled_at=row.settled_at, trajectory_id=row.id) for row in rows]
+
+
+def read_settled(
+    connection: Connection, settling: Settling, listed: Sequence[Cursor]
 ) -> list[StoredTrajectory]:
-    """The next ``limit`` trajectories that had settled by ``now``."""
+    """The listed trajectories, but for those that have changed since: they settle anew."""
+    settled_at = _settled_at(settling)
+    ids = [cursor.trajectory_id for cursor in listed]
+    query = select(trajectories, settled_at.label("settled_at")).where(trajectories.c.id.in_(ids))
+    found = {row.id: row for row in connection.execute(query)}
+    rows = [
+        row
+        for cursor in listed
+        if (row := found.get(cursor.trajectory_id)) is not None
+        and row.settled_at == cursor.settled_at
+    ]
+    return _with_parts(connection, rows)
+
+
+def _settled_at(settling: Settling) -> ColumnElement[float]:
     columns = trajectories.c
     said_at = (
         select(func.coalesce(func.max(feedback.c.created_at), 0.0))
@@ -88,19 +121,10 @@ def read_settled(
         .scalar_subquery()
     )
     last = case((said_at > columns.updated_at, said_at), else_=columns.updated_at)
-    settled_at = case(
+    return case(
         (columns.outcome.is_not(None), last + settling.quiet),
         else_=columns.updated_at + settling.patience,
     )
-    query = select(trajectories, settled_at.label("settled_at")).where(settled_at <= now)
-    if after is not None:
-        later = settled_at > after.settled_at
-        same = and_(settled_at == after.settled_at, columns.id > after.trajectory_id)
-        query = query.where(or_(later, same))
-    for condition in _conditions(wanted):
-        query = query.where(condition)
-    rows = connection.execute(query.order_by(settled_at, columns.id).limit(limit)).all()
-    return _with_parts(connection, rows)
 
 
 def _conditions(wanted: Wanted) -> list[Any]:

@@ -31,6 +31,7 @@ from entrogate.store.settled import (
     Settling,
     StoredTrajectory,
     Wanted,
+    list_settled,
     read_settled,
 )
 from entrogate.store.weights import ChangeWeights, change_weights, delete_weights, read_weights
@@ -229,20 +230,28 @@ class Store:
         *,
         now: float,
         after: Cursor | None = None,
+        page: int = 10_000,
         batch: int = 64,
     ) -> Iterator[tuple[StoredTrajectory, dict[bytes, str]]]:
-        """Trajectories that had settled by ``now``, in that order, with their toolsets. Blocks."""
+        """Trajectories that had settled by ``now``, in that order, with their toolsets. Blocks.
+
+        They are listed a ``page`` at a time, since that looks at the whole store, and read a
+        ``batch`` at a time, each in a transaction of its own.
+        """
         while True:
             with translated("cannot read"), self._database.reader.begin() as connection:
-                found = read_settled(
-                    connection, settling, wanted, now=now, after=after, limit=batch
+                listed = list_settled(
+                    connection, settling, wanted, now=now, after=after, limit=page
                 )
-                texts = toolset_texts(connection, (t for each in found for t in each.turns))
-            for each in found:
-                yield each, texts
-            if len(found) < batch:
+            for start in range(0, len(listed), batch):
+                with translated("cannot read"), self._database.reader.begin() as connection:
+                    found = read_settled(connection, settling, listed[start : start + batch])
+                    texts = toolset_texts(connection, (t for each in found for t in each.turns))
+                for each in found:
+                    yield each, texts
+            if len(listed) < page:
                 return
-            after = found[-1].cursor
+            after = listed[-1]
 
     def policy_text(self, version: str) -> str | None:
         """What `remember_policy` was given for this version. Blocks."""

@@ -12,7 +12,8 @@ from typing import Any
 from accelerate import PartialState
 
 from entrogate.label.rewards import RewardOptions
-from entrogate.train.data import DataReport, Labelling, label_rows, read_rows
+from entrogate.label.worth import Labelling
+from entrogate.train.data import DataReport, label_rows, read_rows
 from entrogate.train.losses import NEEDS_OLD_LOGPROBS
 from entrogate.train.record import check_same_run, describe, write_record
 from entrogate.train.settings import TrainSettings

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from entrogate.label.credit import Baseline
-from entrogate.train.data import RewardName
+from entrogate.label.worth import DenseName, RewardName
 from entrogate.train.losses import LossName
 
 
@@ -22,7 +22,7 @@ class TrainSettings(BaseModel):
     loss: LossName = "topr"
     reward: RewardName = "dense"
     baseline: Baseline = "leave_one_out"
-    dense: Literal["paper", "calibrated"] = "calibrated"
+    dense: DenseName = "calibrated"
     alpha: float = Field(default=0.5, ge=0)
     no_calls: Literal["outcome", "zero", "null"] = "outcome"
     ratio: Literal["token", "sequence"] = "token"

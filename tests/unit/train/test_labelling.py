@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("pyarrow")
 
 from entrogate.label.rewards import RewardOptions
-from entrogate.train.data import DataError, Labelling, label_rows
+from entrogate.label.worth import Labelling
+from entrogate.train.data import DataError, label_rows
 
 NAN = float("nan")
 

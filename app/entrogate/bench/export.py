@@ -1,0 +1,97 @@
+"""What an export costs: time, memory and disk, over a store of synthetic trajectories."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from entrogate.bench.synthetic import fill
+from entrogate.errors import EntrogateError
+from entrogate.export.dataset import Dataset
+from entrogate.export.known import Known
+from entrogate.settings import StoreSettings
+from entrogate.store import Store
+
+_MIB = 2**20
+
+
+def measure(trajectories: int, *, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Fill a store, export it in a process of its own, and again: nothing new.
+
+    Peak memory is the largest resident set of that process; ``imports_mib`` is that of one which
+    only opens store and target.
+    """
+    with tempfile.TemporaryDirectory(prefix="entrogate-bench-") as folder:
+        database, data = Path(folder) / "store.db", Path(folder) / "data"
+        url = f"sqlite:///{database}"
+        began = time.perf_counter()
+        asyncio.run(_filled(url, trajectories, seed))
+        say(f"stored {trajectories} trajectories in {time.perf_counter() - began:.0f} s")
+        time.sleep(1.1)  # the last of them settles
+        command = [sys.executable, "-m", "entrogate", "export", "--store", url, "--to", str(data)]
+        command += ["--settle", "1", "--patience", "1"]
+        _, imports = _run([*command, "--check"])
+        seconds, peak = _run(command)
+        again, peak_again = _run(command)
+        dataset = Dataset.reading(str(data))
+        rows = sum(entry.rows for entry in dataset.entries)
+        exported = len(Known(dataset))
+        if exported != trajectories:
+            raise EntrogateError(f"{exported} of {trajectories} trajectories were exported")
+        return {
+            "trajectories": trajectories,
+            "rows": rows,
+            "parts": len(dataset.entries),
+            "store_mib": database.stat().st_size / _MIB,
+            "dataset_mib": sum(f.stat().st_size for f in data.rglob("*") if f.is_file()) / _MIB,
+            "seconds": seconds,
+            "rows_per_second": rows / seconds,
+            "peak_mib": peak,
+            "imports_mib": imports,
+            "nothing_new_seconds": again,
+            "nothing_new_peak_mib": peak_again,
+        }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as lines of text."""
+    return (
+        f"{result['rows']} rows in {result['parts']} parts: {result['seconds']:.1f} s, "
+        f"{result['rows_per_second']:.0f} rows/s\n"
+        f"peak memory {result['peak_mib']:.0f} MiB, of which {result['imports_mib']:.0f} MiB "
+        "without any data\n"
+        f"store {result['store_mib']:.0f} MiB, dataset {result['dataset_mib']:.0f} MiB\n"
+        f"again, with nothing new: {result['nothing_new_seconds']:.1f} s, peak "
+        f"{result['nothing_new_peak_mib']:.0f} MiB"
+    )
+
+
+async def _filled(url: str, trajectories: int, seed: int) -> None:
+    store = Store.open(StoreSettings(url=url))
+    await store.start()
+    try:
+        await fill(store, trajectories, seed=seed)
+    finally:
+        await store.aclose()
+
+
+def _run(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak resident MiB of a command; EntrogateError when it fails."""
+    with tempfile.TemporaryFile() as said:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise EntrogateError(f"the export failed: {said.read().decode(errors='replace')}")
+    kibibytes = used.ru_maxrss if sys.platform != "darwin" else used.ru_maxrss / 1024
+    return seconds, kibibytes / 1024

@@ -1,0 +1,56 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportMissingTypeStubs=false
+"""New files and folders that appear whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from entrogate.errors import ExportError
+
+
+@contextmanager
+def appears_whole(url: str) -> Generator[str]:
+    """The URL to write to: what is there gets the name ``url`` when the block ends.
+
+    A block that raises leaves nothing behind. On a local disk the renaming is one step; on object
+    storage a folder is renamed file by file. Raises ExportError, in one line, when ``url`` exists
+    already or cannot be written.
+    """
+    plain = url.rstrip("/")
+    temporary_url = f"{plain}.{secrets.token_hex(4)}.tmp"
+    try:
+        fs, target = url_to_fs(plain)
+        _, temporary = url_to_fs(temporary_url)
+    except (ImportError, ValueError) as error:
+        raise ExportError(f"cannot use {url}: {error}") from None
+    try:
+        if fs.exists(target):
+            raise ExportError(f"{url} exists already: name a new one")
+        fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        try:
+            yield temporary_url
+            fs.mv(temporary, target, recursive=True)
+        except BaseException:
+            if fs.exists(temporary):
+                fs.rm(temporary, recursive=True)
+            raise
+    except OSError as error:
+        raise ExportError(f"cannot write to {url}: {error}") from None
+
+
+def sync(out: Any) -> None:
+    """On a local disk, have it there before anything says it is."""
+    try:
+        descriptor = out.fileno()
+    except (AttributeError, OSError):
+        return
+    out.flush()
+    os.fsync(descriptor)
