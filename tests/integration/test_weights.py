@@ -216,6 +216,24 @@ async def test_draining_does_not_wait_for_ever(
     await asyncio.gather(stalled, return_exceptions=True)
 
 
+async def test_a_drain_is_ended_by_another_gateway_of_the_store(
+    start: Start, upstream: ScriptedUpstream, folder: Path
+) -> None:
+    """As one that was restarted in the middle of it does; the turn that runs is vLLM's to end."""
+    first = await start(weights=POLL)
+    new = await publish(first, lora(folder / "one", "a"), share=1)
+    running = asyncio.create_task(first.stream(STALLED))
+    await busy(first, new["version"])
+    await roll_back(first, new["version"])
+    second = await start(weights=POLL)
+    await gone(second, new["version"])
+    assert upstream.adapters == {}
+    upstream.go_on.set()
+    response, raw = await running
+    assert response.headers[VERSION] == new["version"]
+    assert events(raw)[-1]["choices"][0]["finish_reason"] == "stop"
+
+
 async def test_a_client_that_leaves_holds_nothing(gateway: Running, folder: Path) -> None:
     new = await publish(gateway, lora(folder / "one", "a"), share=1)
     for stream in (True, False):
