@@ -37,6 +37,7 @@ TRAINING = (
 METHODS = ("outcome", "otc", "sparse", "dense")
 BASE = "base"
 EVALUATION, ROLLOUTS, DATASET = "evaluation.json", "rollouts.json", "dataset"
+DONE = "whole"  # in a dataset: the export has ended
 _NAME = "almanac"
 _SEED_STRIDE = 1000
 
@@ -123,12 +124,26 @@ def _train(plan: Plan, step: Step, before: Step, *, say: Say) -> None:
 def _measure(plan: Plan, step: Step, *, rolls_out: bool, say: Say) -> None:
     """Serve the weights: evaluate them in both modes and, if wanted, roll out training tasks."""
     folder = step.folder
-    wanted = [EVALUATION, *((ROLLOUTS,) if rolls_out else ())]
-    if all((folder / name).is_file() for name in wanted) and (folder / DATASET).is_dir():
+    wanted = (EVALUATION, ROLLOUTS) if rolls_out else (EVALUATION,)
+    if not all((folder / name).is_file() for name in wanted):
+        _serve(plan, step, rolls_out=rolls_out, say=say)
+    if (folder / DATASET / DONE).is_file():
         return
+    shutil.rmtree(folder / DATASET, ignore_errors=True)
+    store = f"sqlite:///{(folder / STORE).resolve()}"
+    export = ["export", "--store", store, "--to", str(folder / DATASET)]
+    _entrogate([*export, "--settle", "1", "--patience", "1"], log=folder / "export.log")
+    (folder / DATASET / DONE).touch()
+    for database in folder.glob(f"{STORE}*"):
+        database.unlink()
+
+
+def _serve(plan: Plan, step: Step, *, rolls_out: bool, say: Say) -> None:
+    folder = step.folder
     label = f"seed {step.seed}, {step.method}, round {step.round}"
     say(f"{label}: starting vLLM")
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / DATASET, ignore_errors=True)
     with serving(
         step.model, name=_NAME, policy=plan.policy, folder=folder, waiting=_quiet
     ) as gateway:
@@ -136,7 +151,7 @@ def _measure(plan: Plan, step: Step, *, rolls_out: bool, say: Say) -> None:
         evaluation = _run_tasks(
             gateway, tasks=plan.eval_tasks, seed=step.seed, modes=("observe", "enforce")
         )
-        rollouts = None
+        _write(folder / EVALUATION, evaluation)
         if rolls_out:
             rollouts = _run_tasks(
                 gateway,
@@ -148,17 +163,14 @@ def _measure(plan: Plan, step: Step, *, rolls_out: bool, say: Say) -> None:
                 repeats=plan.repeats,
                 feedback=True,
             )
+            _write(folder / ROLLOUTS, rollouts)
         say(f"{label}: {_figures(evaluation)}, {time.monotonic() - began:.0f} s")
-    shutil.rmtree(folder / DATASET, ignore_errors=True)
-    store = f"sqlite:///{(folder / STORE).resolve()}"
-    export = ["export", "--store", store, "--to", str(folder / DATASET), "--settle", "0"]
-    export += ["--patience", "0"]
-    _entrogate(export, log=folder / "export.log")
-    for database in folder.glob(f"{STORE}*"):
-        database.unlink()
-    for name, result in ((ROLLOUTS, rollouts), (EVALUATION, evaluation)):
-        if result is not None:
-            (folder / name).write_text(json.dumps(result) + "\n")
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result) + "\n")
+    temporary.replace(path)
 
 
 def _run_tasks(gateway: str, **wanted: Any) -> dict[str, Any]:

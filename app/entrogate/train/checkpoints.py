@@ -1,18 +1,46 @@
-"""Checkpoints of a run: written whole or not at all, the newest two kept."""
+# pyright: reportUnknownMemberType=false
+"""Checkpoints of a run: written whole or not at all, the newest two kept.
+
+Weights and optimiser are gathered from all processes (FSDP2 shards them), so a run may go on with
+another number of processes than it began with.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
 from entrogate.errors import ConfigError
 
 _KEPT = 2
 LOG = "log.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Where a run stands. ``stopped`` says why it ended before its last step, if it did."""
+
+    step: int
+    stopped: str | None
+    weights: dict[str, Any]  # of the trained parameters
+    optimizer: dict[str, Any]
+
+
+def gather(model: Any, optimizer: Any, *, step: int, stopped: str | None) -> State:
+    """The state of a run, whole and on the CPU; every process has to call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    weights, optimizer_state = get_state_dict(model, optimizer, options=options)
+    return State(step=step, stopped=stopped, weights=weights, optimizer=optimizer_state)
 
 
 class Checkpoints:
@@ -25,36 +53,37 @@ class Checkpoints:
         except OSError as error:
             raise ConfigError(f"cannot write to {folder}: {error}") from None
 
-    def save(self, model: Any, optimizer: Any, step: int) -> None:
-        """Write checkpoint ``step``."""
-        weights = {name: p.detach().cpu() for name, p in _trained(model)}
-        path = self._folder / f"checkpoint-{step:06}.pt"
+    def save(self, state: State) -> None:
+        """Write it; one process does."""
+        path = self._folder / f"checkpoint-{state.step:06}.pt"
         temporary = path.with_suffix(".tmp")
         with temporary.open("wb") as out:
-            torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, out)
+            torch.save(asdict(state), out)
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(path)
         for old in self._paths()[:-_KEPT]:
             old.unlink()
 
-    def resume(self, model: Any, optimizer: Any) -> int:
-        """Load the newest checkpoint, if there is one; returns its step."""
+    def resume(self, model: Any, optimizer: Any) -> tuple[int, str | None]:
+        """Load the newest checkpoint, if there is one: its step, and why the run ended there."""
         paths = self._paths()
         if not paths:
             self._cut_log(0)
-            return 0
-        state = torch.load(paths[-1], map_location="cpu", weights_only=True)
-        own = dict(_trained(model))
-        shapes = {name: p.shape for name, p in own.items()}
-        if shapes != {name: p.shape for name, p in state["weights"].items()}:
+            return 0, None
+        state = State(**torch.load(paths[-1], map_location="cpu", weights_only=True))
+        own = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+        if own != {name: value.shape for name, value in state.weights.items()}:
             raise ConfigError(f"{paths[-1]} is of another model or LoRA; use another folder")
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(state["weights"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        self._cut_log(state["step"])
-        return int(state["step"])
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=state.weights,
+            optim_state_dict=state.optimizer,
+            options=StateDictOptions(full_state_dict=True, strict=False),
+        )
+        self._cut_log(state.step)
+        return state.step, state.stopped
 
     def log(self, line: bytes) -> None:
         with (self._folder / LOG).open("ab") as out:
@@ -70,7 +99,3 @@ class Checkpoints:
             lines = path.read_bytes().splitlines()
             kept = [line for line in lines if orjson.loads(line)["step"] <= step]
             path.write_bytes(b"".join(line + b"\n" for line in kept))
-
-
-def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

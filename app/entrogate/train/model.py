@@ -73,9 +73,12 @@ class Policy:
         with inner.disable_adapter():
             return _logprobs(inner, pack)
 
-    def save(self, model: Any, folder: Path) -> None:
-        """The LoRA (as peft and vLLM read it) or the whole model with its tokenizer."""
-        model.save_pretrained(folder, safe_serialization=True)
+    def save(self, model: Any, folder: Path, weights: dict[str, Any]) -> None:
+        """The LoRA (as peft and vLLM read it) or the whole model with its tokenizer.
+
+        ``weights`` are all of the model's, gathered from the processes.
+        """
+        model.save_pretrained(folder, state_dict=weights, safe_serialization=True)
         if not hasattr(model, "peft_config"):
             _copy_tokenizer(self.base, folder)
 

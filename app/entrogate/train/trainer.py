@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from entrogate.train.checkpoints import Checkpoints
+from entrogate.train.checkpoints import Checkpoints, gather
 from entrogate.train.data import DataError, TrainingSequence
 from entrogate.train.losses import (
     LOSSES,
@@ -101,9 +101,10 @@ def train(
     )
     policy.model, optimizer = accelerator.prepare(policy.model, optimizer)
     checkpoints = Checkpoints(Path(settings.out))
-    done = checkpoints.resume(accelerator.unwrap_model(policy.model), optimizer)
+    unwrapped = accelerator.unwrap_model(policy.model)
+    inner: Any = optimizer.optimizer
+    done, stopped = checkpoints.resume(unwrapped, inner)
     loop = _Loop(accelerator, policy, optimizer, settings, total)
-    stopped: str | None = None
     tokens, began = 0, time.monotonic()
     number = 0
     for epoch, steps in enumerate(steps_of):
@@ -120,13 +121,14 @@ def train(
                     track(report)
             last = number == total or stopped is not None
             if last or number % settings.save_every == 0:
-                accelerator.wait_for_everyone()
+                state = gather(unwrapped, inner, step=number, stopped=stopped)
                 if accelerator.is_main_process:
-                    checkpoints.save(accelerator.unwrap_model(policy.model), optimizer, number)
+                    checkpoints.save(state)
             done = number
-    accelerator.wait_for_everyone()
+    weights = accelerator.get_state_dict(policy.model)
     if accelerator.is_main_process:
-        policy.save(accelerator.unwrap_model(policy.model), Path(settings.out))
+        policy.save(unwrapped, Path(settings.out), weights)
+    accelerator.wait_for_everyone()
     seconds = time.monotonic() - began
     accelerator.end_training()
     return RunResult(
