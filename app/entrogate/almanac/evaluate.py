@@ -20,6 +20,8 @@ from entrogate.almanac.world import World, make_world
 from entrogate.errors import EntrogateError
 from entrogate.label.f1 import squad_f1
 
+# Of connecting, too: a server may share its two cores with much else.
+_TIMEOUT_SECONDS = 600.0
 MODES = ("observe", "enforce", "explore")
 Progress = Callable[[str, int, int], None]
 """Called with the mode, the tasks done and the tasks in all."""
@@ -140,7 +142,7 @@ async def connect(base_url: str, api_key: str | None) -> AsyncGenerator[AsyncOpe
     """A client whose errors come out as one-line `EvaluationError`s."""
     try:
         async with AsyncOpenAI(
-            base_url=base_url, api_key=api_key or "none", max_retries=1
+            base_url=base_url, api_key=api_key or "none", max_retries=1, timeout=_TIMEOUT_SECONDS
         ) as client:
             yield client
     except* openai.APIConnectionError as group:
@@ -153,7 +155,8 @@ def _reason(group: BaseExceptionGroup[Exception]) -> str:
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
-    return " ".join(str(first.__cause__ or first).split())
+    cause = first.__cause__ or first
+    return " ".join(str(cause).split()) or type(cause).__name__
 
 
 async def check_server(client: AsyncOpenAI, model: str) -> bool:
