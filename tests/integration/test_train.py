@@ -165,6 +165,50 @@ def test_it_stops_when_the_policy_has_gone_too_far(model: str, tmp_path: Path) -
     assert result.stopped is not None
     assert "ln ratio" in result.stopped
     assert result.steps == 1
+    again = train(
+        sequences(),
+        settings(model, str(tmp_path), stop_log_ratio=0.01, warmup_steps=0),
+    )
+    assert (again.steps, again.stopped) == (1, result.stopped), "it stays stopped"
+
+
+def test_a_lora_goes_on(model: str, tmp_path: Path) -> None:
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    train(sequences(), settings(model, first, max_steps=2))
+    still = {"adapter": first, "learning_rate": 1e-12, "max_steps": 1}
+    train(sequences(), settings(model, second, **still))
+    for name, tensor in weights(Path(first)).items():
+        assert torch.allclose(tensor, weights(Path(second))[name], atol=1e-9)
+    assert any(
+        tensor.abs().sum() for name, tensor in weights(Path(first)).items() if "lora_B" in name
+    )
+    with pytest.raises(EntrogateError, match="has rank 4, not 8"):
+        train(sequences(), settings(model, str(tmp_path / "other"), adapter=first, lora_rank=8))
+    with pytest.raises(EntrogateError, match="cannot load the LoRA"):
+        train(sequences(), settings(model, str(tmp_path / "other"), adapter=str(tmp_path)))
+
+
+def test_shards_are_gathered_and_dealt_out_again(model: str, tmp_path: Path) -> None:
+    """Two processes under FSDP2, on the CPU, against one that holds all weights."""
+    from transformers import AutoModelForCausalLM
+
+    from tests.integration import sharded_worker
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", sharded_worker.__file__, model, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "app"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(alone.parameters(), lr=sharded_worker.RATE)
+    for number, file in ((1, "checkpoint-000001.pt"), (2, "after.pt")):
+        sharded_worker.step(alone, optimizer, 0, 1)
+        saved = torch.load(tmp_path / file, weights_only=True)
+        saved = saved["weights"] if number == 1 else saved
+        for name, parameter in alone.named_parameters():
+            torch.testing.assert_close(saved[name], parameter.detach(), atol=1e-4, rtol=1e-3)
 
 
 def test_what_the_model_cannot_take(model: str, tmp_path: Path) -> None:
