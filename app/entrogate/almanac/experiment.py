@@ -132,6 +132,7 @@ def _measure(plan: Plan, step: Step, *, rolls_out: bool, say: Say) -> None:
     shutil.rmtree(folder / DATASET, ignore_errors=True)
     store = f"sqlite:///{(folder / STORE).resolve()}"
     export = ["export", "--store", store, "--to", str(folder / DATASET)]
+    export += ["--model-folder", str(step.model)]
     _entrogate([*export, "--settle", "1", "--patience", "1"], log=folder / "export.log")
     (folder / DATASET / DONE).touch()
     for database in folder.glob(f"{STORE}*"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from datetime import UTC
@@ -12,14 +11,13 @@ from typing import Any, cast, get_args
 
 import click
 
-from entrogate.errors import ConfigError
 from entrogate.export.convert import Conversion
 from entrogate.export.convert import convert as convert_dataset
 from entrogate.export.dataset import Dataset, check_writable
 from entrogate.export.exporter import Summary, export_settled
 from entrogate.export.formats import FORMATS
+from entrogate.export.hashes import ModelHashes, hashes_of
 from entrogate.export.labelled import label_dataset
-from entrogate.export.sequences import ModelHashes
 from entrogate.export.targets import appears_whole
 from entrogate.label.credit import Baseline
 from entrogate.label.rewards import RewardOptions, Rule
@@ -191,22 +189,6 @@ def label(
     sys.stderr.write(
         f"label: {report.labelled} trajectories with advantages, of {report.groups} groups"
         f"{skipped and '; without' + skipped[1:]}\n"
-    )
-
-
-def hashes_of(folder: Path) -> ModelHashes:
-    """What identifies the tokenizer and the chat template of a model folder."""
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise ConfigError(f"{folder} has no tokenizer.json")
-    template = b""
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            template = (folder / name).read_bytes()
-            break
-    return ModelHashes(
-        tokenizer=hashlib.sha256(tokenizer.read_bytes()).hexdigest()[:16],
-        chat_template=hashlib.sha256(template).hexdigest()[:16],
     )
 
 

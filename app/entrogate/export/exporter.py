@@ -14,8 +14,9 @@ from typing import Any
 
 from entrogate.export.card import card_of
 from entrogate.export.dataset import Dataset
+from entrogate.export.hashes import ModelHashes
 from entrogate.export.known import Known
-from entrogate.export.sequences import ModelHashes, rows_of
+from entrogate.export.sequences import rows_of
 from entrogate.export.tables import Row, to_table
 from entrogate.store import Store
 from entrogate.store.settled import Settling, StoredTrajectory, Wanted

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from entrogate.export.hashes import ModelHashes
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.tables import Row
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
@@ -21,14 +22,6 @@ from entrogate.store.settled import AnyRow, StoredTrajectory
 from entrogate.types import EntropyChange, Estimator, FloatArray, IntArray, Span, SpanKind
 
 IGNORED = -100  # what a label of a token that is not trained on says
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelHashes:
-    """What tells a trainer that it has the model that sampled; "" where it is not known."""
-
-    tokenizer: str = ""
-    chat_template: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,8 @@ def _export(plan: Plan, folder: Path, version: str, say: Say) -> int:
     target = folder / "dataset"
     command = ["export", "--store", plan.store, "--to", str(target), "--outcome-only"]
     command += ["--settle", str(plan.settle_seconds), "--weight-version", version]
+    if (Path(plan.model) / "tokenizer.json").is_file():
+        command += ["--model-folder", plan.model]
     while True:
         time.sleep(plan.settle_seconds)
         _entrogate(command)

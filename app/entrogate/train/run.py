@@ -11,9 +11,10 @@ from typing import Any
 
 from accelerate import PartialState
 
+from entrogate.export.hashes import hashes_of
 from entrogate.label.rewards import RewardOptions
 from entrogate.label.worth import Labelling
-from entrogate.train.data import DataReport, label_rows, read_rows
+from entrogate.train.data import DataError, DataReport, label_rows, read_rows
 from entrogate.train.losses import NEEDS_OLD_LOGPROBS
 from entrogate.train.record import check_same_run, describe, write_record
 from entrogate.train.settings import TrainSettings
@@ -32,6 +33,7 @@ def run(settings: TrainSettings, *, say: Say) -> RunResult:
         rows, labelling_of(settings), needs_old_logprobs=settings.loss in NEEDS_OLD_LOGPROBS
     )
     del rows
+    _check_tokenizer(settings.model, report)
     say(_summary(report))
     described = describe(settings, report)
     out = Path(settings.out)
@@ -56,6 +58,20 @@ def labelling_of(settings: TrainSettings) -> Labelling:
         options=RewardOptions(alpha=settings.alpha, no_calls=settings.no_calls),
         dense=settings.dense,
     )
+
+
+def _check_tokenizer(model: str, report: DataReport) -> None:
+    """DataError where the data tell which tokenizer they come from, and it is not the model's."""
+    known = report.tokenizer_hashes - {""}
+    folder = Path(model)
+    if not known or not (folder / "tokenizer.json").is_file():
+        return
+    own = hashes_of(folder).tokenizer
+    if known != {own}:
+        raise DataError(
+            f"the data come from tokenizer {', '.join(sorted(known))}, {model} has {own}: "
+            "train the model that sampled them"
+        )
 
 
 def _summary(report: DataReport) -> str:
