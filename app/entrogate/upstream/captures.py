@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Receives what the engine captured, out of band, and puts it together by request.
 
 The engine sends over ZeroMQ while it decodes (`entrogate.engine.frames`). A request is followed
@@ -98,7 +99,8 @@ class CaptureChannel:
         self._socket: Any = None
 
     async def __aenter__(self) -> Self:
-        self._socket = socket = zmq.Context.instance().socket(zmq.SUB)
+        socket: Any = zmq.Context.instance().socket(zmq.SUB)
+        self._socket = socket
         socket.setsockopt(zmq.RCVHWM, 100_000)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt_string(zmq.SUBSCRIBE, self.gateway)
