@@ -143,6 +143,33 @@ def export(*, trajectories: int, seed: int, json_file: Path | None) -> None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 
 
+@bench.command("train")
+@click.argument("data")
+@click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--steps", type=click.IntRange(min=2), default=10, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def train(
+    *, data: str, model: Path | None, steps: int, rounds: int, json_file: Path | None
+) -> None:
+    """Tokens a second of `entrogate train` beside TRL's SFTTrainer on the dataset DATA."""
+    from entrogate.bench.training import measure
+
+    folder = model or Path(__file__).parents[1] / "almanac" / "model"
+    result = measure(
+        data,
+        str(folder),
+        steps=steps,
+        rounds=rounds,
+        say=lambda text: click.echo(text, err=True),
+    )
+    click.echo(
+        "ratio to TRL (lowest, median, highest): {:.2f}, {:.2f}, {:.2f}".format(*result["ratio"])
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def _root(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
