@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,16 @@ from entrogate.settings import StoreSettings
 from entrogate.store import Store
 
 _MIB = 2**20
+# The kernel's own count since the process began; that of wait4 includes the process it came from.
+_MEASURED = """
+import re, sys, time
+from pathlib import Path
+from entrogate.cli import run
+code = run(sys.argv[1:])
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(peak[1], time.process_time())
+sys.exit(code)
+"""
 
 
 def measure(trajectories: int, *, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -36,8 +45,7 @@ def measure(trajectories: int, *, seed: int, say: Callable[[str], None]) -> dict
         asyncio.run(_filled(url, trajectories, seed))
         say(f"stored {trajectories} trajectories in {time.perf_counter() - began:.0f} s")
         time.sleep(1.1)  # the last of them settles
-        command = [sys.executable, "-m", "entrogate", "export", "--store", url, "--to", str(data)]
-        command += ["--settle", "1", "--patience", "1"]
+        command = ["export", "--store", url, "--to", str(data), "--settle", "1", "--patience", "1"]
         imports = _run([*command, "--check"])
         first, again = _run(command), _run(command)
         dataset = Dataset.reading(str(data))
@@ -92,20 +100,16 @@ class _Cost:
     peak_mib: float
 
 
-def _run(command: list[str]) -> _Cost:
-    """The cost of a command; EntrogateError when it fails."""
-    with tempfile.TemporaryFile() as said:
+def _run(arguments: list[str]) -> _Cost:
+    """The cost of `entrogate ARGUMENTS`; EntrogateError when it fails."""
+    command = [sys.executable, "-c", _MEASURED, *arguments]
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as measured:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
+        code = subprocess.run(command, stdout=measured, stderr=said, check=False).returncode
         seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if code:
             said.seek(0)
             raise EntrogateError(f"the export failed: {said.read().decode(errors='replace')}")
-    kibibytes = used.ru_maxrss if sys.platform != "darwin" else used.ru_maxrss / 1024
-    return _Cost(
-        seconds=seconds,
-        cpu_seconds=used.ru_utime + used.ru_stime,
-        peak_mib=kibibytes / 1024,
-    )
+        measured.seek(0)
+        kibibytes, cpu_seconds = measured.read().split()
+    return _Cost(seconds=seconds, cpu_seconds=float(cpu_seconds), peak_mib=int(kibibytes) / 1024)
