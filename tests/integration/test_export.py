@@ -130,7 +130,7 @@ async def test_pages_and_batches_lose_nothing(store: Store) -> None:
     for name in ("c1", "a1", "b1", "e1", "d1"):
         await store.commit_turns([turn(name, created_at=1.0, duration_seconds=1.0)])
 
-    def ids(**sizes: int) -> list[str]:
+    def ids(**sizes: Any) -> list[str]:
         found = store.iter_settled(SETTLING, Wanted(), now=LATER, **sizes)
         return [each.cursor.trajectory_id for each, _ in found]
 

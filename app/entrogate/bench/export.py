@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,16 @@ from entrogate.settings import StoreSettings
 from entrogate.store import Store
 
 _MIB = 2**20
+# The kernel's own count since the process began; that of wait4 includes the process it came from.
+_MEASURED = """
+import re, sys, time
+from pathlib import Path
+from entrogate.cli import run
+code = run(sys.argv[1:])
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(peak[1], time.process_time())
+sys.exit(code)
+"""
 
 
 def measure(trajectories: int, *, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -35,11 +45,9 @@ def measure(trajectories: int, *, seed: int, say: Callable[[str], None]) -> dict
         asyncio.run(_filled(url, trajectories, seed))
         say(f"stored {trajectories} trajectories in {time.perf_counter() - began:.0f} s")
         time.sleep(1.1)  # the last of them settles
-        command = [sys.executable, "-m", "entrogate", "export", "--store", url, "--to", str(data)]
-        command += ["--settle", "1", "--patience", "1"]
-        _, imports = _run([*command, "--check"])
-        seconds, peak = _run(command)
-        again, peak_again = _run(command)
+        command = ["export", "--store", url, "--to", str(data), "--settle", "1", "--patience", "1"]
+        imports = _run([*command, "--check"])
+        first, again = _run(command), _run(command)
         dataset = Dataset.reading(str(data))
         rows = sum(entry.rows for entry in dataset.entries)
         exported = len(Known(dataset))
@@ -51,20 +59,21 @@ def measure(trajectories: int, *, seed: int, say: Callable[[str], None]) -> dict
             "parts": len(dataset.entries),
             "store_mib": database.stat().st_size / _MIB,
             "dataset_mib": sum(f.stat().st_size for f in data.rglob("*") if f.is_file()) / _MIB,
-            "seconds": seconds,
-            "rows_per_second": rows / seconds,
-            "peak_mib": peak,
-            "imports_mib": imports,
-            "nothing_new_seconds": again,
-            "nothing_new_peak_mib": peak_again,
+            "seconds": first.seconds,
+            "cpu_seconds": first.cpu_seconds,
+            "rows_per_second": rows / first.seconds,
+            "peak_mib": first.peak_mib,
+            "imports_mib": imports.peak_mib,
+            "nothing_new_seconds": again.seconds,
+            "nothing_new_peak_mib": again.peak_mib,
         }
 
 
 def table(result: dict[str, Any]) -> str:
     """The figures as lines of text."""
     return (
-        f"{result['rows']} rows in {result['parts']} parts: {result['seconds']:.1f} s, "
-        f"{result['rows_per_second']:.0f} rows/s\n"
+        f"{result['rows']} rows in {result['parts']} parts: {result['seconds']:.1f} s "
+        f"({result['cpu_seconds']:.1f} s of CPU), {result['rows_per_second']:.0f} rows/s\n"
         f"peak memory {result['peak_mib']:.0f} MiB, of which {result['imports_mib']:.0f} MiB "
         "without any data\n"
         f"store {result['store_mib']:.0f} MiB, dataset {result['dataset_mib']:.0f} MiB\n"
@@ -82,16 +91,25 @@ async def _filled(url: str, trajectories: int, seed: int) -> None:
         await store.aclose()
 
 
-def _run(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak resident MiB of a command; EntrogateError when it fails."""
-    with tempfile.TemporaryFile() as said:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cost:
+    """What a process took; ``peak_mib`` is its largest resident set."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
+def _run(arguments: list[str]) -> _Cost:
+    """The cost of `entrogate ARGUMENTS`; EntrogateError when it fails."""
+    command = [sys.executable, "-c", _MEASURED, *arguments]
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as measured:
         began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
+        code = subprocess.run(command, stdout=measured, stderr=said, check=False).returncode
         seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if code:
             said.seek(0)
             raise EntrogateError(f"the export failed: {said.read().decode(errors='replace')}")
-    kibibytes = used.ru_maxrss if sys.platform != "darwin" else used.ru_maxrss / 1024
-    return seconds, kibibytes / 1024
+        measured.seek(0)
+        kibibytes, cpu_seconds = measured.read().split()
+    return _Cost(seconds=seconds, cpu_seconds=float(cpu_seconds), peak_mib=int(kibibytes) / 1024)

@@ -3,7 +3,8 @@
 # pyright: reportMissingTypeStubs=false
 """What other trainers read: pure functions from an exported row to rows of theirs.
 
-Token ids go over as they were sampled. ``trl`` 1.16 and ``verl`` 0.7 are what was read for this.
+Token ids go over as they were sampled. TRL's formats are those of its 1.16, and `trl-sft` is tested
+with it; verl's columns are those that it documents and have not been tried with it.
 """
 
 from __future__ import annotations

@@ -149,6 +149,16 @@ def test_what_teaches_nothing_is_left_out_and_counted() -> None:
         label_rows(rows[3:5], Labelling(reward="outcome"))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gap_in_one_row_takes_the_whole_trajectory_out(first: bool) -> None:
+    branches = [row("a", 1.0, complete=first), row("a", 1.0, complete=not first, branch_index=1)]
+    sequences, report = label_rows(
+        [*branches, row("b", 0.0), row("c", 1.0)], Labelling(reward="outcome")
+    )
+    assert [s.trajectory_id for s in sequences] == ["b", "c"]
+    assert report.skipped == {"incomplete capture": 1}
+
+
 def test_bad_numbers() -> None:
     missing = row("a", 1.0)
     missing["old_logprobs"][-1] = NAN
