@@ -31,6 +31,7 @@ INTERPRETER = Path(__file__).parent / "interpreter"
 SETTINGS = {
     "VLLM_USE_V2_MODEL_RUNNER": "1",
     "TRITON_INTERPRET": "1",
+    "VLLM_LOGGING_LEVEL": "INFO",
     "PYTHONPATH": str(INTERPRETER),
 }
 # So few blocks (of 128 tokens) that requests are preempted.

@@ -33,7 +33,11 @@ def mean_nll(organism: Organism, rows: list[dict[str, Any]]) -> float:
 
 
 @pytest.mark.filterwarnings("default")  # those of TRL are not ours to mend
-def test_its_sft_trainer_trains_on_the_file_as_it_is(tmp_path: Path) -> None:
+def test_its_sft_trainer_trains_on_the_file_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Importing TRL sets it, for this process and every vLLM that is started from it.
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
     from datasets import load_dataset
     from transformers import AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
