@@ -27,6 +27,7 @@ from entrogate.errors import ExportError
 from entrogate.export.dataset import CARD, Dataset
 from entrogate.export.exporter import export_settled
 from entrogate.export.known import Known
+from entrogate.export.labelling import Judgements
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.settled import Settling, Wanted
@@ -112,6 +113,28 @@ async def test_a_fork_is_a_row_of_its_own_and_its_prefix_is_not_trained_twice(
     assert other["input_ids"] == sequence(fork).tolist()
     assert other["loss_mask"] == [0] * 16 + [1, 0, 1, 1, 1, 1]
     assert sum(main["loss_mask"]) + sum(other["loss_mask"]) == 15
+
+
+async def test_a_judged_fork_names_the_calls_of_the_part_it_shares(
+    store: Store, tmp_path: Path
+) -> None:
+    first, _ = await add_run(store, "a1", score=None)
+    head = await store.head_of_call(first.calls[0].call_id)
+    fork = turn("a1", parent=first, head=head, change=change(False))
+    await store.commit_turns([fork])
+    await store.add_feedback(response_id=fork.response_id, score=1)
+    export(store, tmp_path / "out")
+    main, other = rows(tmp_path / "out")
+    assert (main["outcome"], other["outcome"]) == (None, 1.0)
+    (call,) = other["calls"]
+    assert (call["name"], call["start"], call["end"], call["reduced"]) == ("free", 0, 0, False)
+    assert call["parallel_group"] == main["calls"][0]["parallel_group"]
+    assert (other["n_calls"], other["n_reducing"], other["reward_sparse"]) == (1, 0, 0.0)
+    assert other["reward_dense"] == [1.0]
+    judgements = Judgements()
+    for row in (main, other):
+        judgements.take(row)
+    assert judgements.found["a1"].labels == {call["parallel_group"]: False}
 
 
 async def test_what_has_not_settled_waits(store: Store, tmp_path: Path) -> None:

@@ -134,21 +134,27 @@ def _row(context: _Context, turns: list[AnyRow], prompt: IntArray) -> Row:
     stored, hashes = context.stored, context.hashes
     tokens = _Tokens()
     tokens.read(prompt, SpanKind.PROMPT)
+    first, last = turns[0], turns[-1]
+    judged = last.id in stored.judged
     calls: list[Row] = []
     dense: list[float | None] = []
+
+    def take(turn: AnyRow, spans: tuple[Span, ...], start: int) -> None:
+        follower = context.followers.get(turn.id)
+        change = None if follower is None else stored.changes.get(follower)
+        own = _calls(stored, turn, spans, start, change)
+        calls.extend(own)
+        dense.extend([stored.dense.get(turn.id)] * len(own))
+
+    for turn in _shared(stored, first) if judged else ():
+        take(turn, (), 0)
     for number, turn in enumerate(turns):
         if number:
             tokens.read(unpack_ints(turn.prompt_token_ids), SpanKind.RESULT)
         start, spans = tokens.length, load_spans(turn.spans)
         tokens.sample(turn, spans, number)
-        follower = context.followers.get(turn.id)
-        change = None if follower is None else stored.changes.get(follower)
-        own = _calls(stored, turn, spans, start, change)
-        calls += own
-        dense += [stored.dense.get(turn.id)] * len(own)
-    first, last = turns[0], turns[-1]
+        take(turn, spans, start)
     trajectory, rewards = stored.trajectory, stored.rewards
-    judged = last.id in stored.judged
     params = [orjson.loads(turn.params) for turn in turns]
     exact = all(turn.estimator == Estimator.EXACT for turn in turns)
     decided = next((c for turn in turns for c in stored.calls.get(turn.id, ())), None)
@@ -186,6 +192,13 @@ def _row(context: _Context, turns: list[AnyRow], prompt: IntArray) -> Row:
         "complete": all(turn.capture_gap is None and turn.error is None for turn in turns),
         **tokens.columns(),
     }
+
+
+def _shared(stored: StoredTrajectory, first: AnyRow) -> list[AnyRow]:
+    """The turns of the judged path before the row's ``first``: sampled in the row it forked from,
+    but the outcome speaks of their calls, too."""
+    by_id = {turn.id: turn for turn in stored.turns}
+    return [by_id[id_] for id_ in stored.judged[: stored.judged.index(first.id)]]
 
 
 def _followers(stored: StoredTrajectory) -> dict[str, str]:
