@@ -17,6 +17,7 @@ import orjson
 from entrogate.errors import EntrogateError, UpstreamProtocol, UpstreamUnavailable
 from entrogate.serve.choice import Choice
 from entrogate.serve.reader import Reader, resumed_event
+from entrogate.serve.recording import debug_object
 from entrogate.serve.turn import Turn
 from entrogate.types import Action
 from entrogate.wire.errors import error_event
@@ -188,7 +189,7 @@ class StreamedTurn:
         turn, tail = self.turn, self._tail
         if turn.debug and tail:
             at = tail.rindex(b"}\n\n")
-            extra = orjson.dumps(turn.debug_object(), option=orjson.OPT_SERIALIZE_NUMPY)
+            extra = orjson.dumps(debug_object(turn), option=orjson.OPT_SERIALIZE_NUMPY)
             tail = tail[:at] + b',"entrogate":' + extra + tail[at:]
         usage = b""
         if turn.request.wanted.usage:

@@ -1,4 +1,4 @@
-"""One request on its way: what its legs have in common, and the record they end in.
+"""One request on its way, and what its legs have in common.
 
 A turn has one leg (one upstream chat request) unless a call is replayed: then the gateway plays the
 client's round trip itself and the turn goes on with another leg.
@@ -6,7 +6,6 @@ client's round trip itself and the turn goes on with another leg.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -20,17 +19,17 @@ from entrogate.engine.frames import GATE_ARGUMENT, REQUEST_ARGUMENT
 from entrogate.engine.gate import GateNumbers
 from entrogate.errors import StoreError
 from entrogate.gate.reasons import Reason
-from entrogate.label.change import entropy_change
 from entrogate.serve.choice import Choice
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.judge import Judge
-from entrogate.serve.linkage import Link, mint, new_results
+from entrogate.serve.linkage import Link
+from entrogate.serve.recording import turn_record
 from entrogate.serve.weights import Lease
-from entrogate.types import BASE_WEIGHTS, Action, CallRecord, Decision, TurnHead, TurnRecord
+from entrogate.types import Action, CallRecord, Decision, TurnHead, TurnRecord
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.handshake import Capabilities
 from entrogate.upstream.resume import resume_request
-from entrogate.wire.history import EarlierCall, call_key, fingerprint
+from entrogate.wire.history import EarlierCall, call_key
 from entrogate.wire.request import ChatRequest
 
 _log = logging.getLogger("entrogate.serve")
@@ -233,7 +232,7 @@ class Turn:
                     choice, self.request.tool_names
                 )
         records = [
-            _record(self, leg, choice, final=final) for _, choice in sorted(leg.choices.items())
+            turn_record(self, leg, choice, final=final) for _, choice in sorted(leg.choices.items())
         ]
         if not records:
             return
@@ -285,115 +284,6 @@ class Turn:
                     message[name] = reasoning
                     return
 
-    def debug_object(self) -> dict[str, Any]:
-        """The ``entrogate`` object of a debug answer."""
-        return {
-            "trajectory_id": self.link.trajectory_id,
-            "mode": self.judge.mode,
-            "policy": {
-                "name": self.gateway.policy.name,
-                "version": self.gateway.policy.version,
-            },
-            "wasted_tokens": sum(record.wasted_tokens for record in self.records),
-            "turns": [_debug_turn(record) for record in self.records],
-        }
-
 
 def _allowed(decision: Decision) -> Decision:
     return replace(decision, applied=Action.ALLOW, reason=Reason.GATE_FAULT, propensity=1.0)
-
-
-def _record(turn: Turn, leg: Leg, choice: Choice, *, final: bool) -> TurnRecord:
-    capture = choice.capture()
-    spans = turn.judge.spans(choice)
-    complete = choice.gap is None and leg.error is None
-    calls = leg.decided.get(choice.index, ())
-    segment = calls[0].features.segment if calls else turn.judge.segment(choice, spans)
-    suppressed = choice.resumes_at is not None
-    message = choice.message(calls=not suppressed)
-    parent = leg.parent
-    seen = turn.request.messages if final else leg.request.messages
-    prompt = np.asarray(leg.prompt_token_ids, dtype=np.int32)
-    digest = hashlib.blake2b(prompt.tobytes(), digest_size=16)
-    digest.update(capture.token_ids.tobytes())
-    return TurnRecord(
-        turn_id=mint("turn"),
-        trajectory_id=turn.link.trajectory_id,
-        task_id=turn.link.task_id,
-        parent=parent,
-        request_id=turn.request_id,
-        response_id=leg.response_id,
-        choice_index=choice.index,
-        created_at=leg.started_at,
-        duration_seconds=time.time() - leg.started_at,
-        model=leg.model or leg.request.model,
-        new_messages=orjson.dumps(_new_messages(leg)),
-        n_messages=len(seen) + 1,
-        tools=leg.request.tools(),
-        params=leg.request.params(),
-        response=orjson.dumps(message),
-        finish_reason=choice.finish_reason,
-        prompt_token_ids=prompt,
-        capture=capture,
-        spans=spans,
-        segment=segment,
-        altered=tuple(choice.altered),
-        capture_gap=choice.gap or ("broken_off" if leg.error else None),
-        wasted_tokens=choice.wasted_tokens,
-        calls=calls,
-        results=new_results(turn.link.parent, turn.judge.earlier) if turn.legs_done == 0 else (),
-        change=None
-        if parent is None or not parent.has_calls
-        else entropy_change(
-            parent.segment if parent.capture_complete else None,
-            segment if complete else None,
-            before_complete=parent.capture_complete,
-            after_complete=complete,
-        ),
-        fingerprint=fingerprint([*seen, message]),
-        sequence_hash=digest.digest(),
-        replayed=not final,
-        weight_version=_weight_version(turn, leg),
-        metadata=turn.request.metadata,
-        error=leg.error,
-    )
-
-
-def _weight_version(turn: Turn, leg: Leg) -> str:
-    """Of the weights that answered; an adapter that is not published here goes by its name."""
-    if turn.lease.version is not None:
-        return turn.lease.version
-    name = leg.model or leg.request.model
-    return BASE_WEIGHTS if name in turn.capabilities.base_models else name
-
-
-def _new_messages(leg: Leg) -> list[dict[str, Any]]:
-    """The messages since the parent; all of them when the history was rewritten."""
-    messages = leg.request.messages
-    start = leg.parent.n_messages if leg.parent is not None else 0
-    return messages[start:] if start <= len(messages) else messages
-
-
-def _debug_turn(record: TurnRecord) -> dict[str, Any]:
-    return {
-        "turn_id": record.turn_id,
-        "choice": record.choice_index,
-        "replayed": record.replayed,
-        "weight_version": record.weight_version,
-        "estimator": record.capture.estimator,
-        "top_k": record.capture.top_k,
-        "segment": record.segment,
-        "capture_gap": record.capture_gap,
-        "wasted_tokens": record.wasted_tokens,
-        "decisions": [
-            {
-                "call_id": call.call_id,
-                "tool": call.name,
-                "action": call.decision.action,
-                "applied": call.decision.applied,
-                "reason": call.decision.reason,
-                "propensity": call.decision.propensity,
-            }
-            for call in record.calls
-        ],
-    }

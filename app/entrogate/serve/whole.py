@@ -11,6 +11,7 @@ import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol
 from entrogate.serve.choice import Choice
+from entrogate.serve.recording import debug_object
 from entrogate.serve.streaming import CHAT, COMPLETIONS
 from entrogate.serve.turn import Turn
 from entrogate.types import Action
@@ -165,7 +166,7 @@ def _body(
             "total_tokens": prompt + sampled,
         }
     if turn.debug:
-        answer["entrogate"] = turn.debug_object()
+        answer["entrogate"] = debug_object(turn)
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
