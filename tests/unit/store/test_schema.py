@@ -12,7 +12,8 @@ from sqlalchemy import Connection, create_engine, inspect, text
 
 import entrogate.store
 from entrogate.settings import StoreSettings
-from entrogate.store.database import Database, current_revision
+from entrogate.store.database import Database
+from entrogate.store.migrate import current_revision
 from entrogate.store.schema import REVISION, metadata
 from entrogate.store.weights import change_weights, delete_weights, read_weights
 from entrogate.types import PublishedWeights, WeightsState
