@@ -27,7 +27,7 @@ class Database:
 
     def __init__(self, settings: StoreSettings, *, migrating: bool = True) -> None:
         self.url = parse_url(settings.url)
-        self.shared = self.url.drivername.startswith("postgresql")
+        self.shared = postgres.is_postgres_url(self.url)
         if self.shared:
             self.writer = postgres.writing_engine(self.url, settings)
             self.reader = postgres.reading_engine(self.url, patient=not migrating)

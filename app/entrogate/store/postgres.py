@@ -51,6 +51,10 @@ def is_postgres(connection: Connection | Engine) -> bool:
     return connection.dialect.name == "postgresql"
 
 
+def is_postgres_url(url: URL) -> bool:
+    return url.get_backend_name() == "postgresql"
+
+
 def check(connection: Connection) -> None:
     """Raise StoreError where the server is too old or cannot hold every text."""
     info: Any = connection.connection.driver_connection
