@@ -44,10 +44,10 @@ class Server:
     cluster: Cluster | None = None  # None: not ours, it cannot be restarted
     _numbers: Iterator[int] = field(default_factory=count)
 
-    def create_database(self) -> str:
+    def create_database(self, encoding: str = "UTF8") -> str:
         """The URL of a new database; this takes a server 100 ms and more."""
         name = f"entrogate_test_{os.getpid()}_{next(self._numbers)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        self._execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'")
         return self.url.set(database=name).render_as_string(hide_password=False)
 
     def drop_database(self, url: str) -> None:

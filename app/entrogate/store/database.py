@@ -9,6 +9,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store import postgres, sqlite
 from entrogate.store.faults import is_lost, translated
@@ -37,14 +38,21 @@ class Database:
             sqlite.check(self.url, must_exist=not migrating)
             self.writer = sqlite.writing_engine(self.url, settings)
             self._glances = self.reader = sqlite.reading_engine(self.url, settings)
-        with translated(f"cannot open {name_of(self.url)}"):
-            with (self.writer if migrating else self.reader).begin() as connection:
-                if self.shared:
-                    postgres.check(connection)
-                if migrating:
-                    upgrade(connection)
-                else:
-                    require_current(connection)
+        try:
+            with translated(f"cannot open {name_of(self.url)}"):
+                self._prepare(migrating=migrating)
+        except StoreError:
+            self.close()
+            raise
+
+    def _prepare(self, *, migrating: bool) -> None:
+        with (self.writer if migrating else self.reader).begin() as connection:
+            if self.shared:
+                postgres.check(connection)
+            if migrating:
+                upgrade(connection)
+            else:
+                require_current(connection)
 
     @contextmanager
     def reading(self) -> Generator[Connection]:
