@@ -23,9 +23,7 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 
 
 @pytest_asyncio.fixture
-async def start(
-    upstream: ScriptedUpstream, tmp_path: Path, store_url: str
-) -> AsyncIterator[Start]:
+async def start(upstream: ScriptedUpstream, tmp_path: Path, store_url: str) -> AsyncIterator[Start]:
     """Starts gateways in front of the upstream: ``await start(policy="balanced", …)``."""
     async with AsyncExitStack() as stack:
 

@@ -1,12 +1,13 @@
-"""What only a server can do to a store: go away, come back, cut a commit, hold a lock, be shared."""
+"""What only a server can do to a store: go away, cut a commit, hold a lock, be shared."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import replace
 from subprocess import CalledProcessError
 from typing import Any
 
@@ -19,10 +20,25 @@ from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.database import Database
 from entrogate.store.schema import REVISION
+from entrogate.types import PublishedWeights, WeightsState
 from tests.integration.conftest import Start
 from tests.integration.harness import ask, calling, follow_up, message_of
 from tests.postgres import Server, connect
 from tests.unit.store.records import allowed_call, turn
+
+
+WEIGHTS = PublishedWeights(
+    model="m",
+    version="0123456789ab",
+    name="m-0123456789ab",
+    folder="/loras/one",
+    rank=8,
+    share=1.0,
+    promoted_at=None,
+    state=WeightsState.SERVING,
+    published_at=1.0,
+    updated_at=1.0,
+)
 
 
 def settings(url: str, **changed: object) -> StoreSettings:
@@ -202,6 +218,22 @@ async def test_gateways_that_cross_neither_collide_nor_deadlock(
     for name in names[:10]:
         found = await store.get_trajectory(name)
         assert found["outcome"] == found["feedback"][-1]["score"] == found["rewards"]["outcome"]
+
+
+async def test_no_change_of_the_weights_is_lost(store: Store, postgres_url: str) -> None:
+    """A change is made from what is stored, so two gateways must not make theirs at once."""
+
+    def raise_rank(published: Sequence[PublishedWeights]) -> Sequence[PublishedWeights]:
+        return [replace(each, rank=each.rank + 1) for each in published]
+
+    await store.change_weights("m", lambda _: [WEIGHTS])
+    async with opened(postgres_url) as other:
+        changes = [
+            each.change_weights("m", raise_rank) for _ in range(20) for each in (store, other)
+        ]
+        await asyncio.gather(*changes)
+    (found,) = await store.weights("m")
+    assert found.rank == WEIGHTS.rank + 40
 
 
 async def test_a_deadlock_is_tried_again(store: Store, postgres_url: str) -> None:

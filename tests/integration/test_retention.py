@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -34,8 +35,8 @@ async def store(store_url: str) -> AsyncIterator[Store]:
     await opened.aclose()
 
 
-async def add(store: Store, name: str, *, score: float | None = None, **more: object) -> None:
-    """A trajectory of two turns with rows in every table; of the year 2023 unless said otherwise."""
+async def add(store: Store, name: str, *, score: float | None = None, **more: Any) -> None:
+    """A trajectory of two turns with rows in most tables; of 2023 unless said otherwise."""
     first = turn(name, calls=allowed_call(), **more)
     (head,) = await store.commit_turns([first])
     await store.commit_turns([turn(name, parent=first, head=head, change=change(True), **more)])

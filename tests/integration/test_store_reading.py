@@ -28,7 +28,6 @@ from tests.unit.store.records import (
     turn,
 )
 
-
 pytestmark = pytest.mark.both_stores
 
 

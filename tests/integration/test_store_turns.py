@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import orjson
@@ -25,7 +24,6 @@ from tests.unit.store.records import (
     sequence,
     turn,
 )
-
 
 pytestmark = pytest.mark.both_stores
 

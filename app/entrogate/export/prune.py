@@ -1,4 +1,4 @@
-"""``entrogate prune``: deletes old trajectories; here because it looks at what has been exported."""
+"""``entrogate prune``: deletes old trajectories; here because it looks at datasets."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 from sqlalchemy import Connection
 
-from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store import postgres
 from entrogate.store import sqlite as sqlite_file

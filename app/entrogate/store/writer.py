@@ -2,9 +2,9 @@
 
 Jobs come from the event loop through a bounded queue and are settled there, once a batch. A lone
 job is committed at once; while jobs keep coming, commits are at least one interval apart, so that
-they are shared. All turns that are waiting are one transaction; when it fails, they are retried job by
-job, so that one bad record does not fail the others. Other work is a transaction each: it locks
-rows in an order of its own.
+they are shared. All turns that are waiting are one transaction; when it fails, each job is tried by
+itself, so that one bad record does not fail the others. Other work is a transaction each: it
+locks rows in an order of its own.
 """
 
 from __future__ import annotations
@@ -157,7 +157,9 @@ class Writer:
             self._tables.committed(records)
             return _dealt(heads, jobs)
         cause = heads.__cause__
-        if len(jobs) == 1 or (isinstance(cause, Exception) and (is_locked(cause) or is_lost(cause))):
+        if len(jobs) == 1 or (
+            isinstance(cause, Exception) and (is_locked(cause) or is_lost(cause))
+        ):
             return [heads] * len(jobs)
         return [self._commit_turns([job])[0] for job in jobs]
 
