@@ -54,13 +54,14 @@ def _tables(results: _Json) -> str:
              "AUC", "rank correlation"),
             _evidence_rows(results["entropy_change"]),
         ),
+        "\nCalls that lowered the entropy by at least so many nats:\n",
+        _reduction_table(results["entropy_change"]["all"]["at_least"]),
     ]  # fmt: skip
     return "\n".join(parts)
 
 
 def _ordered(methods: _Json) -> list[tuple[str, _Json]]:
-    names = ("base", "outcome", "otc", "sparse", "dense")
-    order = [name + gate for gate in ("", "+gate") for name in names]
+    order = [name + gate for gate in ("", "+gate") for name in _COLOURS]
     return [(name, methods[name]) for name in order if name in methods]
 
 
@@ -119,6 +120,18 @@ def _evidence_rows(evidence: _Json) -> list[list[str]]:
     return rows
 
 
+def _reduction_table(rows: Sequence[_Json]) -> str:
+    head = ["", *(f"{row['nats']:g}" if row["nats"] else "ΔH < 0" for row in rows)]
+    kinds = {"of_needed": "needed", "of_needless": "needless"}
+    return _table(
+        head, [[name, *map(_percent, (row[k] for row in rows))] for k, name in kinds.items()]
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
@@ -171,6 +184,8 @@ _COLOURS = {
     "otc": "#9467bd",
     "sparse": "#2ca02c",
     "dense": "#d62728",
+    "sparse-0.1": "#98df8a",
+    "dense-0.1": "#ff9896",
 }
 
 

@@ -90,6 +90,9 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
     assert needed["reduced_and_good"] == sum(c.reduced and c.needed for c in calls)
     assert found["facts"]["calls"] + found["sums"]["calls"] == 60
     assert found["unlabelled"] == {"no_next": 2}
+    by_nats = {row["nats"]: row for row in found["all"]["at_least"]}
+    assert by_nats[0.0]["of_needed"] == pytest.approx(np.mean(np.array(good) < 0), abs=1e-3)
+    assert by_nats[0.2]["of_needless"] == pytest.approx(np.mean(np.array(bad) <= -0.2), abs=1e-3)
 
 
 def test_the_page_keeps_what_stands_around_its_marks(rounds: Rounds, tmp_path: Path) -> None:
