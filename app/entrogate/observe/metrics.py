@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 
 from entrogate.observe.labels import BoundedLabel
 from entrogate.types import CallRecord, Mode, TurnRecord
+
+_M = TypeVar("_M", Counter, Gauge, Histogram)
 
 MAX_TOOLS = 64
 MAX_KINDS = 64
@@ -25,6 +29,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._made: list[tuple[Counter | Gauge | Histogram, Sequence[str]]] = []
         self._tool = BoundedLabel(MAX_TOOLS)
         self._route = BoundedLabel(MAX_KINDS)
         self._kind = BoundedLabel(MAX_KINDS)
@@ -165,13 +170,25 @@ class Metrics:
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
+    def describe(self) -> Iterator[tuple[Metric, Sequence[str]]]:
+        """Every metric of ours with the names of its labels, in the order they were made."""
+        for collector, labels in self._made:
+            (family,) = collector.describe()
+            yield family, labels
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"entrogate_{name}_total", text, labels, registry=self.registry)
+        return self._keep(Counter(f"entrogate_{name}_total", text, labels, registry=None), labels)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"entrogate_{name}", text, labels, registry=self.registry)
+        return self._keep(Gauge(f"entrogate_{name}", text, labels, registry=None), labels)
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
-        return Histogram(f"entrogate_{name}", text, labels, buckets=buckets, registry=self.registry)
+        made = Histogram(f"entrogate_{name}", text, labels, buckets=buckets, registry=None)
+        return self._keep(made, labels)
+
+    def _keep(self, made: _M, labels: Sequence[str]) -> _M:
+        self.registry.register(made)
+        self._made.append((made, labels))
+        return made
