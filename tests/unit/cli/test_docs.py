@@ -71,3 +71,18 @@ def test_commands_that_are_written_about_exist(page: Path) -> None:
             elif isinstance(command, click.Group):
                 assert word in command.commands, f"entrogate {line}"
                 command = command.commands[word]
+
+
+def test_monitoring_page_lists_every_metric_with_type_and_labels() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    row = re.compile(r"^\| `(entrogate_\w+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|$", re.MULTILINE)
+    written = {name: (kind, labels, text) for name, kind, labels, text in row.findall(text)}
+    known: dict[str, tuple[str, str, str]] = {}
+    registry = Metrics().registry
+    for family in registry.collect():
+        if family.name.startswith("entrogate_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = registry._names_to_collectors[name]._labelnames  # pyright: ignore[reportAttributeAccessIssue]
+            cell = ", ".join(f"`{label}`" for label in labels)
+            known[name] = (family.type, cell, family.documentation)
+    assert written == known
