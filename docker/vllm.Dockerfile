@@ -2,6 +2,7 @@
 # Build from the root of the repository:
 #   docker build -f docker/vllm.Dockerfile -t entrogate-vllm .
 FROM vllm/vllm-openai:v0.32.0
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src/entrogate
 COPY pyproject.toml README.md LICENSE ./
 COPY app app

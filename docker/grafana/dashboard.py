@@ -364,9 +364,7 @@ ROWS = (
                 title="Memory",
                 text="Resident memory.",
                 unit="bytes",
-                queries={
-                    "{{instance}}": f'process_resident_memory_bytes{{job="entrogate", {ON}}}'
-                },
+                queries={"{{instance}}": f'process_resident_memory_bytes{{job="entrogate", {ON}}}'},
             ),
             Panel(
                 title="Open file descriptors",
@@ -450,13 +448,17 @@ def _panel(panel: Panel, x: int, y: int) -> dict[str, Any]:
             "stacking": style,
             "thresholdsStyle": marks,
         }
-    return frame | {
-        "description": panel.text,
-        "datasource": SOURCE,
-        "targets": targets,
-        "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": _options(panel),
-    } | ({"transformations": [{"id": "merge", "options": {}}]} if panel.kind == "table" else {})
+    return (
+        frame
+        | {
+            "description": panel.text,
+            "datasource": SOURCE,
+            "targets": targets,
+            "fieldConfig": {"defaults": defaults, "overrides": []},
+            "options": _options(panel),
+        }
+        | ({"transformations": [{"id": "merge", "options": {}}]} if panel.kind == "table" else {})
+    )
 
 
 def _options(panel: Panel) -> dict[str, Any]:

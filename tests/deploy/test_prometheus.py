@@ -179,7 +179,11 @@ async def prometheus(gateway: Running, folder: Path) -> AsyncIterator[httpx.Asyn
     """Prometheus with the configuration that is shipped, but for addresses and intervals."""
     binary = program("prometheus", REQUIRED)
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["global"] = {
+        "scrape_interval": "1s",
+        "scrape_timeout": "1s",
+        "evaluation_interval": "1s",
+    }
     (scrape,) = [job for job in config["scrape_configs"] if job["job_name"] == "entrogate"]
     scrape["static_configs"] = [{"targets": [gateway.url.removeprefix("http://")]}]
     config["scrape_configs"] = [scrape]

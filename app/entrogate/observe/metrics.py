@@ -138,9 +138,7 @@ class Metrics:
             _ANSWER_SECONDS,
         )
 
-    def record_turn(
-        self, record: TurnRecord, *, mode: Mode, called: Collection[str] = ()
-    ) -> None:
+    def record_turn(self, record: TurnRecord, *, mode: Mode, called: Collection[str] = ()) -> None:
         """Count a turn and everything in it, once, when it is recorded.
 
         ``called`` are the tools whose results this turn is the first to see.
