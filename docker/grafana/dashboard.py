@@ -82,7 +82,10 @@ def change_by_tool() -> str:
 ROWS = (
     Row(
         title="Is it well?",
-        text="Green is well. What to do about yellow and red stands in docs/operations.md, under the alert of the same name.",
+        text=(
+            "Green is well. What to do about yellow and red stands in docs/operations.md, under "
+            "the alert of the same name."
+        ),
         panels=(
             Panel(
                 title="Gateways that answer",
@@ -104,7 +107,10 @@ ROWS = (
             ),
             Panel(
                 title="Incomplete captures",
-                text="Share of the turns without all tokens and log-probs: no labels from them, no gate on them.",
+                text=(
+                    "Share of the turns without all tokens and log-probs: no labels from them, no"
+                    " gate on them."
+                ),
                 kind="stat",
                 width=4,
                 height=5,
@@ -146,7 +152,11 @@ ROWS = (
     ),
     Row(
         title="What becomes of tool calls?",
-        text="A call is allowed, suppressed (the model answers without it), replayed (an identical earlier result is used) or forced. In mode observe all are allowed, and the reason tells what the policy would have looked at.",
+        text=(
+            "A call is allowed, suppressed (the model answers without it), replayed (an identical"
+            " earlier result is used) or forced. In mode observe all are allowed, and the reason "
+            "tells what the policy would have looked at."
+        ),
         panels=(
             Panel(
                 title="Proposed calls by decision",
@@ -183,7 +193,10 @@ ROWS = (
             ),
             Panel(
                 title="The price of suppression",
-                text="Tokens a second that were sampled for calls and thrown away, and turns that ended in a replay. With the gate inside the engine no token is wasted.",
+                text=(
+                    "Tokens a second that were sampled for calls and thrown away, and turns that "
+                    "ended in a replay. With the gate inside the engine no token is wasted."
+                ),
                 width=12,
                 unit="ops",
                 queries={
@@ -195,11 +208,18 @@ ROWS = (
     ),
     Row(
         title="What does entropy say?",
-        text="Low entropy before a call: the model knew the answer. A call that helps makes the next segment more certain (ΔH below 0). Exact values come from the plugin in vLLM; top-k values are midpoints of bounds.",
+        text=(
+            "Low entropy before a call: the model knew the answer. A call that helps makes the "
+            "next segment more certain (ΔH below 0). Exact values come from the plugin in vLLM; "
+            "top-k values are midpoints of bounds."
+        ),
         panels=(
             Panel(
                 title="Entropy of the reasoning segments",
-                text="Mean token entropy of a segment. A jump after a change of model or weights means that the thresholds need calibrating again.",
+                text=(
+                    "Mean token entropy of a segment. A jump after a change of model or weights "
+                    "means that the thresholds need calibrating again."
+                ),
                 unit="suffix: nats",
                 queries={
                     "{{estimator}} median": quantile(0.5, "segment_entropy_nats", "estimator"),
@@ -208,7 +228,10 @@ ROWS = (
             ),
             Panel(
                 title="Calls by the sign of ΔH",
-                text="reduced: the result made the model more certain. unknown: bounds overlap, or a segment is missing.",
+                text=(
+                    "reduced: the result made the model more certain. unknown: bounds overlap, or"
+                    " a segment is missing."
+                ),
                 unit="ops",
                 stacked=True,
                 queries={
@@ -217,7 +240,10 @@ ROWS = (
             ),
             Panel(
                 title="Mean ΔH by tool, last hour",
-                text="A tool near 0 tells the model nothing: a candidate for the policy. 'several' are turns that called different tools at once.",
+                text=(
+                    "A tool near 0 tells the model nothing: a candidate for the policy. 'several'"
+                    " are turns that called different tools at once."
+                ),
                 kind="bargauge",
                 unit="suffix: nats",
                 queries={"{{tool}}": change_by_tool()},
@@ -243,7 +269,10 @@ ROWS = (
     ),
     Row(
         title="How fast is it?",
-        text="The gateway's own part is the overhead; the rest of the time is vLLM's. The first event waits for prefill, so it grows with queueing in vLLM.",
+        text=(
+            "The gateway's own part is the overhead; the rest of the time is vLLM's. The first "
+            "event waits for prefill, so it grows with queueing in vLLM."
+        ),
         panels=(
             Panel(
                 title="Gateway overhead",
@@ -290,7 +319,10 @@ ROWS = (
     ),
     Row(
         title="Is everything kept?",
-        text="A turn is committed before the last byte of its answer. The queue should be near 0; a commit takes milliseconds on a local disk.",
+        text=(
+            "A turn is committed before the last byte of its answer. The queue should be near 0; "
+            "a commit takes milliseconds on a local disk."
+        ),
         panels=(
             Panel(
                 title="Time of a commit",
@@ -318,7 +350,10 @@ ROWS = (
             ),
             Panel(
                 title="Feedback and exports",
-                text="Outcomes that clients reported a second, and how often the export beside the server died.",
+                text=(
+                    "Outcomes that clients reported a second, and how often the export beside the"
+                    " server died."
+                ),
                 unit="ops",
                 queries={
                     "feedback": total("feedback_total"),
@@ -353,7 +388,10 @@ ROWS = (
         panels=(
             Panel(
                 title="CPU",
-                text="Cores in use. A gateway is one process on one core: near 1 it is time for a replica.",
+                text=(
+                    "Cores in use. A gateway is one process on one core: near 1 it is time for a "
+                    "replica."
+                ),
                 thresholds=(0.7, 0.9),
                 queries={
                     "{{instance}}": "rate(process_cpu_seconds_total"
@@ -381,7 +419,7 @@ def dashboard() -> dict[str, Any]:
     panels: list[dict[str, Any]] = []
     y = 0
     for row in ROWS:
-        panels.append(_frame(row.title, "row", 0, y, COLUMNS, 1) | {"collapsed": False})
+        panels.append(_frame(row.title, "row", (0, y), (COLUMNS, 1)) | {"collapsed": False})
         panels.append(_text(row.text, y + 1))
         y = _place(row.panels, y + 3, panels)
     for number, panel in enumerate(panels, start=1):
@@ -413,18 +451,19 @@ def _place(each: Sequence[Panel], y: int, panels: list[dict[str, Any]]) -> int:
     return y + height
 
 
-def _frame(title: str, kind: str, x: int, y: int, width: int, height: int) -> dict[str, Any]:
+def _frame(title: str, kind: str, at: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    (x, y), (width, height) = at, size
     grid = {"x": x, "y": y, "w": width, "h": height}
     return {"title": title, "type": kind, "gridPos": grid}
 
 
 def _text(text: str, y: int) -> dict[str, Any]:
     options = {"mode": "markdown", "content": text}
-    return _frame("", "text", 0, y, COLUMNS, 2) | {"options": options, "transparent": True}
+    return _frame("", "text", (0, y), (COLUMNS, 2)) | {"options": options, "transparent": True}
 
 
 def _panel(panel: Panel, x: int, y: int) -> dict[str, Any]:
-    frame = _frame(panel.title, panel.kind, x, y, panel.width, panel.height)
+    frame = _frame(panel.title, panel.kind, (x, y), (panel.width, panel.height))
     at_once = panel.kind != "timeseries"
     targets = [
         {

@@ -1,4 +1,4 @@
-"""Images, compose file and Kubernetes manifests, as far as they can be checked without running them."""
+"""Images, compose file and Kubernetes manifests, checked as far as it goes without running them."""
 
 from __future__ import annotations
 
