@@ -145,7 +145,8 @@ ROWS = (
                     "version": f"sum by (instance, version) (entrogate_build_info{{{ON}}})",
                     "policy": "sum by (instance, policy, version, mode)"
                     f" (entrogate_policy_info{{{ON}}})",
-                    "model": f"sum by (instance, model, estimator) (entrogate_upstream_info{{{ON}}})",
+                    "model": "sum by (instance, model, estimator)"
+                    f" (entrogate_upstream_info{{{ON}}})",
                 },
             ),
         ),

@@ -32,7 +32,8 @@ def watched(upstream_url: str, folder: Path) -> Settings:
 async def everything(gateway: Running) -> set[str]:
     """Calls that are allowed, suppressed and replayed, faults and feedback; what was decided."""
     decisions: set[str] = set()
-    sure, unsure = {"confidence": SURE}, {"confidence": UNSURE}
+    sure: dict[str, Any] = {"confidence": SURE}
+    unsure: dict[str, Any] = {"confidence": UNSURE}
     suppressed = await gateway.chat(ask(calling("Ada", **sure)))
     decisions.add(suppressed.headers["x-entrogate-decision"])
     steps = (

@@ -69,7 +69,7 @@ def test_variables_are_settings() -> None:
     known = {
         f"{PREFIX}{branch}__{name}".upper()
         for branch, field in Settings.model_fields.items()
-        for name in field.annotation.model_fields  # pyright: ignore[reportOptionalMemberAccess]
+        for name in field.annotation.model_fields  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
     }
     named: set[str] = set()
     for path in (DOCKERFILES[0], DOCKER / "compose.yaml", *KUBERNETES.glob("*.yaml")):
