@@ -15,7 +15,6 @@ from mkdocs.structure.files import File, Files
 
 from entrogate.cli import command_line
 from entrogate.gate.schema import Policy
-from entrogate.observe.metrics import Metrics
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -73,18 +72,6 @@ def _option_row(option: click.Option, context: click.Context) -> str:
     return f"| {names} | {_cell(shown)} | {_cell(meaning)} |"
 
 
-def metrics_page() -> str:
-    """Every metric of the server's registry, as Prometheus sees it."""
-    lines = ["# Metrics", "", "`GET /metrics`, in Prometheus' text format or OpenMetrics.", ""]
-    lines += ["| metric | kind | labels | says |", "|---|---|---|---|"]
-    for family, names in Metrics().describe():
-        suffix = "_total" if family.type == "counter" else ""
-        labels = ", ".join(f"`{name}`" for name in names)
-        says = _cell(family.documentation)
-        lines.append(f"| `{family.name}{suffix}` | {family.type} | {labels} | {says} |")
-    return "\n".join(lines) + "\n"
-
-
 def policy_page() -> str:
     """The policy's JSON schema, part by part."""
     schema = Policy.model_json_schema()
@@ -140,6 +127,5 @@ def _cell(text: str) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "cli": command_page,
-    "metrics": metrics_page,
     "policy": policy_page,
 }

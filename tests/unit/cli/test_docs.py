@@ -83,11 +83,18 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT / "app")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    metrics = (tmp_path / "reference" / "metrics.html").read_text(encoding="utf-8")
-    body, _ = Metrics().render("text/plain")
-    for name in re.findall(r"^# TYPE (\w+(?<!_created)) ", body.decode(), re.MULTILINE):
-        assert f"<code>{name}</code>" in metrics
     policy = (tmp_path / "reference" / "policy.html").read_text(encoding="utf-8")
     assert all(f"<code>{name}</code>" in policy for name in Policy.model_fields)
     commands = (tmp_path / "reference" / "cli.html").read_text(encoding="utf-8")
     assert all(f">entrogate {name}<" in commands for name in COMMANDS)
+
+
+def test_monitoring_page_lists_every_metric_with_type_and_labels() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    row = re.compile(r"^\| `(entrogate_\w+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|$", re.MULTILINE)
+    written = {name: (kind, labels, text) for name, kind, labels, text in row.findall(text)}
+    known: dict[str, tuple[str, str, str]] = {}
+    for family, names in Metrics().describe():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        known[name] = (family.type, ", ".join(f"`{n}`" for n in names), family.documentation)
+    assert written == known
