@@ -45,7 +45,9 @@ def _tables(results: _Json) -> str:
             [_method_row(name, figures) for name, figures in _ordered(results["methods"])],
         ),
         "\nHeadlines, as the paper defines them (against the mean of base, outcome and otc):\n",
-        _table(("", "here", "paper"), _headline_rows(results["headlines"])),
+        _table(
+            ("", "here", "here, with the gate", "paper"), _headline_rows(results["headlines"])
+        ),
         "\n![Accuracy against calls](images/results-methods.svg)\n",
         "![Calls, accuracy and entropy over the rounds](images/results-rounds.svg)\n",
         "ΔH against what a call was good for (rollouts of the base model):\n",
@@ -84,16 +86,19 @@ def _with_interval(figures: _Json, name: str, form: str) -> str:
 
 
 def _headline_rows(headlines: _Json) -> list[list[str]]:
+    if not headlines:
+        return []
+
+    def cell(name: str) -> str:
+        return "{:.1%} [{:.1%}, {:.1%}]".format(headlines[name], *headlines[f"{name}_ci"])
+
     names = {"sparse_call_reduction": "sparse: fewer calls", "dense_gain": "dense: higher F1"}
-    return [
-        [
-            label,
-            "{:.1%} [{:.1%}, {:.1%}]".format(headlines[name], *headlines[f"{name}_ci"]),
-            f"{headlines[f'{name}_paper']:.2%}",
-        ]
+    rows = [
+        [label, cell(name), cell(f"{name}_gated"), f"{headlines[f'{name}_paper']:.2%}"]
         for name, label in names.items()
-        if name in headlines
     ]
+    at_oracle = f"{headlines['call_reduction_at_oracle']:.1%}"
+    return [*rows, ["fewer calls at the fewest that suffice", at_oracle, at_oracle, ""]]
 
 
 def _evidence_rows(evidence: _Json) -> list[list[str]]:
