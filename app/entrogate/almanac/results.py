@@ -82,6 +82,7 @@ def summarise(rounds: Rounds) -> dict[str, Any]:
         "rounds": last,
         "methods": {method: _method(cells, draws) for method, cells in sorted(final.items())},
         "headlines": _headlines(final, draws),
+        "against_outcome": _against(final, "outcome", draws),
         "by_round": _by_round(rounds),
     }
 
@@ -189,6 +190,23 @@ def _headlines(final: Cells, draws: Sequence[Draw]) -> dict[str, Any]:
             found[f"{name}_paper"] = _PAPER[name]
     calls = np.mean([point(method, "calls_per_task") for method in BASELINES])
     found["call_reduction_at_oracle"] = round(1 - point(BASE, "oracle_calls") / float(calls), 4)
+    return found
+
+
+def _against(final: Cells, other: str, draws: Sequence[Draw]) -> dict[str, Any]:
+    """Differences to the method ``other`` on the same tasks, with intervals; without the gate."""
+    if other not in final:
+        return {}
+    found: dict[str, Any] = {}
+    for method in sorted(name for name in final if name != other and "+" not in name):
+        of: dict[str, Any] = {}
+        for name in FIGURES:
+            pair = final[method], final[other]
+            of[name] = round(_point(pair[0], name) - _point(pair[1], name), 4)
+            of[f"{name}_ci"] = _interval(
+                _resampled(pair[0], name, draw) - _resampled(pair[1], name, draw) for draw in draws
+            )
+        found[method] = of
     return found
 
 

@@ -44,6 +44,8 @@ def _tables(results: _Json) -> str:
             ("method", "accuracy", "F1", "calls per task", "least", "without a call (right)"),
             [_method_row(name, figures) for name, figures in _ordered(results["methods"])],
         ),
+        "\nAgainst outcome alone, on the same tasks:\n",
+        _table(("", "points of accuracy", "calls per task"), _against_rows(results["against_outcome"])),
         "\nHeadlines, as the paper defines them (against the mean of base, outcome and otc):\n",
         _table(
             ("", "here", "here, with the gate", "paper"), _headline_rows(results["headlines"])
@@ -83,6 +85,22 @@ def _method_row(name: str, figures: _Json) -> list[str]:
 def _with_interval(figures: _Json, name: str, form: str) -> str:
     low, high = (form.format(bound) for bound in figures["ci"][name])
     return f"{form.format(figures[name])} [{low}, {high}]"
+
+
+def _against_rows(against: _Json) -> list[list[str]]:
+    def cell(of: _Json, name: str, form: str, scale: float) -> str:
+        values = (of[name], *of[f"{name}_ci"])
+        return "{} [{}, {}]".format(*(form.format(value * scale) for value in values))
+
+    return [
+        [
+            name,
+            cell(against[name], "accuracy", "{:+.1f}", 100),
+            cell(against[name], "calls_per_task", "{:+.2f}", 1),
+        ]
+        for name in _COLOURS
+        if name in against
+    ]
 
 
 def _headline_rows(headlines: _Json) -> list[list[str]]:

@@ -67,6 +67,10 @@ def test_figures_of_a_method(rounds: Rounds) -> None:
         "base", "dense", "otc", "outcome", "sparse",
     ]  # fmt: skip
     assert found["seeds"] == [0, 1]
+    # Task by task: calls 0 and 1 against 2 and 2, the same answers.
+    against = found["against_outcome"]["sparse"]
+    assert (against["calls_per_task"], against["calls_per_task_ci"]) == (-1.5, [-2.0, -1.0])
+    assert (against["accuracy"], against["accuracy_ci"]) == (0.0, [0.0, 0.0])
     assert json.loads(json.dumps(found)) == found
 
 
