@@ -45,7 +45,10 @@ def _tables(results: _Json) -> str:
             [_method_row(name, figures) for name, figures in _ordered(results["methods"])],
         ),
         "\nAgainst outcome alone, on the same tasks:\n",
-        _table(("", "points of accuracy", "calls per task"), _against_rows(results["against_outcome"])),
+        _table(
+            ("", "points of accuracy", "calls per task"),
+            _against_rows(results["against_outcome"]),
+        ),
         "\nHeadlines, as the paper defines them (against the mean of base, outcome and otc):\n",
         _table(
             ("", "here", "here, with the gate", "paper"), _headline_rows(results["headlines"])
