@@ -32,6 +32,7 @@ from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.settled import Settling, Wanted
 from entrogate.types import TurnRecord
+from tests.integration.limits import limited_files
 from tests.unit.store.records import allowed_call, change, sequence, turn
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +260,20 @@ def test_what_cannot_be_written_or_read(tmp_path: Path) -> None:
         Dataset.reading(str(tmp_path))
     with pytest.raises(ExportError, match="cannot use"), Dataset.writing("nonsense://x"):
         pass
+
+
+async def test_a_full_disk_leaves_what_was_there(store: Store, tmp_path: Path) -> None:
+    """The kernel fails the write, as on a full disk: the dataset is as before, and goes on."""
+    out = tmp_path / "out"
+    await add_run(store, "a1")
+    export(store, out)
+    await add_run(store, "a2")
+    with limited_files(1000), pytest.raises(ExportError, match=r"cannot write to .*File too large"):
+        export(store, out)
+    assert [row["trajectory_id"] for row in rows(out)] == ["a1"]
+    assert len(Dataset.reading(str(out)).entries) == 1
+    assert export(store, out).trajectories == 1
+    assert sorted(row["trajectory_id"] for row in rows(out)) == ["a1", "a2"]
 
 
 async def test_another_schema_version_is_refused(store: Store, tmp_path: Path) -> None:

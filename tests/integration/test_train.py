@@ -28,6 +28,7 @@ from entrogate.store.settled import Settling, Wanted
 from entrogate.train.data import DataError
 from entrogate.train.packing import make_pack
 from entrogate.train.trainer import train
+from tests.integration.limits import limited_files
 from tests.integration.train_worker import VOCABULARY, sequences, settings
 from tests.unit.store.records import capture, turn
 
@@ -233,6 +234,21 @@ def test_what_the_model_cannot_take(model: str, tmp_path: Path) -> None:
     train(sequences(4), settings(model, str(tmp_path / "run"), max_steps=1))
     with pytest.raises(EntrogateError, match="another model or LoRA"):
         train(sequences(4), settings(model, str(tmp_path / "run"), lora_rank=8))
+
+
+def test_a_full_disk_loses_no_checkpoint(model: str, tmp_path: Path) -> None:
+    """Room for the log and no more: one line, and with room again the run goes on."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    train(sequences(8), settings(model, str(whole), max_steps=4, save_every=2))
+    train(sequences(8), settings(model, str(out), max_steps=2, save_every=2))
+    with limited_files(8192), pytest.raises(EntrogateError, match="cannot write to") as raised:
+        train(sequences(8), settings(model, str(out), max_steps=4, save_every=2))
+    assert "\n" not in str(raised.value)
+    assert [file.name for file in out.glob("checkpoint-*")] == ["checkpoint-000002.pt"]
+    result = train(sequences(8), settings(model, str(out), max_steps=4, save_every=2))
+    assert result.steps == 4
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
 async def exported(store_url: str, folder: Path) -> str:

@@ -103,6 +103,10 @@ async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
     """The upstream's head decides the status, so it is asked before the response begins."""
     metrics = turn.gateway.metrics
     streamed = StreamedTurn(turn)
+
+    def began() -> None:
+        metrics.observe_first_event(time.perf_counter() - turn.received)
+
     async with AsyncExitStack() as unanswered:
         unanswered.callback(turn.let_go)
         unanswered.push_async_callback(streamed.close)
@@ -120,11 +124,12 @@ async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
         with metrics.in_flight(ROUTE):
             events = streamed.events()
             try:
-                await send_stream(send, events, headers)
+                await send_stream(send, events, headers, began)
             finally:
                 await events.aclose()
                 turn.let_go()
         metrics.record_request(ROUTE, 200)
+        metrics.observe_answer(time.perf_counter() - turn.received)
 
     return WatchedResponse(work)
 
@@ -141,6 +146,7 @@ def _whole(turn: Turn, headers: dict[str, str]) -> Response:
                     headers,
                     lambda status: metrics.record_request(ROUTE, status),
                 )
+                metrics.observe_answer(time.perf_counter() - turn.received)
             finally:
                 turn.let_go()
 

@@ -32,9 +32,11 @@ class FeedbackBody(BaseModel):
 async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
     """Record the outcome of a trajectory; answers with the rewards computed from it."""
     try:
-        return await _gateway(request).store.add_feedback(**body.model_dump())
+        rewards = await _gateway(request).store.add_feedback(**body.model_dump())
     except ValueError as error:
         raise RequestError(str(error)) from None
+    _gateway(request).metrics.record_feedback()
+    return rewards
 
 
 @router.get("/trajectories")

@@ -70,7 +70,7 @@ def lock_migrations(connection: Connection) -> None:
     """Wait until no other process migrates; held to the end of the transaction."""
     connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-    pass
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
 
 
 def transaction_id(connection: Connection) -> str:

@@ -8,12 +8,15 @@ another number of processes than it began with.
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -43,24 +46,40 @@ def gather(model: Any, optimizer: Any, *, step: int, stopped: str | None) -> Sta
     return State(step=step, stopped=stopped, weights=weights, optimizer=optimizer_state)
 
 
+@contextmanager
+def writing(folder: Path) -> Generator[None]:
+    """What fails when it is written, a full disk first of all, is a ConfigError in one line."""
+    try:
+        yield
+    # torch and safetensors have names of their own for an OSError.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"cannot write to {folder}: {reason}; with room there, the same command goes on"
+            " from the last checkpoint"
+        ) from error
+
+
 class Checkpoints:
     """Under ``folder``: ``checkpoint-N.pt`` (trained weights, optimiser) and ``log.jsonl``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error}") from None
 
     def save(self, state: State) -> None:
         """Write it; one process does."""
         path = self._folder / f"checkpoint-{state.step:06}.pt"
         temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as out:
-            torch.save(asdict(state), out)
-            out.flush()
-            os.fsync(out.fileno())
+        try:
+            with writing(self._folder), temporary.open("wb") as out:
+                torch.save(asdict(state), out)
+                out.flush()
+                os.fsync(out.fileno())
+        except ConfigError:
+            temporary.unlink(missing_ok=True)
+            raise
         temporary.replace(path)
         for old in self._paths()[:-_KEPT]:
             old.unlink()
@@ -86,7 +105,7 @@ class Checkpoints:
         return state.step, state.stopped
 
     def log(self, line: bytes) -> None:
-        with (self._folder / LOG).open("ab") as out:
+        with writing(self._folder), (self._folder / LOG).open("ab") as out:
             out.write(line + b"\n")
 
     def _paths(self) -> list[Path]:

@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from entrogate.train.checkpoints import Checkpoints, gather
+from entrogate.train.checkpoints import Checkpoints, gather, writing
 from entrogate.train.data import DataError, TrainingSequence
 from entrogate.train.losses import (
     LOSSES,
@@ -127,7 +127,8 @@ def train(
             done = number
     weights = accelerator.get_state_dict(policy.model)
     if accelerator.is_main_process:
-        policy.save(unwrapped, Path(settings.out), weights)
+        with writing(Path(settings.out)):
+            policy.save(unwrapped, Path(settings.out), weights)
     accelerator.wait_for_everyone()
     seconds = time.monotonic() - began
     accelerator.end_training()
