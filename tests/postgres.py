@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from pwd import getpwnam
 from typing import Any

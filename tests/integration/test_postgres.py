@@ -26,7 +26,6 @@ from tests.integration.harness import ask, calling, follow_up, message_of
 from tests.postgres import Server, connect
 from tests.unit.store.records import allowed_call, turn
 
-
 WEIGHTS = PublishedWeights(
     model="m",
     version="0123456789ab",
