@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from entrogate.serve.weights import Lease
 from entrogate.serve.whole import answer_whole
 from entrogate.wire.history import earlier_calls
 from entrogate.wire.request import ChatRequest, parse_chat
+
+_log = logging.getLogger("entrogate.serve")
 
 ROUTE = "/v1/chat/completions"
 DEBUG_HEADER = "x-entrogate-debug"
@@ -57,6 +60,9 @@ async def _turn(
     earlier = earlier_calls(parsed.messages)
     linked = await link(gateway.store, parsed, headers, earlier)
     request_id = headers.get(REQUEST_ID_HEADER) or os.urandom(16).hex()
+    if linked.fault is not None:
+        gateway.metrics.record_store_error("link")
+        _log.error("turn.unlinked request=%s %s", request_id, linked.fault)
     upstream_headers = gateway.client.headers(headers)
     upstream_headers[REQUEST_ID_HEADER] = request_id
     judge = Judge(
