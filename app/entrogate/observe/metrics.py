@@ -117,6 +117,9 @@ class Metrics:
             "export_failures", "Times that the export beside the server died."
         )
         self._queue = self._gauge("store_queue_depth", "Turns that wait for their commit.")
+        self._deferred = self._gauge(
+            "store_deferred", "Writes that wait in memory for a database that is away or full."
+        )
         self._queue_limit = self._gauge(
             "store_queue_limit", "Turns that may wait; beyond it they are not kept."
         )
@@ -236,13 +239,12 @@ class Metrics:
         """Time that one group commit took."""
         self._commit_seconds.observe(seconds)
 
-    def set_store_queue(self, depth: int) -> None:
-        """Turns that wait for their commit now."""
-        self._queue.set(depth)
-
-    def watch_store_queue(self, depth: Callable[[], int], *, limit: int) -> None:
+    def watch_store_queue(
+        self, depth: Callable[[], int], deferred: Callable[[], int], *, limit: int
+    ) -> None:
         """Read the depth of the queue whenever Prometheus asks."""
         self._queue.set_function(depth)
+        self._deferred.set_function(deferred)
         self._queue_limit.set(limit)
 
     def set_policy(self, name: str, version: str, mode: Mode) -> None:
