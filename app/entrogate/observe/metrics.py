@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -123,6 +124,7 @@ class Metrics:
         self._queue_limit = self._gauge(
             "store_queue_limit", "Turns that may wait; beyond it they are not kept."
         )
+        self._gauge("tasks", "Tasks of the event loop.").set_function(_count_tasks)
         self._policy = self._gauge(
             "policy_info", "Always 1: the policy in force.", "policy", "version", "mode"
         )
@@ -284,3 +286,10 @@ class Metrics:
         self.registry.register(made)
         self._made.append((made, labels))
         return made
+
+
+def _count_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # not asked by the server
+        return 0
