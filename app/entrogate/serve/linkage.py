@@ -47,16 +47,21 @@ def mint(kind: str) -> str:
 
 
 async def link(
-    heads: Heads, request: ChatRequest, headers: Mapping[str, str], earlier: list[EarlierCall]
+    heads: Heads,
+    request: ChatRequest,
+    headers: Mapping[str, str],
+    earlier: list[EarlierCall],
+    *,
+    follows: TurnHead | None = None,
 ) -> Link:
-    """Find the trajectory and the parent turn of ``request``.
+    """Find the trajectory and the parent turn of ``request``; ``follows`` is the one it names.
 
     Raises RequestError for an id that is not one to be stored or shown.
     """
     metadata = request.metadata or {}
     named = _checked(headers.get(TRAJECTORY_HEADER) or metadata.get("trajectory_id"))
     task_id = _checked(headers.get(TASK_HEADER) or metadata.get("task_id"))
-    parent = await _parent_by_history(heads, request, earlier)
+    parent = follows or await _parent_by_history(heads, request, earlier)
     if named is not None:
         if parent is None or parent.trajectory_id != named:
             parent = await heads.head_of_trajectory(named)
