@@ -43,7 +43,7 @@ class SaidChoice(ChunkChoice):
 class SaidChunk(Chunk):
     """A chunk with the fields that only the other APIs look at."""
 
-    choices: list[SaidChoice] = []
+    choices: list[SaidChoice] = msgspec.field(default_factory=list[SaidChoice])
     usage: SaidUsage | None = None
     entrogate: Json | None = None  # of an answer with `x-entrogate-debug`
 

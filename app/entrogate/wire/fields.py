@@ -66,7 +66,7 @@ def object_of(value: object, param: str) -> Json:
 
 
 def text(holder: Mapping[str, Any], name: str, param: str) -> str:
-    """The string ``name`` of ``holder``, which must be there; ``param`` is the holder's own name."""
+    """The string ``name`` of ``holder``, which must be there; ``param`` is where that stands."""
     value = holder.get(name)
     if not isinstance(value, str):
         raise wrong(f"{param}.{name}" if param else name, "want a string")

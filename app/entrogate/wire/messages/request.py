@@ -47,9 +47,10 @@ def parse_messages(raw: bytes) -> ChatRequest:
     body = parse_json_object(raw)
     if not isinstance(body.get("max_tokens"), int):
         raise wrong("max_tokens", "want a whole number; the Messages API requires it")
-    request = chat_request(chat_body(body))
-    if request.stream:
-        request.body["stream_options"] = {"include_usage": True}
+    chat = chat_body(body)
+    if chat.get("stream") is True:
+        chat["stream_options"] = {"include_usage": True}
+    request = chat_request(chat)
     request.door["name"] = "messages"
     return request
 

@@ -74,9 +74,9 @@ def responses_request(body: Json, earlier: Sequence[Json] = ()) -> ChatRequest:
             chat["reasoning_effort"] = effort
     if body.get("text") is not None:
         chat |= _format(object_of(body["text"], "text").get("format"))
-    request = chat_request(chat)
-    if request.stream:
+    if chat.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
+    request = chat_request(chat)
     request.door.update(
         name="responses",
         instructions=instructions is not None,
