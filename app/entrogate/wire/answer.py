@@ -129,6 +129,8 @@ class DoorAnswer(ABC):
         body = _decode_body(raw)
         self._begin(body.id, body.created, body.model)
         choice = body.choices[0]
+        for position, part in enumerate(choice.message.tool_calls or ()):
+            part.index = position  # a body does not number its calls
         self._take(choice.message)
         self._close()
         self.finish_reason, self.stop_reason = choice.finish_reason, choice.stop_reason
