@@ -21,12 +21,15 @@ from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamEr
 from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
 from entrogate.serve.admin import admin_routes
-from entrogate.serve.chat import ROUTE, chat
+from entrogate.serve.chat import chat
+from entrogate.serve.door import CHAT_DOOR, MESSAGES_ROUTE, RESPONSES_ROUTE, envelope_of
 from entrogate.serve.exporting import PeriodicExport, check_export
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.records import router
+from entrogate.serve.responses import responses
 from entrogate.serve.status import status_routes
 from entrogate.settings import Settings
 from entrogate.store import Store
@@ -101,7 +104,10 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     app.state.gateway = gateway
     app.state.managed = managed
     app.state.publisher = publisher
-    app.add_route(ROUTE, chat, methods=["POST"])
+    app.add_route(CHAT_DOOR.route, chat, methods=["POST"])
+    app.add_route(RESPONSES_ROUTE, responses, methods=["POST"])
+    app.add_route(MESSAGES_ROUTE, messages, methods=["POST"])
+    app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
     app.add_route("/v1/completions", forward, methods=["POST"])
     app.add_route("/v1/models", forward, methods=["GET"])
     app.include_router(router)
@@ -175,7 +181,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         describe_error: Callable[[Any], tuple[int, bytes]],
     ) -> Callable[[Request, Any], Awaitable[Response]]:
         async def handle(request: Request, error: Any) -> Response:
-            status, body = describe_error(error)
+            status, body = envelope_of(request.url.path)(*describe_error(error))
             gateway: Gateway = request.app.state.gateway
             gateway.metrics.record_request(_route(request), status)
             if isinstance(error, UpstreamError):

@@ -1,4 +1,7 @@
-"""``/v1/chat/completions``: from a request to a turn, and to the response that serves it."""
+"""``/v1/chat/completions``: from a request to a turn, and to the response that serves it.
+
+The other doors (`serve.messages`, `serve.responses`) bring their requests here as chat requests.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from entrogate.serve.door import CHAT_DOOR, Door, folded, translated
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
 from entrogate.serve.judge import Judge
 from entrogate.serve.linkage import TRAJECTORY_HEADER, link
@@ -25,13 +29,12 @@ from entrogate.serve.respond import (
 from entrogate.serve.streaming import StreamedTurn
 from entrogate.serve.turn import Leg, Turn
 from entrogate.serve.weights import Lease
-from entrogate.serve.whole import answer_whole
+from entrogate.types import TurnHead
 from entrogate.wire.history import earlier_calls
 from entrogate.wire.request import ChatRequest, parse_chat
 
 _log = logging.getLogger("entrogate.serve")
 
-ROUTE = "/v1/chat/completions"
 DEBUG_HEADER = "x-entrogate-debug"
 REQUEST_ID_HEADER = "x-request-id"
 
@@ -41,24 +44,43 @@ async def chat(request: Request) -> Response:
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
     parsed = parse_chat(await read_body(request, gateway.settings.serve.body_limit_bytes))
-    turn = await _turn(gateway, parsed, request.headers, received)
-    headers = {
+    return await serve_turn(gateway, parsed, request.headers, CHAT_DOOR, received=received)
+
+
+async def serve_turn(
+    gateway: Gateway,
+    parsed: ChatRequest,
+    headers: Mapping[str, str],
+    door: Door,
+    *,
+    received: float,
+    follows: TurnHead | None = None,
+) -> Response:
+    """The answer to ``parsed``, in the form of ``door``; ``follows`` is the turn before it if the
+    client named it."""
+    turn = await _turn(gateway, parsed, headers, received, follows)
+    answer_headers = {
         REQUEST_ID_HEADER: turn.request_id,
         TRAJECTORY_HEADER: turn.link.trajectory_id,
+        **door.headers(turn.request_id),
     }
     # From here on the turn holds a lease on its weights: each way out gives it back.
     if parsed.stream:
-        return await _streamed(turn, headers)
-    return _whole(turn, headers)
+        return await _streamed(turn, answer_headers, door)
+    return _whole(turn, answer_headers, door)
 
 
 async def _turn(
-    gateway: Gateway, parsed: ChatRequest, headers: Mapping[str, str], received: float
+    gateway: Gateway,
+    parsed: ChatRequest,
+    headers: Mapping[str, str],
+    received: float,
+    follows: TurnHead | None,
 ) -> Turn:
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
     earlier = earlier_calls(parsed.messages)
-    linked = await link(gateway.store, parsed, headers, earlier)
+    linked = await link(gateway.store, parsed, headers, earlier, follows=follows)
     request_id = headers.get(REQUEST_ID_HEADER) or os.urandom(16).hex()
     if linked.fault is not None:
         gateway.metrics.record_store_error("link")
@@ -99,7 +121,7 @@ def _addressed(request: ChatRequest, lease: Lease) -> ChatRequest:
     return request if lease.name is None else request.addressed_to(lease.name)
 
 
-async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
+async def _streamed(turn: Turn, headers: dict[str, str], door: Door) -> Response:
     """The upstream's head decides the status, so it is asked before the response begins."""
     metrics = turn.gateway.metrics
     streamed = StreamedTurn(turn)
@@ -112,39 +134,40 @@ async def _streamed(turn: Turn, headers: dict[str, str]) -> Response:
         unanswered.push_async_callback(streamed.close)
         upstream = await streamed.open()
         if upstream.status != 200:
-            body = await upstream.read()
-            metrics.record_request(ROUTE, upstream.status)
+            status, body = door.error(upstream.status, await upstream.read())
+            metrics.record_request(door.route, status)
             content_type = upstream.headers.get("content-type", "application/json")
-            return Response(body, upstream.status, {"content-type": content_type, **headers})
+            return Response(body, status, {"content-type": content_type, **headers})
         if turn.lease.version is not None:
             headers[WEIGHTS_HEADER] = turn.lease.version
         unanswered.pop_all()
 
     async def work(send: Send) -> None:
-        with metrics.in_flight(ROUTE):
-            events = streamed.events()
+        with metrics.in_flight(door.route):
+            events = translated(streamed, door)
             try:
-                await send_stream(send, events, headers, began)
+                await send_stream(send, events, headers, began, door.last_words)
             finally:
                 await events.aclose()
                 turn.let_go()
-        metrics.record_request(ROUTE, 200)
+        metrics.record_request(door.route, 200)
         metrics.observe_answer(time.perf_counter() - turn.received)
 
     return WatchedResponse(work)
 
 
-def _whole(turn: Turn, headers: dict[str, str]) -> Response:
+def _whole(turn: Turn, headers: dict[str, str], door: Door) -> Response:
     metrics = turn.gateway.metrics
 
     async def work(send: Send) -> None:
-        with metrics.in_flight(ROUTE):
+        with metrics.in_flight(door.route):
             try:
                 await send_answer(
                     send,
-                    answer_whole(turn),
+                    folded(turn, door),
                     headers,
-                    lambda status: metrics.record_request(ROUTE, status),
+                    lambda status: metrics.record_request(door.route, status),
+                    door.error,
                 )
                 metrics.observe_answer(time.perf_counter() - turn.received)
             finally:

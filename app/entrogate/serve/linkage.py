@@ -51,9 +51,16 @@ def mint(kind: str) -> str:
 
 
 async def link(
-    heads: Heads, request: ChatRequest, headers: Mapping[str, str], earlier: list[EarlierCall]
+    heads: Heads,
+    request: ChatRequest,
+    headers: Mapping[str, str],
+    earlier: list[EarlierCall],
+    *,
+    follows: TurnHead | None = None,
 ) -> Link:
-    """Find the trajectory and the parent turn of ``request``; a fault of the store is no error.
+    """Find the trajectory and the parent turn of ``request``; ``follows`` is the one it names.
+
+    A fault of the store is no error.
 
     Raises RequestError for an id that is not one to be stored or shown.
     """
@@ -62,17 +69,21 @@ async def link(
     task_id = _checked(headers.get(TASK_HEADER) or metadata.get("task_id"))
     fault = None
     try:
-        parent = await _parent(heads, request, named, earlier)
+        parent = await _parent(heads, request, named, earlier, follows)
     except StoreError as error:
-        parent, fault = None, error
+        parent, fault = follows, error
     trajectory_id = named or (parent.trajectory_id if parent is not None else mint("traj"))
     return Link(trajectory_id=trajectory_id, task_id=task_id, parent=parent, fault=fault)
 
 
 async def _parent(
-    heads: Heads, request: ChatRequest, named: str | None, earlier: list[EarlierCall]
+    heads: Heads,
+    request: ChatRequest,
+    named: str | None,
+    earlier: list[EarlierCall],
+    follows: TurnHead | None,
 ) -> TurnHead | None:
-    parent = await _parent_by_history(heads, request, earlier)
+    parent = follows or await _parent_by_history(heads, request, earlier)
     if named is not None and (parent is None or parent.trajectory_id != named):
         return await heads.head_of_trajectory(named)
     return parent

@@ -88,7 +88,9 @@ def _new_messages(leg: Leg) -> list[dict[str, Any]]:
     """The messages since the parent; all of them when the history was rewritten."""
     messages = leg.request.messages
     start = leg.parent.n_messages if leg.parent is not None else 0
-    return messages[start:] if start <= len(messages) else messages
+    if start > len(messages) or (start and messages[start - 1].get("role") != "assistant"):
+        return messages
+    return messages[start:]
 
 
 def debug_object(turn: Turn) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from entrogate.errors import RequestError
 from entrogate.serve.gateway import Gateway
 from entrogate.types import Mode
+from entrogate.wire.answer import chat_id
 
 router = APIRouter(prefix="/v1")
 
@@ -32,7 +33,10 @@ class FeedbackBody(BaseModel):
 async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
     """Record the outcome of a trajectory; answers with the rewards computed from it."""
     try:
-        rewards = await _gateway(request).store.add_feedback(**body.model_dump())
+        given = body.model_dump()
+        if body.response_id is not None:
+            given["response_id"] = chat_id(body.response_id)
+        rewards = await _gateway(request).store.add_feedback(**given)
     except ValueError as error:
         raise RequestError(str(error)) from None
     _gateway(request).metrics.record_feedback()

@@ -18,6 +18,8 @@ from entrogate.wire.sse import DONE
 _log = logging.getLogger("entrogate.serve")
 WEIGHTS_HEADER = "x-entrogate-weight-version"
 OnStatus = Callable[[int], None]
+Envelope = Callable[[int, bytes], tuple[int, bytes]]
+"""Status and body of an error in OpenAI's envelope, as the API that was asked says it."""
 
 
 class WatchedResponse(Response):
@@ -42,11 +44,17 @@ class WatchedResponse(Response):
             _log.info("request.abandoned")
 
 
+def chat_last_words(error: Exception) -> bytes:
+    """The end of a chat stream that broke off."""
+    return error_event(error) + DONE
+
+
 async def send_stream(
     send: Send,
     events: AsyncIterator[bytes],
     headers: Mapping[str, str],
     on_first: Callable[[], None],
+    last_words: Callable[[Exception], bytes] = chat_last_words,
 ) -> None:
     """Send server-sent events; an error that nobody expected becomes the last of them.
 
@@ -62,9 +70,7 @@ async def send_stream(
             await send({"type": "http.response.body", "body": data, "more_body": True})
     except Exception as error:  # noqa: BLE001  (the request boundary: the stream must get an end)
         _log.exception("request.failed")
-        await send(
-            {"type": "http.response.body", "body": error_event(error) + DONE, "more_body": True}
-        )
+        await send({"type": "http.response.body", "body": last_words(error), "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -73,16 +79,17 @@ async def send_answer(
     work: Awaitable[Answer],
     headers: Mapping[str, str],
     on_status: OnStatus,
+    envelope: Envelope,
 ) -> None:
-    """Send one body, or the error that stood in its way in OpenAI's envelope."""
+    """Send one body, or the error that stood in its way."""
     try:
         answer = await work
     except EntrogateError as error:
-        status, body = describe(error)
+        status, body = envelope(*describe(error))
         answer = Answer(status=status, body=body)
     except Exception as error:  # noqa: BLE001  (the request boundary)
         _log.exception("request.failed")
-        status, body = describe(error)
+        status, body = envelope(*describe(error))
         answer = Answer(status=status, body=body)
     on_status(answer.status)
     all_headers = {"content-type": answer.content_type, **headers}

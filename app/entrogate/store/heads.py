@@ -102,6 +102,10 @@ def read_head_of_call(connection: Connection, call_id: str) -> TurnHead | None:
     return _first(connection, query.where(calls.c.id == call_id))
 
 
+def read_head_of_turn(connection: Connection, turn_id: str) -> TurnHead | None:
+    return _first(connection, select(*_HEAD).where(turns.c.id == turn_id))
+
+
 def read_head_of_fingerprint(connection: Connection, fingerprint: bytes) -> TurnHead | None:
     """The latest turn with this history."""
     query = select(*_HEAD).where(turns.c.fingerprint == fingerprint)

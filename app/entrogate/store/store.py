@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
+from entrogate.store.conversation import Conversation, read_conversation
 from entrogate.store.database import Database
 from entrogate.store.decisions import DecidedTurn, read_decisions, read_policy, remember_policy
 from entrogate.store.feedback import Feedback, add_feedback
@@ -137,6 +138,10 @@ class Store:
         """The latest turn of the trajectory that did not break off."""
         known = self._heads.by_trajectory.get(trajectory_id)
         return await self._latest(known, read_head_of_trajectory, trajectory_id)
+
+    async def conversation(self, response_id: str) -> Conversation | None:
+        """What was said up to the answer with this id, if it was stored to be gone on with."""
+        return await self._read(read_conversation, response_id)
 
     async def add_feedback(
         self,

@@ -53,6 +53,8 @@ class UpstreamClient:
             headers["authorization"] = f"Bearer {self._settings.api_key.get_secret_value()}"
         elif client_headers is not None and "authorization" in client_headers:
             headers["authorization"] = client_headers["authorization"]
+        elif client_headers is not None and "x-api-key" in client_headers:  # Anthropic's clients
+            headers["authorization"] = f"Bearer {client_headers['x-api-key']}"
         return headers
 
     @asynccontextmanager

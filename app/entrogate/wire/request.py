@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import orjson
@@ -27,6 +27,7 @@ class ChatRequest:
     has_tools: bool
     wanted: Wanted
     metadata: dict[str, str] | None
+    door: dict[str, Any] = field(default_factory=dict[str, Any])  # what another API said beside it
 
     @property
     def tool_names(self) -> list[str]:
@@ -63,7 +64,8 @@ class ChatRequest:
 
     def params(self) -> bytes:
         """Every field but the messages and tools, as JSON, for the record."""
-        return orjson.dumps({k: v for k, v in self.body.items() if k not in _NOT_PARAMS})
+        params = {k: v for k, v in self.body.items() if k not in _NOT_PARAMS}
+        return orjson.dumps(params | {"door": self.door} if self.door else params)
 
     def tools(self) -> bytes | None:
         tools = self.body.get("tools")
@@ -75,7 +77,11 @@ def parse_chat(raw: bytes) -> ChatRequest:
 
     Raises RequestError for malformed JSON or a body without a list of messages.
     """
-    body = parse_json_object(raw)
+    return chat_request(parse_json_object(raw))
+
+
+def chat_request(body: dict[str, Any]) -> ChatRequest:
+    """The request that a chat body makes; RequestError when it has no list of messages."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(
         isinstance(message, dict) for message in cast("list[Any]", messages)

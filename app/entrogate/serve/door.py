@@ -1,0 +1,103 @@
+"""Doors: the APIs through which a turn can be asked for, and how each shows it.
+
+A door's request becomes a chat request (`wire`), runs as every turn does, and the chat answer that
+comes out is translated on its way to the client. Chat itself is the door that changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+import orjson
+
+from entrogate.errors import EntrogateError, UpstreamProtocol
+from entrogate.serve.respond import Envelope, chat_last_words
+from entrogate.serve.streaming import CHAT, StreamedTurn
+from entrogate.serve.turn import Turn
+from entrogate.serve.whole import Answer, answer_whole
+from entrogate.wire.answer import DoorAnswer
+from entrogate.wire.errors import describe
+from entrogate.wire.messages.errors import anthropic_error
+from entrogate.wire.sse import EventSplitter
+
+RESPONSES_ROUTE = "/v1/responses"
+MESSAGES_ROUTE = "/v1/messages"
+
+
+def _unchanged(status: int, body: bytes) -> tuple[int, bytes]:
+    return status, body
+
+
+def _anthropic(status: int, body: bytes) -> tuple[int, bytes]:
+    status, envelope = anthropic_error(status, body)
+    return status, orjson.dumps(envelope)
+
+
+def envelope_of(path: str) -> Envelope:
+    """How errors are said to whoever asked for ``path``."""
+    return _anthropic if path.startswith(MESSAGES_ROUTE) else _unchanged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """One request's way out; ``answer`` is None where the chat answer goes out as it is."""
+
+    route: str
+    answer: DoorAnswer | None
+    request_id_header: str | None = None  # what the API calls `x-request-id`
+
+    @property
+    def error(self) -> Envelope:
+        return envelope_of(self.route)
+
+    @property
+    def last_words(self) -> Callable[[Exception], bytes]:
+        """The end of a stream that a fault of ours broke off."""
+        answer = self.answer
+        return chat_last_words if answer is None else lambda error: _failure(answer, error)
+
+    def headers(self, request_id: str) -> dict[str, str]:
+        return {} if self.request_id_header is None else {self.request_id_header: request_id}
+
+
+CHAT_DOOR = Door(route=CHAT, answer=None)
+
+
+def translated(streamed: StreamedTurn, door: Door) -> AsyncGenerator[bytes]:
+    """The client's stream."""
+    events = streamed.events()
+    return events if door.answer is None else _translated(streamed.turn, events, door.answer)
+
+
+async def _translated(
+    turn: Turn, events: AsyncGenerator[bytes], answer: DoorAnswer
+) -> AsyncGenerator[bytes]:
+    splitter = EventSplitter()
+    try:
+        async for data in events:
+            out = b"".join([answer.feed(event) for event in splitter.feed(data)])
+            if out:
+                yield out
+    except (UpstreamProtocol, msgspec.DecodeError) as error:
+        turn.leg.error = turn.leg.error or str(error)
+        yield _failure(answer, UpstreamProtocol(str(error)))
+    finally:
+        await events.aclose()
+
+
+async def folded(turn: Turn, door: Door) -> Answer:
+    """The body for the client. Raises UpstreamError when there is no answer."""
+    answer = await answer_whole(turn)
+    if door.answer is None:
+        return answer
+    if answer.status != 200:
+        status, body = door.error(answer.status, answer.body)
+        return replace(answer, status=status, body=body)
+    return replace(answer, body=door.answer.fold(answer.body))
+
+
+def _failure(answer: DoorAnswer, error: Exception) -> bytes:
+    shown = error if isinstance(error, EntrogateError) else Exception()
+    return answer.fail(orjson.loads(describe(shown)[1])["error"])

@@ -1,0 +1,58 @@
+"""``/v1/responses``: OpenAI's Responses API, a door to the same turns as chat.
+
+``previous_response_id`` needs no state of its own: the store has what was said.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from entrogate.errors import RequestError
+from entrogate.serve.chat import serve_turn
+from entrogate.serve.door import RESPONSES_ROUTE, Door
+from entrogate.serve.gateway import Gateway
+from entrogate.serve.respond import read_body
+from entrogate.store.conversation import Conversation
+from entrogate.wire.answer import chat_id
+from entrogate.wire.request import parse_json_object
+from entrogate.wire.responses.answer import ResponsesAnswer
+from entrogate.wire.responses.request import responses_request
+
+
+async def responses(request: Request) -> Response:
+    """One response, streamed or not."""
+    received = time.perf_counter()
+    gateway: Gateway = request.app.state.gateway
+    raw = await read_body(request, gateway.settings.serve.body_limit_bytes)
+    body = parse_json_object(raw)
+    earlier = await _earlier(gateway, body)
+    parsed = responses_request(body, earlier.messages if earlier is not None else ())
+    door = Door(route=RESPONSES_ROUTE, answer=ResponsesAnswer(body))
+    return await serve_turn(
+        gateway,
+        parsed,
+        request.headers,
+        door,
+        received=received,
+        follows=earlier.head if earlier is not None else None,
+    )
+
+
+async def _earlier(gateway: Gateway, body: dict[str, Any]) -> Conversation | None:
+    """What was said up to the response that the request goes on from."""
+    name = body.get("previous_response_id")
+    if name is None:
+        return None
+    found = await gateway.store.conversation(chat_id(str(name)))
+    if found is None:
+        raise RequestError(
+            f"previous_response_id: no response {name!r} is stored here",
+            status=404,
+            code="previous_response_not_found",
+            param="previous_response_id",
+        )
+    return found

@@ -1,0 +1,148 @@
+"""From chat chunks to the events and the body of the Messages API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from entrogate.wire.answer import MESSAGE_PREFIX, Block, DoorAnswer, Json, named_event
+from entrogate.wire.messages.errors import anthropic_error
+
+# Thinking is signed where it was thought by others' models. Ours is not checked when it comes back,
+# but some clients send unsigned thinking back as plain text, which would change the prompt.
+_SIGNATURE = "entrogate-unsigned"
+_STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class MessagesAnswer(DoorAnswer):
+    """One message; its id is the chat answer's behind ``msg_``."""
+
+    def begun(self) -> bytes:
+        usage = {"input_tokens": 0, "output_tokens": 0}  # counted when the answer ends
+        start = {"type": "message_start", "message": self._message([], usage, None, None)}
+        return named_event(start) + named_event({"type": "ping"})
+
+    def opened(self, block: Block) -> bytes:
+        empty: Json
+        match block.kind:
+            case "reasoning":
+                empty = {"type": "thinking", "thinking": "", "signature": ""}
+            case "text":
+                empty = {"type": "text", "text": ""}
+            case "call":
+                empty = {"type": "tool_use", "id": block.call_id, "name": block.name, "input": {}}
+        return named_event(
+            {"type": "content_block_start", "index": block.index, "content_block": empty}
+        )
+
+    def grown(self, block: Block, text: str) -> bytes:
+        match block.kind:
+            case "reasoning":
+                return _delta(block, {"type": "thinking_delta", "thinking": text})
+            case "text":
+                return _delta(block, {"type": "text_delta", "text": text})
+            case "call":
+                return _delta(block, {"type": "input_json_delta", "partial_json": text})
+
+    def closed(self, block: Block) -> bytes:
+        stop = named_event({"type": "content_block_stop", "index": block.index})
+        if block.kind != "reasoning":
+            return stop
+        return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
+
+    def ended(self) -> bytes:
+        stop_reason, stop_sequence = self._stopped()
+        delta: Json = {
+            "type": "message_delta",
+            "delta": {
+                "stop_reason": stop_reason,
+                "stop_sequence": stop_sequence,
+                "stop_details": None,
+            },
+            "usage": self._usage(),
+        }
+        if self.entrogate is not None:
+            delta["entrogate"] = self.entrogate
+        return named_event(delta) + named_event({"type": "message_stop"})
+
+    def failed(self, error: Json) -> bytes:
+        return named_event(anthropic_error(_status(error), orjson.dumps({"error": error}))[1])
+
+    def body(self) -> Json:
+        blocks = [_content(block) for block in self.blocks]
+        message = self._message(blocks, self._usage(), *self._stopped())
+        return message if self.entrogate is None else message | {"entrogate": self.entrogate}
+
+    def _message(
+        self,
+        content: list[Json],
+        usage: Json,
+        stop_reason: str | None,
+        stop_sequence: str | None,
+    ) -> Json:
+        return {
+            "id": MESSAGE_PREFIX + self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": content,
+            "stop_reason": stop_reason,
+            "stop_sequence": stop_sequence,
+            "stop_details": None,
+            "usage": usage,
+        }
+
+    def _stopped(self) -> tuple[str | None, str | None]:
+        """``stop_reason`` and ``stop_sequence``; a forced call ends with ``stop`` in chat."""
+        reason = self.finish_reason
+        if reason == "stop" and self.calls:
+            return "tool_use", None
+        if reason == "stop" and isinstance(self.stop_reason, str):
+            return "stop_sequence", self.stop_reason
+        return (None if reason is None else _STOP_REASONS.get(reason, "end_turn")), None
+
+    def _usage(self) -> Json:
+        """Anthropic counts the tokens that came out of the cache apart."""
+        usage = self.usage
+        if usage is None:
+            return {"input_tokens": 0, "output_tokens": 0}
+        details = usage.prompt_tokens_details
+        cached = details.cached_tokens if details is not None else None
+        counted: Json = {
+            "input_tokens": usage.prompt_tokens - (cached or 0),
+            "output_tokens": usage.completion_tokens or 0,
+        }
+        if cached is not None:
+            counted["cache_read_input_tokens"] = cached
+        return counted
+
+
+def _delta(block: Block, delta: Json) -> bytes:
+    return named_event({"type": "content_block_delta", "index": block.index, "delta": delta})
+
+
+def _content(block: Block) -> Json:
+    match block.kind:
+        case "reasoning":
+            return {"type": "thinking", "thinking": block.text, "signature": _SIGNATURE}
+        case "text":
+            return {"type": "text", "text": block.text}
+        case "call":
+            call = {"type": "tool_use", "id": block.call_id, "name": block.name}
+            return {**call, "input": _input(block.text)}
+
+
+def _input(arguments: str) -> Any:
+    """The arguments as an object; nothing of a call that was cut short, or is no object."""
+    try:
+        value = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _status(error: Json) -> int:
+    """vLLM says the status in ``code``; where there is none it is a fault of the service."""
+    code = error.get("code")
+    return code if isinstance(code, int) else 500

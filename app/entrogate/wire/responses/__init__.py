@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, to chat requests and from chat answers."""
