@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -41,6 +43,8 @@ from entrogate.types import Cursor, Mode, PublishedWeights, TurnHead, TurnRecord
 
 T = TypeVar("T")
 
+READERS = 8  # as many as the database has connections to read with
+
 CommitHook = Callable[[float, int], None]
 """Called in the event loop after a commit: seconds it took, turns in it."""
 
@@ -65,6 +69,7 @@ class Store:
         self._settings = settings
         self._heads = HeadCache(settings.head_cache)
         self._writer: Writer | None = None
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="entrogate-read")
 
     @classmethod
     def open(
@@ -97,7 +102,12 @@ class Store:
         """Write what is waiting, then close the database."""
         if self._writer is not None:
             await self._writer.close()
-        await asyncio.to_thread(self._database.close)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        """Let reads end whose callers have gone, so that no connection stays open."""
+        self._readers.shutdown()
+        self._database.close()
 
     @property
     def queue_depth(self) -> int:
@@ -279,14 +289,14 @@ class Store:
 
     async def _glance(self, query: Callable[..., T], *args: Any) -> T:
         """What a query of one statement reads."""
-        return await asyncio.to_thread(
-            self._database.read, lambda connection: query(connection, *args), glance=True
-        )
+        return await self._in_thread(lambda connection: query(connection, *args), glance=True)
 
     async def _read(self, query: Callable[..., T], *args: Any, **options: Any) -> T:
-        return await asyncio.to_thread(
-            self._database.read, lambda connection: query(connection, *args, **options)
-        )
+        return await self._in_thread(lambda connection: query(connection, *args, **options))
+
+    async def _in_thread(self, query: Callable[[Connection], T], *, glance: bool = False) -> T:
+        read = functools.partial(self._database.read, query, glance=glance)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()

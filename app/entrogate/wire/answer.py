@@ -15,7 +15,7 @@ import msgspec
 import orjson
 
 from entrogate.errors import UpstreamProtocol
-from entrogate.wire.chunks import Chunk, ChunkChoice, Message, ToolCallPart, Usage
+from entrogate.wire.chunks import ChunkChoice, Message, ToolCallPart, Usage
 from entrogate.wire.sse import event_data
 
 RESPONSE_PREFIX, MESSAGE_PREFIX = "resp_", "msg_"
@@ -40,11 +40,15 @@ class SaidChoice(ChunkChoice):
     stop_reason: int | str | None = None
 
 
-class SaidChunk(Chunk):
-    """A chunk with the fields that only the other APIs look at."""
+class SaidChunk(msgspec.Struct):
+    """A chunk, with the fields that only the other APIs look at."""
 
-    choices: list[SaidChoice] = msgspec.field(default_factory=list[SaidChoice])
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    choices: list[SaidChoice] = []
     usage: SaidUsage | None = None
+    error: Json | None = None
     entrogate: Json | None = None  # of an answer with `x-entrogate-debug`
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import orjson
 
@@ -43,13 +43,15 @@ class MessagesAnswer(DoorAnswer):
             case "text":
                 return _delta(block, {"type": "text_delta", "text": text})
             case "call":
-                return _delta(block, {"type": "input_json_delta", "partial_json": text})
+                return b""  # until it is whole: clients fail on what is no object
 
     def closed(self, block: Block) -> bytes:
         stop = named_event({"type": "content_block_stop", "index": block.index})
-        if block.kind != "reasoning":
-            return stop
-        return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
+        if block.kind == "reasoning":
+            return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
+        if block.kind == "call" and _input(block.text):
+            return _delta(block, {"type": "input_json_delta", "partial_json": block.text}) + stop
+        return stop
 
     def ended(self) -> bytes:
         stop_reason, stop_sequence = self._stopped()
@@ -133,13 +135,13 @@ def _content(block: Block) -> Json:
             return {**call, "input": _input(block.text)}
 
 
-def _input(arguments: str) -> Any:
+def _input(arguments: str) -> Json:
     """The arguments as an object; nothing of a call that was cut short, or is no object."""
     try:
-        value = orjson.loads(arguments)
+        value: object = orjson.loads(arguments)
     except orjson.JSONDecodeError:
         return {}
-    return value if isinstance(value, dict) else {}
+    return cast("Json", value) if isinstance(value, dict) else {}
 
 
 def _status(error: Json) -> int:
