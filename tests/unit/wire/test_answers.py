@@ -21,10 +21,9 @@ DOORS: dict[str, tuple[Callable[[], DoorAnswer], Callable[..., dict[str, Any]]]]
     "responses": (lambda: ResponsesAnswer({}), folded_response),
 }
 TEXT = st.text(min_size=1, max_size=30)
-ARGUMENTS = st.one_of(
-    st.dictionaries(TEXT, st.one_of(TEXT, st.integers(), st.booleans()), max_size=3).map(json.dumps),
-    st.sampled_from(["", "{", '"', "[1]", "null", '{"a": tru}', '{"a": 1'])
-)  # fmt: skip
+OBJECTS = st.dictionaries(TEXT, TEXT | st.integers() | st.booleans(), max_size=3)
+BROKEN = ["", "{", '"', "[1]", "null", '{"a": tru}', '{"a": 1']
+ARGUMENTS = OBJECTS.map(json.dumps) | st.sampled_from(BROKEN)
 CALLS = st.lists(st.tuples(TEXT, ARGUMENTS), max_size=3)
 FINISHES = st.sampled_from(["stop", "length", "tool_calls"])
 
