@@ -81,6 +81,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         target="entrogate.export.prune:prune",
         help="Delete old trajectories from the store.",
     ),
+    "keys": LazyCommand(
+        target="entrogate.store.keys_cli:keys",
+        help="Make, list and revoke API keys.",
+    ),
     "store": LazyCommand(
         target="entrogate.store.maintenance:store",
         help="Migrate the store's database, or copy it while it is in use.",

@@ -90,7 +90,23 @@ class ServeSettings(_Branch):
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
     body_limit_bytes: int = Field(default=32 * 2**20, ge=1024)
+    body_timeout_seconds: float = Field(default=30.0, gt=0)  # for a request to arrive whole
+    request_timeout_seconds: float | None = Field(default=None, gt=0)  # of a whole request
+    max_requests: int | None = Field(default=None, ge=1)  # at a time; more are refused
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients must have a certificate of this authority
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class AccessSettings(_Branch):
+    """API keys (docs/access.md). ``key``: one with every scope, beside those of the store;
+    ``insecure``: listen to other machines although there is no key."""
+
+    key: SecretStr | None = Field(default=None, min_length=16)
+    insecure: bool = False
+    protect_metrics: bool = False
+    refresh_seconds: float = Field(default=2.0, gt=0)
 
 
 class Settings(BaseSettings):
@@ -107,3 +123,4 @@ class Settings(BaseSettings):
     weights: WeightsSettings = WeightsSettings()
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
+    access: AccessSettings = AccessSettings()

@@ -101,7 +101,9 @@ async def soak(
             until = begun + minutes * 60
             samples: list[dict[str, Any]] = []
             pruning = asyncio.create_task(prune(store_url, min(PRUNE_SECONDS, minutes * 15)))
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
+            # Shorter than the server's: a client without CPU must not meet a connection that ends.
+            limits = httpx.Limits(keepalive_expiry=2.0)
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=60, limits=limits) as http:
                 agents = [asyncio.create_task(converse(http, n, until)) for n in range(clients)]
                 while time.monotonic() < until:
                     await asyncio.sleep(min(SAMPLE_SECONDS, minutes * 6))

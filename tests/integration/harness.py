@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from entrogate.bench.script import script
 from entrogate.serve.app import create_app
@@ -41,6 +42,7 @@ class Running:
     url: str
     client: httpx.AsyncClient
     gateway: Gateway
+    app: FastAPI
 
     async def chat(self, body: dict[str, Any], **headers: str) -> httpx.Response:
         return await self.client.post(CHAT, json=body, headers=_dashed(headers))
@@ -98,7 +100,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
     url = f"http://127.0.0.1:{port}"
     try:
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            yield Running(url=url, client=client, gateway=app.state.gateway)
+            yield Running(url=url, client=client, gateway=app.state.gateway, app=app)
     finally:
         server.should_exit = True
         await task

@@ -137,6 +137,9 @@ class Metrics:
             self._store_errors.labels(self._kind(kind))
 
     def _request_metrics(self) -> None:
+        self._refusals = self._counter(
+            "requests_refused", "Requests refused before they were looked at.", "reason"
+        )
         self._requests = self._counter("requests", "Requests answered.", "route", "status")
         self._in_flight = self._gauge("requests_in_flight", "Requests being answered.", "route")
         self._request_seconds = self._histogram(
@@ -240,6 +243,10 @@ class Metrics:
     def observe_commit(self, seconds: float) -> None:
         """Time that one group commit took."""
         self._commit_seconds.observe(seconds)
+
+    def record_refusal(self, reason: str) -> None:
+        """A request that access control answered; ``reason`` is the code of the error."""
+        self._refusals.labels(self._kind(reason)).inc()
 
     def watch_store_queue(
         self, depth: Callable[[], int], deferred: Callable[[], int], *, limit: int

@@ -20,11 +20,13 @@ from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
 from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
+from entrogate.serve.access import AccessControl, check_routes
 from entrogate.serve.admin import admin_routes
 from entrogate.serve.chat import chat
 from entrogate.serve.door import CHAT_DOOR, MESSAGES_ROUTE, RESPONSES_ROUTE, envelope_of
 from entrogate.serve.exporting import PeriodicExport, check_export
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.keyring import Keyring
 from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
@@ -76,6 +78,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     )
     metrics.set_policy(policy.name, policy.version, gateway.mode)
     publisher = _publisher(gateway, url)
+    keyring = Keyring(settings.access, store)
     exporting = None
     if settings.export.to is not None:
         check_export(settings)
@@ -93,7 +96,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
             )
             async with gateway.client, gateway.channel or nullcontext(), exporting or nullcontext():
                 await _greet(gateway)
-                async with publisher.running():
+                async with publisher.running(), keyring.running():
                     yield
                 if gateway.background:
                     await asyncio.wait(gateway.background, timeout=10)
@@ -113,6 +116,8 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     app.include_router(router)
     app.include_router(status_routes)
     app.include_router(admin_routes)
+    check_routes(app.routes)
+    app.add_middleware(AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics)
     _add_error_handlers(app)
     return app
 

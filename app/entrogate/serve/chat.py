@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from entrogate.serve.access import caller_of
 from entrogate.serve.door import CHAT_DOOR, Door, folded, translated
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
 from entrogate.serve.judge import Judge
@@ -43,8 +44,11 @@ async def chat(request: Request) -> Response:
     """One assistant turn, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    parsed = parse_chat(await read_body(request, gateway.settings.serve.body_limit_bytes))
-    return await serve_turn(gateway, parsed, request.headers, CHAT_DOOR, received=received)
+    parsed = parse_chat(await read_body(request, gateway.settings.serve))
+    tenant = caller_of(request).tenant
+    return await serve_turn(
+        gateway, parsed, request.headers, CHAT_DOOR, received=received, tenant=tenant
+    )
 
 
 async def serve_turn(
@@ -54,11 +58,12 @@ async def serve_turn(
     door: Door,
     *,
     received: float,
+    tenant: str,
     follows: TurnHead | None = None,
 ) -> Response:
     """The answer to ``parsed``, in the form of ``door``; ``follows`` is the turn before it if the
     client named it."""
-    turn = await _turn(gateway, parsed, headers, received, follows)
+    turn = await _turn(gateway, parsed, headers, received=received, follows=follows, tenant=tenant)
     answer_headers = {
         REQUEST_ID_HEADER: turn.request_id,
         TRAJECTORY_HEADER: turn.link.trajectory_id,
@@ -74,13 +79,15 @@ async def _turn(
     gateway: Gateway,
     parsed: ChatRequest,
     headers: Mapping[str, str],
+    *,
     received: float,
     follows: TurnHead | None,
+    tenant: str,
 ) -> Turn:
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
     earlier = earlier_calls(parsed.messages)
-    linked = await link(gateway.store, parsed, headers, earlier, follows=follows)
+    linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)
     request_id = headers.get(REQUEST_ID_HEADER) or os.urandom(16).hex()
     if linked.fault is not None:
         gateway.metrics.record_store_error("link")

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Generator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from pydantic import ValidationError
 
 from entrogate.errors import ConfigError
 from entrogate.serve.app import create_app
-from entrogate.settings import Settings
+from entrogate.serve.gateway import Gateway
+from entrogate.settings import ServeSettings, Settings
 from entrogate.upstream.managed import ManagedVllm
 
 
@@ -38,6 +41,9 @@ from entrogate.upstream.managed import ManagedVllm
 @click.option("--export-every", type=float, help="Seconds between exports (default 300).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8400).")
+@click.option("--insecure", is_flag=True, default=None, help="Listen to all without API keys.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate (PEM) for HTTPS.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 def serve(**options: Any) -> None:
     """Serve the OpenAI API in front of a vLLM (--upstream URL) or a model (--model PATH)."""
@@ -85,6 +91,9 @@ def _settings(options: dict[str, Any]) -> Settings:
         "export_every": ("export", "every_seconds"),
         "host": ("serve", "host"),
         "port": ("serve", "port"),
+        "insecure": ("access", "insecure"),
+        "tls_cert": ("serve", "tls_cert"),
+        "tls_key": ("serve", "tls_key"),
         "log_level": ("serve", "log_level"),
     }
     tree: dict[str, dict[str, Any]] = {}
@@ -114,7 +123,9 @@ def _check_upstream(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     managed = ManagedVllm(settings.managed) if settings.managed.model is not None else None
+    tls = _tls(settings.serve)
     app = create_app(settings, managed=managed)
+    _check_access(settings, app.state.gateway)
     config = uvicorn.Config(
         app,
         host=settings.serve.host,
@@ -122,6 +133,7 @@ async def _serve(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=30,
+        **tls,
     )
     server = _Server(config)
     try:
@@ -137,6 +149,46 @@ async def _serve(settings: Settings) -> None:
         raise ConfigError(f"cannot listen on {settings.serve.host}:{settings.serve.port}")
     if server.interrupted:
         raise KeyboardInterrupt
+
+
+def _check_access(settings: Settings, gateway: Gateway) -> None:
+    """Without a key only this machine is listened to. Raises ConfigError."""
+    host = settings.serve.host
+    open_ = settings.access.key is None and not gateway.store.has_keys()
+    if open_ and not settings.access.insecure and not _is_loopback(host):
+        raise ConfigError(
+            f"--host {host} is open to other machines and there is no API key: make one"
+            " (entrogate keys create), or say --insecure if something in front checks who asks"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _tls(serve: ServeSettings) -> dict[str, Any]:
+    """uvicorn's options. Raises ConfigError for files that cannot be used."""
+    if serve.tls_cert is None and serve.tls_key is None and serve.tls_client_ca is None:
+        return {}
+    if serve.tls_cert is None or serve.tls_key is None:
+        raise ConfigError("TLS needs both --tls-cert and --tls-key")
+    options: dict[str, Any] = {
+        "ssl_certfile": str(serve.tls_cert),
+        "ssl_keyfile": str(serve.tls_key),
+    }
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(serve.tls_cert, serve.tls_key)
+        if serve.tls_client_ca is not None:
+            context.load_verify_locations(serve.tls_client_ca)
+            options["ssl_ca_certs"] = str(serve.tls_client_ca)
+            options["ssl_cert_reqs"] = ssl.CERT_REQUIRED
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"TLS: the certificate or its key cannot be used: {error}") from None
+    return options
 
 
 class _Server(uvicorn.Server):
@@ -182,6 +234,7 @@ def _progress(seconds: float, line: str) -> None:
 
 
 def _say(settings: Settings) -> None:
-    where = f"http://{settings.serve.host}:{settings.serve.port}/v1"
+    scheme = "http" if settings.serve.tls_cert is None else "https"
+    where = f"{scheme}://{settings.serve.host}:{settings.serve.port}/v1"
     mode = settings.gate.mode or "the policy's mode"
     click.echo(f"Entrogate on {where} (policy {settings.gate.policy}, {mode})", err=True)

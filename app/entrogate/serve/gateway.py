@@ -59,7 +59,7 @@ class Gateway:
                     )
                     for problem in found.problems():
                         _log.warning("upstream.limited %s", problem)
-                    self.metrics.set_upstream(found.model, found.estimator)
+                    self.metrics.set_upstream(found.model, found.estimator or "none")
                     self._capabilities = found
         return self._capabilities
 

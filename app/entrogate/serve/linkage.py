@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from entrogate.access import belongs, qualified, unqualified
 from entrogate.errors import RequestError, StoreError
 from entrogate.types import ToolResult, TurnHead
 from entrogate.wire.history import EarlierCall, fingerprint, last_assistant
@@ -57,6 +58,7 @@ async def link(
     earlier: list[EarlierCall],
     *,
     follows: TurnHead | None = None,
+    tenant: str = "",
 ) -> Link:
     """Find the trajectory and the parent turn of ``request``; ``follows`` is the one it names.
 
@@ -65,28 +67,21 @@ async def link(
     Raises RequestError for an id that is not one to be stored or shown.
     """
     metadata = request.metadata or {}
-    named = _checked(headers.get(TRAJECTORY_HEADER) or metadata.get("trajectory_id"))
-    task_id = _checked(headers.get(TASK_HEADER) or metadata.get("task_id"))
+    named = headers.get(TRAJECTORY_HEADER) or metadata.get("trajectory_id")
+    if named is not None:
+        named = qualified(tenant, _checked(unqualified(tenant, str(named))))
+    task_id = headers.get(TASK_HEADER) or metadata.get("task_id")
+    if task_id is not None:
+        task_id = _checked(str(task_id))
     fault = None
     try:
-        parent = await _parent(heads, request, named, earlier, follows)
+        parent = follows or await _parent_by_history(heads, request, earlier, tenant)
+        if named is not None and (parent is None or parent.trajectory_id != named):
+            parent = await heads.head_of_trajectory(named)
     except StoreError as error:
-        parent, fault = follows, error
-    trajectory_id = named or (parent.trajectory_id if parent is not None else mint("traj"))
+        parent, fault = None, error
+    trajectory_id = named or (parent and parent.trajectory_id) or qualified(tenant, mint("traj"))
     return Link(trajectory_id=trajectory_id, task_id=task_id, parent=parent, fault=fault)
-
-
-async def _parent(
-    heads: Heads,
-    request: ChatRequest,
-    named: str | None,
-    earlier: list[EarlierCall],
-    follows: TurnHead | None,
-) -> TurnHead | None:
-    parent = follows or await _parent_by_history(heads, request, earlier)
-    if named is not None and (parent is None or parent.trajectory_id != named):
-        return await heads.head_of_trajectory(named)
-    return parent
 
 
 def new_results(parent: TurnHead | None, earlier: list[EarlierCall]) -> tuple[ToolResult, ...]:
@@ -103,27 +98,26 @@ def new_results(parent: TurnHead | None, earlier: list[EarlierCall]) -> tuple[To
 
 
 async def _parent_by_history(
-    heads: Heads, request: ChatRequest, earlier: list[EarlierCall]
+    heads: Heads, request: ChatRequest, earlier: list[EarlierCall], tenant: str
 ) -> TurnHead | None:
     """The turn that wrote the last assistant message: by its call ids, else by what was said."""
     last = last_assistant(request.messages)
     if last is None:
         return None
+    said = fingerprint(request.messages[: last + 1], tenant)
     if not earlier or earlier[-1].turn != last:
-        head = await heads.head_of_fingerprint(fingerprint(request.messages[: last + 1]))
+        head = await heads.head_of_fingerprint(said)
         if head is not None:
             return head
     for call in reversed(earlier):
         if call.call_id.startswith(_CALL_PREFIX):
             head = await heads.head_of_call(call.call_id)
-            if head is not None:
+            if head is not None and belongs(head.trajectory_id, tenant):
                 return head
-    return await heads.head_of_fingerprint(fingerprint(request.messages[: last + 1]))
+    return await heads.head_of_fingerprint(said)
 
 
-def _checked(identifier: str | None) -> str | None:
-    if identifier is None:
-        return None
+def _checked(identifier: str) -> str:
     if not _ID.fullmatch(identifier):
         raise RequestError(
             "a trajectory or task id has 1 to 128 characters out of A-Z a-z 0-9 _ . : -",

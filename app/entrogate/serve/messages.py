@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from entrogate.errors import UpstreamProtocol
+from entrogate.serve.access import caller_of
 from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import MESSAGES_ROUTE, Door, envelope_of
 from entrogate.serve.gateway import Gateway
@@ -24,15 +25,18 @@ async def messages(request: Request) -> Response:
     """One message of the assistant, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    parsed = parse_messages(await read_body(request, gateway.settings.serve.body_limit_bytes))
+    parsed = parse_messages(await read_body(request, gateway.settings.serve))
     door = Door(route=MESSAGES_ROUTE, answer=MessagesAnswer(), request_id_header=_REQUEST_ID)
-    return await serve_turn(gateway, parsed, request.headers, door, received=received)
+    tenant = caller_of(request).tenant
+    return await serve_turn(
+        gateway, parsed, request.headers, door, received=received, tenant=tenant
+    )
 
 
 async def count_tokens(request: Request) -> Response:
     """How many tokens the model would read; nothing is generated or recorded."""
     gateway: Gateway = request.app.state.gateway
-    body = parse_count(await read_body(request, gateway.settings.serve.body_limit_bytes))
+    body = parse_count(await read_body(request, gateway.settings.serve))
     headers = gateway.client.headers(request.headers)
     async with gateway.client.request("POST", _TOKENIZE, body=body, headers=headers) as upstream:
         status, answer = upstream.status, await upstream.read()

@@ -21,7 +21,7 @@ _KEPT = ("content-type", "x-request-id")
 async def forward(request: Request) -> Response:
     """Send the request on as it is and the answer back as it comes."""
     gateway: Gateway = request.app.state.gateway
-    body = await read_body(request, gateway.settings.serve.body_limit_bytes)
+    body = await read_body(request, gateway.settings.serve)
     headers = gateway.client.headers(request.headers)
     if "x-request-id" in request.headers:
         headers["x-request-id"] = request.headers["x-request-id"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,24 @@ def _weights(gateway: str) -> list[dict[str, Any]]:
     return _ask(gateway, "GET", "/admin/weights")["data"]
 
 
+def _authorisation() -> dict[str, str]:
+    """An admin's key, where the gateway wants one: an option would show it to other users."""
+    key = os.environ.get("ENTROGATE_API_KEY")
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
 def _ask(
     gateway: str, method: str, path: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The gateway's answer; its refusal becomes the error that is shown."""
     try:
         answer = httpx.request(
-            method, gateway.rstrip("/") + path, json=body, timeout=_SECONDS, trust_env=False
+            method,
+            gateway.rstrip("/") + path,
+            json=body,
+            headers=_authorisation(),
+            timeout=_SECONDS,
+            trust_env=False,
         )
         content = answer.json()
         if answer.status_code != 200:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from entrogate.access import tenant_of
 from entrogate.label.change import entropy_change
 from entrogate.serve.linkage import mint, new_results
 from entrogate.types import BASE_WEIGHTS, TurnRecord
@@ -67,7 +68,7 @@ def turn_record(turn: Turn, leg: Leg, choice: Choice, *, final: bool) -> TurnRec
             before_complete=parent.capture_complete,
             after_complete=complete,
         ),
-        fingerprint=fingerprint([*seen, message]),
+        fingerprint=fingerprint([*seen, message], tenant_of(turn.link.trajectory_id)),
         sequence_hash=digest.digest(),
         replayed=not final,
         weight_version=_weight_version(turn, leg),

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from entrogate.access import qualified
 from entrogate.errors import RequestError
+from entrogate.serve.access import caller_of
 from entrogate.serve.gateway import Gateway
 from entrogate.types import Mode
 from entrogate.wire.answer import chat_id
@@ -34,9 +36,14 @@ async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
     """Record the outcome of a trajectory; answers with the rewards computed from it."""
     try:
         given = body.model_dump()
+        if body.trajectory_id is not None:
+            sees = caller_of(request).sees or ""
+            given["trajectory_id"] = qualified(sees, body.trajectory_id)
         if body.response_id is not None:
             given["response_id"] = chat_id(body.response_id)
-        rewards = await _gateway(request).store.add_feedback(**given)
+        rewards = await _gateway(request).store.add_feedback(
+            **given, tenant=caller_of(request).sees
+        )
     except ValueError as error:
         raise RequestError(str(error)) from None
     _gateway(request).metrics.record_feedback()
@@ -62,6 +69,7 @@ async def trajectories(
         page = await _gateway(request).store.list_trajectories(
             limit=limit,
             cursor=cursor,
+            tenant=caller_of(request).sees,
             task_id=task_id,
             model=model,
             mode=mode,
@@ -78,7 +86,10 @@ async def trajectories(
 @router.get("/trajectories/{trajectory_id}")
 async def trajectory(trajectory_id: str, request: Request, tokens: bool = False) -> dict[str, Any]:
     """Everything recorded of one trajectory; ``tokens=true`` adds the arrays."""
-    return await _gateway(request).store.get_trajectory(trajectory_id, tokens=tokens)
+    caller = caller_of(request)
+    return await _gateway(request).store.get_trajectory(
+        qualified(caller.sees or "", trajectory_id), tokens=tokens, tenant=caller.sees
+    )
 
 
 def _gateway(request: Request) -> Gateway:

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from entrogate.errors import EntrogateError, RequestError
 from entrogate.serve.whole import Answer
+from entrogate.settings import ServeSettings
 from entrogate.wire.errors import describe, error_event
 from entrogate.wire.sse import DONE
 
@@ -102,8 +103,23 @@ async def send_answer(
     await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The request's body; RequestError (413) as soon as it is longer than the limit."""
+async def read_body(request: Request, settings: ServeSettings) -> bytes:
+    """The request's body.
+
+    Raises RequestError as soon as it is longer than the limit (413), or takes too long (408).
+    """
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            return await _read_body(request, settings.body_limit_bytes)
+    except TimeoutError:
+        raise RequestError(
+            f"the body of the request did not come in {settings.body_timeout_seconds:g} s",
+            status=408,
+            code="body_timeout",
+        ) from None
+
+
+async def _read_body(request: Request, limit_bytes: int) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit_bytes:
         raise _too_large(limit_bytes)

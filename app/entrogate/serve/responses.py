@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from entrogate.errors import RequestError
+from entrogate.serve.access import caller_of
 from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import RESPONSES_ROUTE, Door
 from entrogate.serve.gateway import Gateway
@@ -27,9 +28,10 @@ async def responses(request: Request) -> Response:
     """One response, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    raw = await read_body(request, gateway.settings.serve.body_limit_bytes)
+    raw = await read_body(request, gateway.settings.serve)
     body = parse_json_object(raw)
-    earlier = await _earlier(gateway, body)
+    tenant = caller_of(request).tenant
+    earlier = await _earlier(gateway, body, tenant)
     parsed = responses_request(body, earlier.messages if earlier is not None else ())
     door = Door(route=RESPONSES_ROUTE, answer=ResponsesAnswer(body))
     return await serve_turn(
@@ -38,16 +40,17 @@ async def responses(request: Request) -> Response:
         request.headers,
         door,
         received=received,
+        tenant=tenant,
         follows=earlier.head if earlier is not None else None,
     )
 
 
-async def _earlier(gateway: Gateway, body: dict[str, Any]) -> Conversation | None:
+async def _earlier(gateway: Gateway, body: dict[str, Any], tenant: str) -> Conversation | None:
     """What was said up to the response that the request goes on from."""
     name = body.get("previous_response_id")
     if name is None:
         return None
-    found = await gateway.store.conversation(chat_id(str(name)))
+    found = await gateway.store.conversation(chat_id(str(name)), tenant)
     if found is None:
         raise RequestError(
             f"previous_response_id: no response {name!r} is stored here",

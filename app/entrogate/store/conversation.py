@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import Connection, Row, select
 
 from entrogate.store.heads import read_head_of_turn
-from entrogate.store.schema import turns
+from entrogate.store.schema import trajectories, turns
 from entrogate.types import TurnHead
 
 _COLUMNS = (
@@ -31,10 +31,13 @@ class Conversation:
     head: TurnHead
 
 
-def read_conversation(connection: Connection, response_id: str) -> Conversation | None:
-    """None where no such answer was stored for being gone on with."""
-    named = select(turns.c.trajectory_id, turns.c.request_id).where(
-        turns.c.response_id == response_id, turns.c.choice_index == 0
+def read_conversation(connection: Connection, response_id: str, tenant: str) -> Conversation | None:
+    """None where no such answer of ``tenant`` was stored for being gone on with."""
+    named = select(turns.c.trajectory_id, turns.c.request_id)
+    named = named.join(trajectories, trajectories.c.id == turns.c.trajectory_id).where(
+        turns.c.response_id == response_id,
+        turns.c.choice_index == 0,
+        trajectories.c.tenant == tenant,
     )
     found = connection.execute(named.order_by(turns.c.turn_index.desc()).limit(1)).first()
     if found is None:

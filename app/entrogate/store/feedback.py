@@ -63,9 +63,14 @@ class Feedback:
         )
 
 
-def add_feedback(connection: Connection, given: Feedback) -> dict[str, Any]:
-    """Store it, set the trajectory's outcome and recompute its rewards."""
-    trajectory_id, turn_id = _find_target(connection, given)
+def add_feedback(
+    connection: Connection, given: Feedback, tenant: str | None = None
+) -> dict[str, Any]:
+    """Store it, set the trajectory's outcome and recompute its rewards.
+
+    Raises `UnknownRecord` also for what is not of ``tenant``; None: whosever it is.
+    """
+    trajectory_id, turn_id = _find_target(connection, given, tenant)
     _lock(connection, trajectory_id)
     row = {
         "trajectory_id": trajectory_id,
@@ -97,10 +102,14 @@ def _lock(connection: Connection, trajectory_id: str) -> None:
     connection.execute(query.with_for_update(key_share=True))
 
 
-def _find_target(connection: Connection, given: Feedback) -> tuple[str, str | None]:
+def _find_target(
+    connection: Connection, given: Feedback, tenant: str | None
+) -> tuple[str, str | None]:
     """The trajectory, and the turn unless the whole trajectory is meant."""
     if given.target == "trajectory_id":
         whole = select(trajectories.c.id).where(trajectories.c.id == given.target_id)
+        if tenant is not None:
+            whole = whole.where(trajectories.c.tenant == tenant)
         if connection.execute(whole).first() is not None:
             return given.target_id, None
     else:
@@ -110,6 +119,9 @@ def _find_target(connection: Connection, given: Feedback) -> tuple[str, str | No
             query = query.where(calls.c.id == given.target_id)
         else:
             query = query.where(turns.c.response_id == given.target_id)
+        if tenant is not None:
+            query = query.join(trajectories, trajectories.c.id == turns.c.trajectory_id)
+            query = query.where(trajectories.c.tenant == tenant)
         query = query.order_by(turns.c.choice_index, turns.c.turn_index.desc())
         row = connection.execute(query.limit(1)).first()
         if row is not None:

@@ -71,6 +71,7 @@ _SCALARS = (
 class Filter:
     """Which trajectories to list; None asks for nothing. Times bound ``created_at``."""
 
+    tenant: str | None = None
     task_id: str | None = None
     model: str | None = None
     mode: str | None = None
@@ -112,7 +113,7 @@ def list_trajectories(
 
 def _filtered(query: Select[*tuple[Any, ...]], wanted: Filter) -> Select[*tuple[Any, ...]]:
     columns = trajectories.c
-    for name in ("task_id", "model", "mode"):
+    for name in ("tenant", "task_id", "model", "mode"):
         value = getattr(wanted, name)
         if value is not None:
             query = query.where(columns[name] == value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from entrogate.access import tenant_of
 from entrogate.gate.features import to_json
 from entrogate.store.codec import dump_change, dump_segment, dump_spans, pack_floats, pack_ints
 from entrogate.store.heads import has_calls
@@ -117,6 +118,7 @@ def trajectory_row(record: TurnRecord, place: Place) -> Row:
     return {
         "id": record.trajectory_id,
         "schema_version": SCHEMA_VERSION,
+        "tenant": tenant_of(record.trajectory_id),
         "task_id": record.task_id,
         "model": record.model,
         "mode": record.calls[0].decision.mode.value if record.calls else None,

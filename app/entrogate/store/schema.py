@@ -23,7 +23,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -40,6 +40,7 @@ trajectories = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("schema_version", Integer, nullable=False),
+    Column("tenant", Text, nullable=False, server_default=""),
     Column("task_id", Text),
     Column("model", Text, nullable=False),
     Column("mode", Text),
@@ -57,6 +58,7 @@ trajectories = Table(
     Column("outcome", Double),
     Index(None, "created_at", "id"),
     Index(None, "task_id", "created_at", "id"),
+    Index(None, "tenant", "created_at", "id"),
 )
 
 toolsets = Table(
@@ -244,4 +246,20 @@ call_rewards = Table(
     ),
     Column("dense", Double),
     Index(None, "trajectory_id"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("shown", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("concurrency", Integer),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
 )

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from entrogate.errors import StoreError
+from entrogate.access import Key, belongs
+from entrogate.errors import StoreError, UnknownRecord
 from entrogate.settings import StoreSettings
 from entrogate.store.conversation import Conversation, read_conversation
 from entrogate.store.database import Database
@@ -23,6 +24,7 @@ from entrogate.store.heads import (
     read_head_of_fingerprint,
     read_head_of_trajectory,
 )
+from entrogate.store.keys import read_keys
 from entrogate.store.reading import (
     Filter,
     Page,
@@ -149,9 +151,17 @@ class Store:
         known = self._heads.by_trajectory.get(trajectory_id)
         return await self._latest(known, read_head_of_trajectory, trajectory_id)
 
-    async def conversation(self, response_id: str) -> Conversation | None:
-        """What was said up to the answer with this id, if it was stored to be gone on with."""
-        return await self._read(read_conversation, response_id)
+    async def conversation(self, response_id: str, tenant: str) -> Conversation | None:
+        """What was said up to the tenant's answer with this id, if it may be gone on with."""
+        return await self._read(read_conversation, response_id, tenant)
+
+    async def keys(self) -> list[Key]:
+        """All API keys, revoked and expired ones too."""
+        return await self._read(read_keys)
+
+    def has_keys(self) -> bool:
+        """Was an API key ever made? Blocks."""
+        return bool(self._database.read(read_keys))
 
     async def add_feedback(
         self,
@@ -163,12 +173,13 @@ class Store:
         answer: str | None = None,
         gold: str | Sequence[str] | None = None,
         comment: str | None = None,
+        tenant: str | None = None,
     ) -> dict[str, Any]:
         """Record an outcome and compute the rewards of the trajectory it belongs to.
 
         Names one target and either a score in [0, 1] or an answer with its gold (SQuAD F1). The
         last feedback of a trajectory counts; earlier ones are kept. Raises ValueError for a bad
-        combination, `UnknownRecord` for an id that is not stored.
+        combination, `UnknownRecord` for an id that is not stored, or not for ``tenant``.
         """
         given = Feedback.of(
             targets={
@@ -181,7 +192,7 @@ class Store:
             gold=gold,
             comment=comment,
         )
-        return await self._write(lambda connection: add_feedback(connection, given))
+        return await self._write(lambda connection: add_feedback(connection, given, tenant))
 
     async def remember_policy(self, version: str, name: str, mode: Mode | str, text: str) -> None:
         """Keep the policy of this version, so that its decisions can be replayed."""
@@ -209,6 +220,7 @@ class Store:
         *,
         limit: int = 50,
         cursor: str | None = None,
+        tenant: str | None = None,
         task_id: str | None = None,
         model: str | None = None,
         mode: str | None = None,
@@ -219,6 +231,7 @@ class Store:
     ) -> Page:
         """A page of summaries, newest first. ValueError for a bad limit or cursor."""
         wanted = Filter(
+            tenant=tenant,
             task_id=task_id,
             model=model,
             mode=mode,
@@ -229,8 +242,15 @@ class Store:
         )
         return await self._read(list_trajectories, wanted, limit=limit, cursor=cursor)
 
-    async def get_trajectory(self, trajectory_id: str, *, tokens: bool = False) -> dict[str, Any]:
-        """Everything stored of one trajectory, JSON-able; `UnknownRecord` when there is none."""
+    async def get_trajectory(
+        self, trajectory_id: str, *, tokens: bool = False, tenant: str | None = None
+    ) -> dict[str, Any]:
+        """Everything stored of one trajectory, JSON-able.
+
+        Raises `UnknownRecord` when there is none, or not for ``tenant`` (None: for whom ever).
+        """
+        if not belongs(trajectory_id, tenant):
+            raise UnknownRecord(f"no trajectory {trajectory_id!r} is stored")
         return await self._read(get_trajectory, trajectory_id, tokens=tokens)
 
     def iter_decisions(self, batch: int = 500) -> Iterator[DecidedTurn]:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import msgspec
 import numpy as np
@@ -99,7 +99,8 @@ class CaptureChannel:
         self._socket: Any = None
 
     async def __aenter__(self) -> Self:
-        socket: Any = zmq.Context.instance().socket(zmq.SUB)
+        context = cast("Any", zmq.Context).instance()
+        socket = context.socket(zmq.SUB)
         self._socket = socket
         socket.setsockopt(zmq.RCVHWM, 100_000)
         socket.setsockopt(zmq.LINGER, 0)

@@ -67,9 +67,12 @@ def last_assistant(messages: list[dict[str, Any]]) -> int | None:
     return None
 
 
-def fingerprint(messages: list[dict[str, Any]]) -> bytes:
-    """blake2b-128 of what the messages say, without ids and reasoning (clients drop these)."""
-    digest = hashlib.blake2b(digest_size=16)
+def fingerprint(messages: list[dict[str, Any]], tenant: str = "") -> bytes:
+    """blake2b-128 of what the messages say, without ids and reasoning (clients drop these).
+
+    What two tenants say is never the same.
+    """
+    digest = hashlib.blake2b(digest_size=16, key=tenant.encode())
     for message in messages:
         calls = [_function(call) for call in _tool_calls(message)]
         digest.update(orjson.dumps([message.get("role"), text_of(message.get("content")), calls]))

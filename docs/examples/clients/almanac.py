@@ -15,16 +15,15 @@ from entrogate.almanac.world import make_world
 
 WORLD = make_world(0)
 LOOKUP: dict[str, Any] = tool_schema("lookup")["function"]  # its name, description, parameters
-QUESTION = "Which guild does Keren Nemuek serve?"
+DEFAULTS = ("http://127.0.0.1:8400", "Which guild does Keren Nemuek serve?")
 
 
-def lookup(entity: str, attribute: str) -> str:
-    """One fact about a person."""
+def lookup(entity: str = "", attribute: str = "") -> str:
+    """One fact about a person; a small model forgets arguments at times, and reads why."""
     return execute(WORLD, "lookup", {"entity": entity, "attribute": attribute})
 
 
-def run(answer: Callable[[str, str], Awaitable[str]]) -> None:
+def run(answer: Callable[..., Awaitable[str]]) -> None:
     """``python EXAMPLE.py [URL OF THE GATEWAY] [QUESTION]``."""
-    given = sys.argv[1:]
-    gateway = given[0] if given else "http://127.0.0.1:8400"
-    print(asyncio.run(answer(gateway, given[1] if len(given) > 1 else QUESTION)))
+    gateway, question, *more = [*sys.argv[1:], *DEFAULTS[len(sys.argv) - 1 :]]
+    print(asyncio.run(answer(gateway, question, *more)))

@@ -1,0 +1,140 @@
+"""The API keys as a running gateway knows them: read every few seconds, counted against limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from entrogate.access import Key, Scope, digest_of
+from entrogate.errors import EntrogateError, StoreError
+from entrogate.settings import AccessSettings
+from entrogate.store import Store
+
+_log = logging.getLogger("entrogate.serve")
+
+
+class Refused(EntrogateError):
+    """A request that its key, or the want of one, does not allow."""
+
+    def __init__(
+        self, message: str, *, status: int, code: str, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(slots=True)
+class _Use:
+    """What a key has left; ``tokens`` come back at the key's rate."""
+
+    tokens: float
+    filled_at: float
+    running: int = 0
+
+
+@dataclass
+class Keyring:
+    """Finds the key of a secret. Without any key, access is open.
+
+    Once a key was made, access stays closed to those without one, also when all are revoked.
+    """
+
+    settings: AccessSettings
+    store: Store
+    _keys: dict[bytes, Key] = field(default_factory=dict[bytes, Key])
+    _uses: dict[str, _Use] = field(default_factory=dict[str, _Use])
+
+    @property
+    def closed(self) -> bool:
+        """Whether a key is needed."""
+        return bool(self._keys)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Know the keys now, and soon each change of them."""
+        await self.refresh()
+        watching = asyncio.create_task(self._watch(), name="keyring")
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+
+    async def refresh(self) -> None:
+        """Read the keys. Raises StoreError."""
+        keys = {key.digest: key for key in await self.store.keys()}
+        if self.settings.key is not None:
+            digest = digest_of(self.settings.key.get_secret_value())
+            everything = frozenset(Scope)
+            keys[digest] = Key(
+                id="static", name="static", digest=digest, shown="", tenant="", scopes=everything
+            )
+        self._keys = keys
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.refresh_seconds)
+            try:
+                await self.refresh()
+            except StoreError as error:  # what is known stays known
+                _log.warning("keys.not_read %s", error)
+
+    def find(self, secret: str | None) -> Key:
+        """The valid key of this secret. Raises Refused (401)."""
+        if secret is None:
+            raise Refused(
+                "no API key: send one as `Authorization: Bearer …` or `x-api-key`",
+                status=401,
+                code="missing_api_key",
+            )
+        key = self._keys.get(digest_of(secret))
+        if key is None or not key.is_valid(time.time()):
+            raise Refused(
+                "this API key is unknown, revoked or expired", status=401, code="invalid_api_key"
+            )
+        return key
+
+    @contextmanager
+    def counted(self, key: Key) -> Generator[None]:
+        """The time of one request of the key. Raises Refused (429) beyond its limits."""
+        if key.requests_per_minute is None and key.concurrency is None:
+            yield
+            return
+        use = self._use(key)
+        if key.concurrency is not None and use.running >= key.concurrency:
+            raise Refused(
+                f"this API key may have {key.concurrency} requests at a time",
+                status=429,
+                code="concurrency_limit_exceeded",
+                retry_after_seconds=1.0,
+            )
+        if key.requests_per_minute is not None:
+            if use.tokens < 1.0:
+                raise Refused(
+                    f"this API key may make {key.requests_per_minute} requests per minute",
+                    status=429,
+                    code="rate_limit_exceeded",
+                    retry_after_seconds=(1.0 - use.tokens) * 60.0 / key.requests_per_minute,
+                )
+            use.tokens -= 1.0
+        use.running += 1
+        try:
+            yield
+        finally:
+            use.running -= 1
+
+    def _use(self, key: Key) -> _Use:
+        now = time.monotonic()
+        most = float(key.requests_per_minute or 0)
+        use = self._uses.setdefault(key.id, _Use(tokens=most, filled_at=now))
+        use.tokens = min(most, use.tokens + (now - use.filled_at) * most / 60.0)
+        use.filled_at = now
+        return use

@@ -1,0 +1,354 @@
+"""Keys, scopes, tenants and limits on the running gateway, every route with every key."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from starlette.routing import Route
+
+from entrogate.access import Scope, qualified
+from entrogate.serve.access import SCOPES, check_routes
+from entrogate.store.keys_cli import keys as keys_command
+from tests.integration.conftest import Start
+from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses
+from tests.integration.harness import CHAT, Running, ask, calling, follow_up, message_of
+
+pytestmark = pytest.mark.both_stores
+
+KEYS = {"refresh_seconds": 0.02}
+FORGED = "eg_" + "A" * 43
+
+
+def run(*arguments: str, url: str) -> str:
+    done = CliRunner().invoke(keys_command, [*arguments, "--store", url], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+class Keys:
+    """Makes keys as an operator does, and waits until the gateway knows them."""
+
+    def __init__(self, gateway: Running, url: str) -> None:
+        self.gateway = gateway
+        self.url = url
+
+    async def make(self, *scopes: str, tenant: str = "", **options: Any) -> str:
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        arguments += [f"--scope={scope}" for scope in scopes]
+        output = await asyncio.to_thread(
+            run, "create", "--name=test", f"--tenant={tenant}", *arguments, url=self.url
+        )
+        secret = output.splitlines()[-1]
+        await self.until(secret, known=True)
+        return secret
+
+    async def revoke(self, secret: str) -> None:
+        await asyncio.to_thread(run, "revoke", secret[:9], url=self.url)
+        await self.until(secret, known=False)
+
+    async def until(self, secret: str, *, known: bool) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                with_it = await self.gateway.client.get("/nothing", headers=bearer(secret))
+                without = await self.gateway.client.get("/nothing")
+                if without.status_code == 401 and (with_it.status_code != 401) == known:
+                    return
+                await asyncio.sleep(0.01)
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+async def gateway(start: Start) -> Running:
+    return await start(access=KEYS)
+
+
+@pytest.fixture
+async def keys(gateway: Running, store_url: str) -> Keys:
+    return Keys(gateway, store_url)
+
+
+# -- who may ask for what -------------------------------------------------------------------------
+
+
+def asked(gateway: Running) -> list[tuple[str, str]]:
+    """Method and path of every route of the running app, with something in its parameters."""
+    found: list[tuple[str, str]] = []
+    for route in gateway.app.routes:
+        path = re.sub(r"{\w+(?::\w+)?}", "traj_none", route.path)
+        methods = (route.methods or {"GET"}) - {"HEAD"}
+        found += [(method, path) for method in sorted(methods)]
+    return found
+
+
+async def test_every_route_with_every_scope(gateway: Running, keys: Keys) -> None:
+    """Only the keys whose scope a route names, and admins', get beyond the door."""
+    secrets = {scope: await keys.make(scope.value) for scope in Scope}
+    expired = await keys.make("admin")
+    await keys.revoke(expired)
+    for method, path in asked(gateway):
+        pattern = next(p for p in SCOPES if re.fullmatch(re.sub(r"{\w+}", "[^/]+", p), path))
+        needed = SCOPES[pattern]
+        for refused in ({}, bearer("none"), bearer(FORGED), bearer(expired), {"x-api-key": "x"}):
+            answer = await gateway.client.request(method, path, headers=refused)
+            assert (answer.status_code == 401) == (needed is not None), (method, path, refused)
+            if needed is not None:
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.json()["error"]["type"] == "authentication_error"
+        for scope, secret in secrets.items():
+            answer = await gateway.client.request(method, path, headers=bearer(secret))
+            allowed = needed is None or scope in (needed, Scope.ADMIN)
+            assert (answer.status_code not in (401, 403)) == allowed, (method, path, scope)
+            if not allowed:
+                error = answer.json()["error"]
+                assert error["type"] == "permission_error"
+                assert f"'{needed}'" in error["message"]
+            assert answer.status_code < 500 or answer.status_code in (502, 503), (method, path)
+
+
+def test_a_route_without_a_scope_keeps_the_gateway_from_starting() -> None:
+    with pytest.raises(LookupError, match="'/v1/new'"):
+        check_routes([Route("/v1/new", lambda _: None)])
+
+
+async def test_keys_count_within_seconds_and_nobody_slips_through(
+    gateway: Running, keys: Keys
+) -> None:
+    body = ask({"content": "Hello."}, tools=False)
+    assert (await gateway.chat(body)).status_code == 200  # no key was ever made
+    secret = await keys.make("infer")
+    assert (await gateway.chat(body)).status_code == 401
+    assert (await gateway.chat(body, authorization=f"Bearer {secret}")).status_code == 200
+    assert (await gateway.chat(body, x_api_key=secret)).status_code == 200
+    await keys.revoke(secret)
+    answer = await gateway.chat(body, authorization=f"Bearer {secret}")
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert (await gateway.chat(body)).status_code == 401  # revoking the last one opens nothing
+    assert await gateway.metric("entrogate_requests_refused_total", reason="missing_api_key") >= 2
+
+
+async def test_a_key_expires(gateway: Running, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = await keys.make("infer", expires="1h")
+    body = ask({"content": "Hello."}, tools=False)
+    assert (await gateway.chat(body, authorization=f"Bearer {secret}")).status_code == 200
+    now = time.time()
+    monkeypatch.setattr("entrogate.serve.keyring.time.time", lambda: now + 3601)
+    assert (await gateway.chat(body, authorization=f"Bearer {secret}")).status_code == 401
+
+
+async def test_a_static_key_has_every_scope(start: Start) -> None:
+    gateway = await start(access={**KEYS, "key": "a-static-secret-1"})
+    assert (await gateway.client.get("/v1/trajectories")).status_code == 401
+    headers = bearer("a-static-secret-1")
+    assert (await gateway.client.get("/v1/trajectories", headers=headers)).status_code == 200
+    assert (await gateway.client.get("/admin/weights", headers=headers)).status_code == 200
+
+
+async def test_errors_are_said_as_the_api_says_them(gateway: Running, keys: Keys) -> None:
+    secret = await keys.make("read")
+    error = (await gateway.client.post(MESSAGES, json={}, headers=bearer(secret))).json()
+    assert error["type"] == "error"
+    assert error["error"]["type"] == "permission_error"
+
+
+async def test_the_clients_key_stays_here(
+    gateway: Running, keys: Keys, upstream: Any, start: Start
+) -> None:
+    secret = await keys.make("infer")
+    seen: list[dict[str, str]] = []
+    original = gateway.gateway.client.headers
+
+    def spy(headers: Any = None) -> dict[str, str]:
+        seen.append(original(headers))
+        return seen[-1]
+
+    gateway.gateway.client.headers = spy  # type: ignore[method-assign]
+    for headers in (bearer(secret), {"x-api-key": secret}):
+        body = ask({"content": "Hello."}, tools=False)
+        assert (await gateway.client.post(CHAT, json=body, headers=headers)).status_code == 200
+    assert seen
+    assert all(secret not in str(each) for each in seen)
+
+
+# -- tenants --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["chat", "messages", "responses"])
+async def test_tenants_do_not_meet(gateway: Running, keys: Keys, route: str) -> None:
+    """What one made, the other can neither find, judge, go on with nor add to."""
+    every = ("infer", "feedback", "read")
+    one, two = await keys.make(*every, tenant="one"), await keys.make(*every, tenant="two")
+    path, body = {
+        "chat": (CHAT, ask(calling("Ada"), {"content": "Done."})),
+        "messages": (MESSAGES, ask_messages(calling("Ada"), {"content": "Done."})),
+        "responses": (RESPONSES, ask_responses(calling("Ada"), {"content": "Done."})),
+    }[route]
+    first = await gateway.client.post(path, json=body, headers=bearer(one))
+    assert first.status_code == 200, first.text
+    id_ = first.headers["x-entrogate-trajectory-id"]
+    assert id_.startswith("one~")
+    calls = re.findall(r"call_eg[0-9a-f]+", first.text)
+    theirs, ours = bearer(two), bearer(one)
+    assert (await gateway.client.get(f"/v1/trajectories/{id_}", headers=ours)).status_code == 200
+    for path_ in (f"/v1/trajectories/{id_}", f"/v1/trajectories/{id_.removeprefix('one~')}"):
+        assert (await gateway.client.get(path_, headers=theirs)).status_code == 404
+    assert (await gateway.client.get("/v1/trajectories", headers=theirs)).json()["data"] == []
+    assert len((await gateway.client.get("/v1/trajectories", headers=ours)).json()["data"]) == 1
+    for target in (
+        {"trajectory_id": id_},
+        {"response_id": first.json()["id"]},
+        {"tool_call_id": calls[0]},
+    ):
+        judged = {**target, "score": 1.0}
+        answer = await gateway.client.post("/v1/feedback", json=judged, headers=theirs)
+        assert answer.status_code == 404, target
+        answer = await gateway.client.post("/v1/feedback", json=judged, headers=ours)
+        assert answer.status_code == 200, target
+    # The same request, with the same history, the ids of the other's calls, and its id.
+    if route == "chat":
+        body = follow_up(body, message_of(first), "found")
+    stolen = {"x-entrogate-trajectory-id": id_}
+    for headers in ({}, stolen):
+        answer = await gateway.client.post(path, json=body, headers={**theirs, **headers})
+        if headers:
+            assert answer.status_code == 400  # no name that a client of another tenant can say
+        else:
+            assert answer.headers["x-entrogate-trajectory-id"].startswith("two~")
+    if route == "responses":
+        gone_on = {**body, "previous_response_id": first.json()["id"]}
+        answer = await gateway.client.post(path, json=gone_on, headers=theirs)
+        assert answer.status_code == 404
+    found = (await gateway.client.get(f"/v1/trajectories/{id_}", headers=ours)).json()
+    assert found["n_turns"] == 1
+
+
+async def test_the_same_name_means_each_tenants_own(gateway: Running, keys: Keys) -> None:
+    one = await keys.make("infer", "read", tenant="one")
+    two = await keys.make("infer", "read", tenant="two")
+    for secret in (one, two):
+        body = ask({"content": "Hello."}, tools=False)
+        headers = {**bearer(secret), "x-entrogate-trajectory-id": "run-1"}
+        for _ in range(2):
+            assert (await gateway.client.post(CHAT, json=body, headers=headers)).status_code == 200
+        found = await gateway.client.get("/v1/trajectories/run-1", headers=bearer(secret))
+        assert found.json()["n_turns"] == 2
+        listed = await gateway.client.get("/v1/trajectories", headers=bearer(secret))
+        assert [each["id"] for each in listed.json()["data"]] == [found.json()["id"]]
+
+
+async def test_an_admin_sees_all(gateway: Running, keys: Keys) -> None:
+    admin, one = await keys.make("admin"), await keys.make("infer", tenant="one")
+    body = ask({"content": "Hello."}, tools=False)
+    made = await gateway.client.post(CHAT, json=body, headers=bearer(one))
+    id_ = made.headers["x-entrogate-trajectory-id"]
+    assert id_ == qualified("one", id_)
+    found = await gateway.client.get(f"/v1/trajectories/{id_}", headers=bearer(admin))
+    assert found.json()["tenant"] == "one"
+
+
+# -- limits ---------------------------------------------------------------------------------------
+
+
+async def test_requests_per_minute(gateway: Running, keys: Keys) -> None:
+    secret = await keys.make("read", rpm=60)
+    answers = [
+        await gateway.client.get("/v1/trajectories", headers=bearer(secret)) for _ in range(70)
+    ]
+    limited = [each for each in answers if each.status_code == 429]
+    assert limited
+    assert limited[0].json()["error"]["type"] == "rate_limit_error"
+    assert int(limited[0].headers["retry-after"]) >= 1
+    assert {each.status_code for each in answers} == {200, 429}
+
+
+async def test_requests_at_a_time(gateway: Running, keys: Keys, start: Start) -> None:
+    secret = await keys.make("infer", concurrency=1)
+    body = ask({"content": "Hello, hello, hello.", "delay": 0.2}, tools=False, stream=True)
+    async with gateway.client.stream("POST", CHAT, json=body, headers=bearer(secret)) as first:
+        await anext(first.aiter_bytes())
+        answer = await gateway.client.post(CHAT, json=body, headers=bearer(secret))
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "concurrency_limit_exceeded"
+    async with asyncio.timeout(20):
+        while (
+            await gateway.client.post(CHAT, json={**body, "stream": False}, headers=bearer(secret))
+        ).status_code != 200:
+            await asyncio.sleep(0.05)
+
+
+async def test_the_gateway_as_a_whole_has_a_limit(start: Start) -> None:
+    gateway = await start(serve={"max_requests": 1})
+    body = ask({"content": "Hello, hello, hello.", "delay": 0.2}, tools=False, stream=True)
+    async with gateway.client.stream("POST", CHAT, json=body) as first:
+        await anext(first.aiter_bytes())
+        answer = await gateway.client.post(CHAT, json=body)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert "retry-after" in answer.headers
+        assert (await gateway.client.get("/health")).status_code == 200
+
+
+async def test_a_body_that_does_not_come(start: Start) -> None:
+    gateway = await start(serve={"body_timeout_seconds": 0.2})
+    port = int(gateway.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+    head = await reader.readline()
+    writer.close()
+    assert b" 408 " in head
+
+
+async def test_a_request_that_takes_too_long(start: Start) -> None:
+    gateway = await start(serve={"request_timeout_seconds": 0.3})
+    body = ask({"content": "Hello, hello, hello, hello.", "delay": 0.5}, tools=False)
+    answer = await gateway.chat(body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
+    with pytest.raises(httpx.RemoteProtocolError):
+        await gateway.stream(body)
+    assert await gateway.metric("entrogate_requests_in_flight") == 0
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def test_a_list_shows_no_secret(store_url: str) -> None:
+    secret = run("create", "--name=ci", "--tenant=acme", "--rpm=5", url=store_url).splitlines()[-1]
+    listed = run("list", url=store_url)
+    assert secret not in listed
+    assert secret[:9] in listed
+    assert "acme" in listed
+    assert "valid" in listed
+    run("revoke", secret[:9], url=store_url)
+    assert "revoked" in run("list", url=store_url)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["create", "--name=x", "--tenant=a b"], "no name for a tenant"),
+        (["create", "--name=x", "--tenant=a~b"], "no name for a tenant"),
+        (["create", "--name=x", "--expires=soon"], "say for example 12h"),
+        (["create", "--name=x", "--scope=everything"], "is not one of"),
+        (["revoke", "key_none"], "no key 'key_none'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(store_url: str, arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(keys_command, [*arguments, "--store", store_url])
+    assert done.exit_code != 0
+    assert said in done.output + str(done.exception)
+
+
+def test_keys_are_hashed(store_url: str, tmp_path: Path) -> None:
+    secret = run("create", "--name=x", url=store_url).splitlines()[-1]
+    if store_url.startswith("sqlite"):
+        for file in tmp_path.glob("store.db*"):
+            assert secret.encode() not in file.read_bytes()
