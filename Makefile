@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help demo test lint check bench format clean
+.PHONY: help demo test lint check bench docs format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,17 +28,20 @@ lint: $(STAMP) ## Style, types and import contracts
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
 
-check: lint test ## lint, then test
+check: lint docs test ## lint, docs, then test
 
 bench: $(STAMP) ## Measure the gateway's overhead against a scripted upstream
 	@$(BIN)/entrogate bench overhead $(ARGS)
+
+docs: $(STAMP) ## Build the documentation site into site/; a bad link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(STAMP) ## Rewrite the sources as ruff likes them
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean: ## Remove everything that make created
-	rm -rf $(VENV) demo-report dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo-report site dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml scripts/setup-venv

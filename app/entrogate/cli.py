@@ -77,6 +77,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
         target="entrogate.store.cli:trajectories",
         help="List and show recorded trajectories.",
     ),
+    "prune": LazyCommand(
+        target="entrogate.export.prune:prune",
+        help="Delete old trajectories from the store.",
+    ),
+    "store": LazyCommand(
+        target="entrogate.store.maintenance:store",
+        help="Migrate the store's database, or copy it while it is in use.",
+    ),
     "export": LazyCommand(
         target="entrogate.export.cli:export",
         help="Write settled trajectories to Parquet, each exactly once.",

@@ -23,11 +23,12 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 
 
 @pytest_asyncio.fixture
-async def start(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[Start]:
+async def start(upstream: ScriptedUpstream, tmp_path: Path, store_url: str) -> AsyncIterator[Start]:
     """Starts gateways in front of the upstream: ``await start(policy="balanced", …)``."""
     async with AsyncExitStack() as stack:
 
         async def begin(url: str | None = None, **options: Any) -> Running:
+            options["store"] = {"url": store_url} | options.get("store", {})
             chosen = settings(url or upstream.url, tmp_path, **options)
             return await stack.enter_async_context(running(chosen))
 

@@ -40,9 +40,12 @@ LATER = 4e9  # by then everything has settled
 SETTLING = Settling(quiet=30, patience=3600)
 
 
+pytestmark = pytest.mark.both_stores
+
+
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store.open(StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
+async def store(store_url: str) -> AsyncIterator[Store]:
+    opened = Store.open(StoreSettings(url=store_url))
     await opened.start()
     yield opened
     await opened.aclose()
@@ -293,12 +296,12 @@ sys.exit(run(["export", "--store", sys.argv[1], "--to", sys.argv[2], "--settle",
 """
 
 
-async def test_kill_9_at_random_moments(store: Store, tmp_path: Path) -> None:
+async def test_kill_9_at_random_moments(store: Store, store_url: str, tmp_path: Path) -> None:
     """No trajectory twice, none lost."""
     for number in range(150):
         made = await add_run(store, f"run{number:03}", score=number % 2)
         assert len(made) == 2
-    url, out = f"sqlite:///{tmp_path}/store.db", tmp_path / "out"
+    url, out = store_url, tmp_path / "out"
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'app'}{os.pathsep}{ROOT}"}
     time.sleep(1.1)  # they settle
     rng = random.Random(5)

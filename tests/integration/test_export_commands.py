@@ -74,9 +74,12 @@ async def three_and_more(store: Store) -> None:
     await add_run(store, "a4", score=1.0, reduced=True, capture_gap="count_mismatch")
 
 
+pytestmark = pytest.mark.both_stores
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/store.db"
+def url(store_url: str) -> str:
+    return store_url
 
 
 @pytest.fixture

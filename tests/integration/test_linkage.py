@@ -17,6 +17,8 @@ from tests.integration.harness import (
     message_of_stream,
 )
 
+pytestmark = pytest.mark.both_stores
+
 DIALOGUE = (calling("Ada"), calling("Bo"), {"content": "The answer is 42."})
 
 

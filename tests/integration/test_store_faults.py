@@ -116,7 +116,7 @@ async def test_a_short_lock_is_waited_for(store: Store, path: Path) -> None:
 
 
 async def test_a_lock_that_stays_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("entrogate.store.database.BUSY_TIMEOUT_MS", 10)
+    monkeypatch.setattr("entrogate.store.sqlite.BUSY_TIMEOUT_MS", 10)
     store = Store.open(settings(path))
     monkeypatch.setattr(writer_module.Writer.__init__, "__kwdefaults__", {"patience_seconds": 0.1})
     await store.start()
@@ -258,7 +258,10 @@ async def test_a_damaged_page_is_an_error_and_not_a_crash(path: Path) -> None:
     [
         ("store.db", "is no URL"),
         ("sqlite+aiosqlite:///a.db", "not supported; use sqlite:///PATH"),
-        ("postgresql+asyncpg://localhost/a", "not supported"),
+        ("mysql://someone:secret@localhost/a", "not supported"),
+        ("postgresql+asyncpg://someone:secret@127.0.0.1:1/a", "127.0.0.1:1/a: connection"),
+        ("postgresql://someone:secret@127.0.0.1:1", "names no database"),
+        ("postgresql://someone:secret@127.0.0.1:one/a", "is no URL"),
         ("sqlite://", "in-memory"),
         ("sqlite:///:memory:", "in-memory"),
         ("sqlite:////nowhere/at/all/a.db", "the folder /nowhere/at/all does not exist"),
@@ -269,6 +272,7 @@ def test_a_url_that_cannot_be_opened_is_refused_in_one_line(url: str, said: str)
         Store.open(StoreSettings(url=url))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_reading_does_not_create_a_database(tmp_path: Path) -> None:

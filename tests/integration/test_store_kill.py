@@ -1,7 +1,6 @@
 """kill -9 at random moments: no acknowledged turn is missing and the database is sound."""
 
 import os
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,19 @@ import pytest
 
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from entrogate.store.database import Database
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 20
 
 
+@pytest.mark.both_stores
 @pytest.mark.parametrize("durability", ["normal", "full"])
-async def test_no_acknowledged_turn_is_lost(tmp_path: Path, durability: str) -> None:
-    url = f"sqlite:///{tmp_path}/store.db"
+async def test_no_acknowledged_turn_is_lost(store_url: str, durability: str) -> None:
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'app'}{os.pathsep}{ROOT}"}
     killer = Path(__file__).with_name("store_killer.py")
     done = subprocess.run(
-        [sys.executable, str(killer), url, durability, str(ROUNDS), "7"],
+        [sys.executable, str(killer), store_url, durability, str(ROUNDS), "7"],
         env=environment,
         capture_output=True,
         text=True,
@@ -31,17 +31,23 @@ async def test_no_acknowledged_turn_is_lost(tmp_path: Path, durability: str) -> 
     acknowledged = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
     assert {turn_id.split("-")[0] for turn_id in acknowledged} == {f"run{n}" for n in range(ROUNDS)}
 
-    with sqlite3.connect(tmp_path / "store.db") as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        rows = connection.execute("SELECT id, n_prompt_tokens + n_tokens FROM turns").fetchall()
-        counted = connection.execute("SELECT sum(n_turns), sum(n_calls) FROM trajectories")
-        assert counted.fetchone() == (len(rows), len(rows))
-    connection.close()
+    database = Database(StoreSettings(url=store_url))
+    with database.reading() as connection:
+        if not database.shared:
+            checked = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+            assert checked == ["ok"]
+            assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        query = "SELECT id, n_prompt_tokens + n_tokens FROM turns"
+        rows = connection.exec_driver_sql(query).all()
+        counted = connection.exec_driver_sql("SELECT sum(n_turns), sum(n_calls) FROM trajectories")
+        assert counted.one() == (len(rows), len(rows))
+    database.close()
     stored = {turn_id: str(length) for turn_id, length in rows}
     assert acknowledged.items() <= stored.items()
 
-    store = Store.open(StoreSettings(url=url))  # opens clean, and every prompt can be put together
+    store = Store.open(
+        StoreSettings(url=store_url)
+    )  # opens clean, and every prompt can be put together
     for item in (await store.list_trajectories(limit=1000)).items:
         found = await store.get_trajectory(item["id"], tokens=True)
         lengths = [len(turn["tokens"]["prompt_token_ids"]) for turn in found["turns"]]

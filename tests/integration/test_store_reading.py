@@ -28,10 +28,12 @@ from tests.unit.store.records import (
     turn,
 )
 
+pytestmark = pytest.mark.both_stores
+
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/store.db"
+def url(store_url: str) -> str:
+    return store_url
 
 
 @pytest.fixture

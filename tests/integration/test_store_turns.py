@@ -1,9 +1,8 @@
-"""Turns through the real store on SQLite: what is committed is read, linked and replayed."""
+"""Turns through the real store: what is committed is read, linked and replayed."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import orjson
@@ -26,14 +25,16 @@ from tests.unit.store.records import (
     turn,
 )
 
+pytestmark = pytest.mark.both_stores
 
-def settings(folder: Path, **changed: object) -> StoreSettings:
-    return StoreSettings.model_validate({"url": f"sqlite:///{folder}/store.db"} | changed)
+
+def settings(url: str, **changed: object) -> StoreSettings:
+    return StoreSettings.model_validate({"url": url} | changed)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    opened = Store.open(settings(tmp_path))
+async def store(store_url: str) -> AsyncIterator[Store]:
+    opened = Store.open(settings(store_url))
     await opened.start()
     yield opened
     await opened.aclose()
@@ -131,7 +132,7 @@ async def test_a_chain_committed_at_once_links_within_itself(store: Store) -> No
     assert found["turns"][1]["tokens"]["prompt_token_ids"] == visible.prompt_token_ids.tolist()
 
 
-async def test_a_prefix_is_not_stored_twice(store: Store, tmp_path: Path) -> None:
+async def test_a_prefix_is_not_stored_twice(store: Store, store_url: str) -> None:
     first = turn("t", prompt=np.arange(5000, dtype=np.int32))
     await commit(store, turn("t", parent=first, head=await commit(store, first)))
     with store._database.reader.connect() as connection:
@@ -142,11 +143,11 @@ async def test_a_prefix_is_not_stored_twice(store: Store, tmp_path: Path) -> Non
 
 
 async def test_heads_are_the_same_from_the_cache_and_from_the_database(
-    store: Store, tmp_path: Path
+    store: Store, store_url: str
 ) -> None:
     record = turn("t", calls=allowed_call(), segment=segment(1 / 3), capture_gap="missing")
     head = await commit(store, record)
-    other = Store.open(settings(tmp_path))  # another gateway on the same database
+    other = Store.open(settings(store_url))  # another gateway on the same database
     for each in (store, other):
         assert await each.head_of_call(record.calls[0].call_id) == head
         assert await each.head_of_fingerprint(record.fingerprint) == head
@@ -160,11 +161,11 @@ async def test_heads_are_the_same_from_the_cache_and_from_the_database(
     await other.aclose()
 
 
-async def test_the_latest_of_equal_fingerprints_is_found(store: Store, tmp_path: Path) -> None:
+async def test_the_latest_of_equal_fingerprints_is_found(store: Store, store_url: str) -> None:
     first = turn("t")
     second = turn("u", fingerprint=first.fingerprint)
     await store.commit_turns([first, second])
-    other = Store.open(settings(tmp_path))
+    other = Store.open(settings(store_url))
     for each in (store, other):
         head = await each.head_of_fingerprint(first.fingerprint)
         assert head is not None
@@ -223,8 +224,8 @@ async def test_many_trajectories_at_once_keep_apart(store: Store) -> None:
         assert last == records[-1].prompt_token_ids.tolist()
 
 
-async def test_two_gateways_share_a_database(store: Store, tmp_path: Path) -> None:
-    other = Store.open(settings(tmp_path))
+async def test_two_gateways_share_a_database(store: Store, store_url: str) -> None:
+    other = Store.open(settings(store_url))
     await other.start()
     roots = [turn(f"t{n}") for n in range(20)]
     heads = await store.commit_turns(roots)
@@ -243,8 +244,8 @@ async def test_two_gateways_share_a_database(store: Store, tmp_path: Path) -> No
     await other.aclose()
 
 
-async def test_closing_writes_what_is_waiting(tmp_path: Path) -> None:
-    store = Store.open(settings(tmp_path))
+async def test_closing_writes_what_is_waiting(store_url: str) -> None:
+    store = Store.open(settings(store_url))
     await store.start()
     waiting = [asyncio.ensure_future(store.commit_turns([turn(f"t{n}")])) for n in range(50)]
     await asyncio.sleep(0)
@@ -252,15 +253,15 @@ async def test_closing_writes_what_is_waiting(tmp_path: Path) -> None:
     assert len(await asyncio.gather(*waiting)) == 50
     with pytest.raises(StoreError, match="closed"):
         await store.commit_turns([turn("late")])
-    again = Store.open(settings(tmp_path), read_only=True)
+    again = Store.open(settings(store_url), read_only=True)
     assert len((await again.list_trajectories(limit=100)).items) == 50
     await again.aclose()
 
 
 async def test_durability_off_acknowledges_first_and_stores_the_right_branches(
-    tmp_path: Path,
+    store_url: str,
 ) -> None:
-    store = Store.open(settings(tmp_path, durability="off"))
+    store = Store.open(settings(store_url, durability="off"))
     await store.start()
     first = turn("t", calls=allowed_call())
     (guess,) = await store.commit_turns([first])
@@ -269,7 +270,7 @@ async def test_durability_off_acknowledges_first_and_stores_the_right_branches(
     for fork in forks:
         await store.commit_turns([fork])
     await store.aclose()
-    again = Store.open(settings(tmp_path), read_only=True)
+    again = Store.open(settings(store_url), read_only=True)
     found = await again.get_trajectory("t")
     assert [(read["turn_index"], read["branch_index"]) for read in found["turns"]] == [
         (0, 0),

@@ -24,6 +24,8 @@ from tests.integration.harness import (
     message_of,
 )
 
+pytestmark = pytest.mark.both_stores
+
 POLL = {"poll_interval_seconds": 0.05}
 VERSION = "x-entrogate-weight-version"
 STALLED = ask({"content": "one two three four", "fault": "stall"}, tools=False)

@@ -217,7 +217,7 @@ def loop(*, out: Path, rounds: int, tasks: int, repeats: int, eval_tasks: int) -
 @almanac.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--seeds", default="0,1,2", show_default=True, help="Separated by commas.")
-@click.option("--methods", default="outcome,otc,sparse,dense", show_default=True)
+@click.option("--methods", help="Separated by commas (default: all).")
 @click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--tasks", type=click.IntRange(min=1), default=96, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=2), default=8, show_default=True)
@@ -227,7 +227,7 @@ def experiment(
     *,
     out: Path,
     seeds: str,
-    methods: str,
+    methods: str | None,
     rounds: int,
     tasks: int,
     repeats: int,
@@ -240,7 +240,7 @@ def experiment(
     """
     from entrogate.almanac.experiment import METHODS, TRAINING, Plan, run
 
-    wanted = tuple(name.strip() for name in methods.split(","))
+    wanted = tuple(METHODS if methods is None else (m.strip() for m in methods.split(",")))
     for name in wanted:
         if name not in METHODS:
             raise click.UsageError(f"no method {name!r}; there are {', '.join(METHODS)}")

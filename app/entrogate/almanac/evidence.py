@@ -25,6 +25,7 @@ from entrogate.almanac.tasks import DOMAINS
 from entrogate.export.dataset import Dataset
 
 _DRAWS = 500
+_REDUCTIONS = (0.0, 0.05, 0.1, 0.2, 0.3)  # nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,20 @@ def _figures(calls: Sequence[LabelledCall]) -> dict[str, Any]:
             "not_reduced_and_bad": int((~reduced & ~good).sum()),
             **_separation(delta, good, groups),
         }
+    needed = np.array([c.needed for c in calls])
+    found["at_least"] = [
+        {
+            "nats": nats,
+            "of_needed": _share(delta[needed] <= -nats if nats else delta[needed] < 0),
+            "of_needless": _share(delta[~needed] <= -nats if nats else delta[~needed] < 0),
+        }
+        for nats in _REDUCTIONS
+    ]
     return found
+
+
+def _share(which: np.ndarray) -> float | None:
+    return round(float(which.mean()), 3) if len(which) else None
 
 
 def _separation(delta: np.ndarray, good: np.ndarray, groups: np.ndarray) -> dict[str, Any]:

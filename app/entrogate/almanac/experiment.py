@@ -34,7 +34,16 @@ TRAINING = (
     *("--batch-tokens", "8192", "--warmup-steps", "3"),
     *("--stop-log-ratio", "3", "--stop-effective-share", "0.02"),
 )
-METHODS = ("outcome", "otc", "sparse", "dense")
+# By name, the options of `entrogate train` that make it; the last two are not the paper's.
+_NATS = ("--min-reduction", "0.1")
+METHODS = {
+    "outcome": ("--reward", "outcome"),
+    "otc": ("--reward", "otc"),
+    "sparse": ("--reward", "sparse"),
+    "dense": ("--reward", "dense"),
+    "sparse-0.1": ("--reward", "sparse", *_NATS),
+    "dense-0.1": ("--reward", "dense", *_NATS),
+}
 BASE = "base"
 EVALUATION, ROLLOUTS, DATASET = "evaluation.json", "rollouts.json", "dataset"
 DONE = "whole"  # in a dataset: the export has ended
@@ -53,7 +62,7 @@ class Plan:
     """What is run. ``training`` are further options of `entrogate train`, for all methods alike."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = tuple(METHODS)
     rounds: int = 2
     tasks: int = 96
     repeats: int = 8
@@ -103,7 +112,7 @@ def _claim(plan: Plan, out: Path) -> None:
     if path.is_file():
         found = json.loads(path.read_text())
         differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if set(differing) - {"seeds", "rounds"}:  # there may be more of them
+        if set(differing) - {"seeds", "methods", "rounds"}:  # there may be more of them
             raise ExperimentError(f"{out} holds another experiment ({', '.join(differing)} differ)")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted, indent=2) + "\n")
@@ -116,8 +125,9 @@ def _train(plan: Plan, step: Step, before: Step, *, say: Say) -> None:
         return
     say(f"seed {step.seed}, {step.method}, round {step.round}: training")
     command = ["train", str(before.folder / DATASET), "--model", str(before.model)]
-    command += ["--out", str(step.model), "--reward", step.method, "--seed", str(step.seed)]
-    _entrogate([*command, *plan.training], log=step.folder / "train.log")
+    command += ["--out", str(step.model), "--seed", str(step.seed)]
+    options = (*METHODS[step.method], *plan.training)
+    _entrogate([*command, *options], log=step.folder / "train.log")
     finished.touch()
 
 

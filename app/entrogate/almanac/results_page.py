@@ -44,8 +44,15 @@ def _tables(results: _Json) -> str:
             ("method", "accuracy", "F1", "calls per task", "least", "without a call (right)"),
             [_method_row(name, figures) for name, figures in _ordered(results["methods"])],
         ),
+        "\nAgainst outcome alone, on the same tasks:\n",
+        _table(
+            ("", "points of accuracy", "calls per task"),
+            _against_rows(results["against_outcome"]),
+        ),
         "\nHeadlines, as the paper defines them (against the mean of base, outcome and otc):\n",
-        _table(("", "here", "paper"), _headline_rows(results["headlines"])),
+        _table(
+            ("", "here", "here, with the gate", "paper"), _headline_rows(results["headlines"])
+        ),
         "\n![Accuracy against calls](images/results-methods.svg)\n",
         "![Calls, accuracy and entropy over the rounds](images/results-rounds.svg)\n",
         "ΔH against what a call was good for (rollouts of the base model):\n",
@@ -54,13 +61,14 @@ def _tables(results: _Json) -> str:
              "AUC", "rank correlation"),
             _evidence_rows(results["entropy_change"]),
         ),
+        "\nCalls that lowered the entropy by at least so many nats:\n",
+        _reduction_table(results["entropy_change"]["all"]["at_least"]),
     ]  # fmt: skip
     return "\n".join(parts)
 
 
 def _ordered(methods: _Json) -> list[tuple[str, _Json]]:
-    names = ("base", "outcome", "otc", "sparse", "dense")
-    order = [name + gate for gate in ("", "+gate") for name in names]
+    order = [name + gate for gate in ("", "+gate") for name in _COLOURS]
     return [(name, methods[name]) for name in order if name in methods]
 
 
@@ -82,17 +90,36 @@ def _with_interval(figures: _Json, name: str, form: str) -> str:
     return f"{form.format(figures[name])} [{low}, {high}]"
 
 
-def _headline_rows(headlines: _Json) -> list[list[str]]:
-    names = {"sparse_call_reduction": "sparse: fewer calls", "dense_gain": "dense: higher F1"}
+def _against_rows(against: _Json) -> list[list[str]]:
+    def cell(of: _Json, name: str, form: str, scale: float) -> str:
+        values = (of[name], *of[f"{name}_ci"])
+        return "{} [{}, {}]".format(*(form.format(value * scale) for value in values))
+
     return [
         [
-            label,
-            "{:.1%} [{:.1%}, {:.1%}]".format(headlines[name], *headlines[f"{name}_ci"]),
-            f"{headlines[f'{name}_paper']:.2%}",
+            name,
+            cell(against[name], "accuracy", "{:+.1f}", 100),
+            cell(against[name], "calls_per_task", "{:+.2f}", 1),
         ]
-        for name, label in names.items()
-        if name in headlines
+        for name in _COLOURS
+        if name in against
     ]
+
+
+def _headline_rows(headlines: _Json) -> list[list[str]]:
+    if not headlines:
+        return []
+
+    def cell(name: str) -> str:
+        return "{:.1%} [{:.1%}, {:.1%}]".format(headlines[name], *headlines[f"{name}_ci"])
+
+    names = {"sparse_call_reduction": "sparse: fewer calls", "dense_gain": "dense: higher F1"}
+    rows = [
+        [label, cell(name), cell(f"{name}_gated"), f"{headlines[f'{name}_paper']:.2%}"]
+        for name, label in names.items()
+    ]
+    at_oracle = f"{headlines['call_reduction_at_oracle']:.1%}"
+    return [*rows, ["fewer calls at the fewest that suffice", at_oracle, at_oracle, ""]]
 
 
 def _evidence_rows(evidence: _Json) -> list[list[str]]:
@@ -117,6 +144,18 @@ def _evidence_rows(evidence: _Json) -> list[list[str]]:
                 ]
             )
     return rows
+
+
+def _reduction_table(rows: Sequence[_Json]) -> str:
+    head = ["", *(f"{row['nats']:g}" if row["nats"] else "ΔH < 0" for row in rows)]
+    kinds = {"of_needed": "needed", "of_needless": "needless"}
+    return _table(
+        head, [[name, *map(_percent, (row[k] for row in rows))] for k, name in kinds.items()]
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -171,6 +210,8 @@ _COLOURS = {
     "otc": "#9467bd",
     "sparse": "#2ca02c",
     "dense": "#d62728",
+    "sparse-0.1": "#98df8a",
+    "dense-0.1": "#ff9896",
 }
 
 

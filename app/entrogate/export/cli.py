@@ -159,6 +159,13 @@ def convert(*, dataset: str, format_: str, target: str) -> None:
     help="Weight of I_k in the dense reward.",
 )
 @click.option(
+    "--min-reduction",
+    type=click.FloatRange(min=0),
+    default=RewardOptions().min_reduction,
+    show_default=True,
+    help="Nats by which a call has to lower the entropy for I_k = 1.",
+)
+@click.option(
     "--no-calls",
     type=click.Choice(get_args(Rule)),
     default=RewardOptions().no_calls,
@@ -173,13 +180,14 @@ def label(
     baseline: str,
     dense: DenseName,
     alpha: float,
+    min_reduction: float,
     no_calls: Rule,
 ) -> None:
     """Copy DATASET with rewards and advantages filled in, as `entrogate train` computes them."""
     labelling = Labelling(
         reward=reward,
         baseline=None if baseline == "none" else cast("Baseline", baseline),
-        options=RewardOptions(alpha=alpha, no_calls=no_calls),
+        options=RewardOptions(alpha=alpha, min_reduction=min_reduction, no_calls=no_calls),
         dense=dense,
     )
     source = Dataset.reading(dataset)

@@ -43,7 +43,7 @@ def label_dataset(source: Dataset, target: str, labelling: Labelling) -> LabelRe
 
     Raises ExportError for a part that cannot be read or an outcome outside [0, 1].
     """
-    judgements = Judgements()
+    judgements = Judgements(labelling.options)
     for rows in iter_rows(source, JUDGED_COLUMNS):
         for row in rows:
             judgements.take(row)

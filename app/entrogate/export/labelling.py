@@ -33,6 +33,7 @@ class Valued:
 class Judgements:
     """Outcomes and labels by trajectory. A trajectory with a gap in its capture has none."""
 
+    options: RewardOptions = field(default_factory=RewardOptions)
     found: dict[str, Judged] = field(default_factory=dict[str, Judged])
     _left_out: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -48,7 +49,8 @@ class Judgements:
             judged = self.found.setdefault(id_, Judged(row["group_id"], row["outcome"]))
             for call in row["calls"]:
                 if call["decision"] != "suppress" and call["null_reason"] != "no_call":
-                    judged.labels[call["parallel_group"]] = call["reduced"]
+                    label = self.options.label(call["reduced"], call["delta_h"])
+                    judged.labels[call["parallel_group"]] = label
 
     def valued(self, labelling: Labelling) -> Valued:
         """Each trajectory against those of its group; what teaches nothing is skipped."""

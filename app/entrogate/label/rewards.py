@@ -22,15 +22,27 @@ class RewardOptions:
     ``no_calls``: the sparse reward of a trajectory without calls: the outcome itself (m/n taken as
     1), zero, or null. ``all_unknown``: the same where there were calls, but no label is known.
     ``alpha``: weight of I_k in the dense reward; 0.5 is a common reading, not the paper's word.
+    ``min_reduction``: nats by which a call has to lower the entropy for I_k = 1. The paper's is 0;
+    a call that tells the model nothing has a ΔH that scatters around 0, so half of such calls
+    count as good there (docs/results.md).
     """
 
     alpha: float = 0.5
+    min_reduction: float = 0.0
     no_calls: Rule = "outcome"
     all_unknown: Rule = "null"
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0:
             raise ValueError(f"alpha is {self.alpha}; want 0 or more")
+        if not self.min_reduction >= 0:
+            raise ValueError(f"min_reduction is {self.min_reduction} nats; want 0 or more")
+
+    def label(self, reduced: bool | None, delta: float | None) -> bool | None:
+        """I_k of a call that brought the change ``delta`` (nats; the middle of its interval)."""
+        if not reduced or not self.min_reduction:
+            return reduced
+        return delta is not None and delta <= -self.min_reduction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +70,10 @@ def trajectory_rewards(
     """
     options = options or RewardOptions()
     groups = [c for c in changes if c is None or c.null_reason != "no_call"]
-    labels = [None if c is None else c.reduced for c in groups]
+    labels = [
+        None if c is None else options.label(c.reduced, c.delta and c.delta.midpoint)
+        for c in groups
+    ]
     return TrajectoryRewards(
         outcome=outcome,
         n_groups=len(labels),

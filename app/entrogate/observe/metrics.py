@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 
+from entrogate import __version__
 from entrogate.observe.labels import BoundedLabel
-from entrogate.types import CallRecord, Mode, TurnRecord
+from entrogate.types import CallRecord, EntropyChange, Mode, TurnRecord
+
+_M = TypeVar("_M", Counter, Gauge, Histogram)
 
 MAX_TOOLS = 64
 MAX_KINDS = 64
@@ -17,6 +29,11 @@ MAX_VERSIONS = 64
 _ENTROPY_NATS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 _CHANGE_NATS = (-5.0, -3.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0)
 _FAST_SECONDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+_ANSWER_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
+# Kinds that are there from the start with 0, so that Prometheus sees the first fault as a rise.
+_UPSTREAM_KINDS = ("UpstreamUnavailable", "UpstreamTimeout", "UpstreamProtocol")
+_STORE_KINDS = ("commit", "lost")
+SEVERAL = "several"
 _SIGN = {True: "reduced", False: "raised", None: "unknown"}
 
 
@@ -25,13 +42,20 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._made: list[tuple[Counter | Gauge | Histogram, Sequence[str]]] = []
         self._tool = BoundedLabel(MAX_TOOLS)
         self._route = BoundedLabel(MAX_KINDS)
         self._kind = BoundedLabel(MAX_KINDS)
         self._gap = BoundedLabel(MAX_KINDS)
         self._version = BoundedLabel(MAX_VERSIONS)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._gauge("build_info", "Always 1: which Entrogate this is.", "version").labels(
+            __version__
+        ).set(1)
         self._turn_metrics()
         self._server_metrics()
+        self._request_metrics()
 
     def _turn_metrics(self) -> None:
         self._turns = self._counter("turns", "Assistant turns recorded.", "mode")
@@ -59,6 +83,18 @@ class Metrics:
         self._change = self._histogram(
             "entropy_change_nats", "Entropy change brought by a call.", _CHANGE_NATS, "sign"
         )
+        self._tool_changes = self._counter(
+            "tool_entropy_changes", "Entropy changes, by the tool that was called.", "tool", "sign"
+        )
+        self._tool_nats = self._counter(
+            "tool_entropy_nats",
+            "Sizes of the entropy changes whose sign is known, added up.",
+            "tool",
+            "sign",
+        )
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of recorded turns.")
+        self._sampled_tokens = self._counter("sampled_tokens", "Sampled tokens of recorded turns.")
+        self._feedback = self._counter("feedback", "Outcomes that clients reported.")
 
     def _server_metrics(self) -> None:
         self._gate_seconds = self._histogram(
@@ -70,7 +106,6 @@ class Metrics:
         self._commit_seconds = self._histogram(
             "store_commit_seconds", "Time of one group commit.", _FAST_SECONDS
         )
-        self._requests = self._counter("requests", "Requests answered.", "route", "status")
         self._upstream_errors = self._counter(
             "upstream_errors", "Failures of the model server.", "kind"
         )
@@ -81,12 +116,41 @@ class Metrics:
         self._export_failures = self._counter(
             "export_failures", "Times that the export beside the server died."
         )
-        self._in_flight = self._gauge("requests_in_flight", "Requests being answered.", "route")
         self._queue = self._gauge("store_queue_depth", "Turns that wait for their commit.")
+        self._queue_limit = self._gauge(
+            "store_queue_limit", "Turns that may wait; beyond it they are not kept."
+        )
+        self._policy = self._gauge(
+            "policy_info", "Always 1: the policy in force.", "policy", "version", "mode"
+        )
+        self._upstream = self._gauge(
+            "upstream_info", "Always 1: what answers behind this gateway.", "model", "estimator"
+        )
+        for kind in _UPSTREAM_KINDS:
+            self._upstream_errors.labels(self._kind(kind))
+        for kind in _STORE_KINDS:
+            self._store_errors.labels(self._kind(kind))
 
-    def record_turn(self, record: TurnRecord, *, mode: Mode) -> None:
-        """Count a turn and everything in it, once, when it is recorded."""
+    def _request_metrics(self) -> None:
+        self._requests = self._counter("requests", "Requests answered.", "route", "status")
+        self._in_flight = self._gauge("requests_in_flight", "Requests being answered.", "route")
+        self._request_seconds = self._histogram(
+            "request_seconds", "Time from a request to the end of its answer.", _ANSWER_SECONDS
+        )
+        self._first_event = self._histogram(
+            "time_to_first_event_seconds",
+            "Time from a streamed request to the first event of its answer.",
+            _ANSWER_SECONDS,
+        )
+
+    def record_turn(self, record: TurnRecord, *, mode: Mode, called: Collection[str] = ()) -> None:
+        """Count a turn and everything in it, once, when it is recorded.
+
+        ``called`` are the tools whose results this turn is the first to see.
+        """
         self._turns.labels(mode.value).inc()
+        self._prompt_tokens.inc(len(record.prompt_token_ids))
+        self._sampled_tokens.inc(len(record.capture))
         self._weights.labels(self._version(record.weight_version)).inc()
         for call in record.calls:
             self._record_call(call)
@@ -100,11 +164,19 @@ class Metrics:
             estimator = record.segment.estimator.value
             self._segment.labels(estimator).observe(record.segment.mean.midpoint)
         if record.change is not None:
-            if record.change.delta is not None:
-                sign = _SIGN[record.change.reduced]
-                self._change.labels(sign).observe(record.change.delta.midpoint)
-            if record.change.null_reason is not None:
-                self._null_labels.labels(record.change.null_reason).inc()
+            self._record_change(record.change, set(called))
+
+    def _record_change(self, change: EntropyChange, called: set[str]) -> None:
+        sign = _SIGN[change.reduced]
+        if change.delta is not None:
+            self._change.labels(sign).observe(change.delta.midpoint)
+        if change.null_reason is not None:
+            self._null_labels.labels(change.null_reason).inc()
+        if called:
+            tool = self._tool(called.pop()) if len(called) == 1 else SEVERAL
+            self._tool_changes.labels(tool, sign).inc()
+            if change.delta is not None and change.reduced is not None:
+                self._tool_nats.labels(tool, sign).inc(abs(change.delta.midpoint))
 
     def _record_call(self, call: CallRecord) -> None:
         decision = call.decision
@@ -113,6 +185,18 @@ class Metrics:
     def record_request(self, route: str, status: int) -> None:
         """One answered request; ``route`` is the route's pattern, not the path."""
         self._requests.labels(self._route(route), str(status)).inc()
+
+    def observe_answer(self, seconds: float) -> None:
+        """Time from a request to the end of its answer."""
+        self._request_seconds.observe(seconds)
+
+    def observe_first_event(self, seconds: float) -> None:
+        """Time from a streamed request to the first event of its answer."""
+        self._first_event.observe(seconds)
+
+    def record_feedback(self) -> None:
+        """One outcome that a client reported."""
+        self._feedback.inc()
 
     @contextmanager
     def in_flight(self, route: str) -> Generator[None]:
@@ -156,22 +240,45 @@ class Metrics:
         """Turns that wait for their commit now."""
         self._queue.set(depth)
 
-    def watch_store_queue(self, depth: Callable[[], int]) -> None:
+    def watch_store_queue(self, depth: Callable[[], int], *, limit: int) -> None:
         """Read the depth of the queue whenever Prometheus asks."""
         self._queue.set_function(depth)
+        self._queue_limit.set(limit)
+
+    def set_policy(self, name: str, version: str, mode: Mode) -> None:
+        """The policy in force."""
+        self._policy.clear()
+        self._policy.labels(name, version, mode.value).set(1)
+
+    def set_upstream(self, model: str, estimator: str) -> None:
+        """What the upstream serves, and how its entropy is measured."""
+        self._upstream.clear()
+        self._upstream.labels(model, estimator).set(1)
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The body and the content type of ``/metrics`` for the request's ``Accept`` header."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
+    def describe(self) -> Iterator[tuple[Metric, Sequence[str]]]:
+        """Every metric of ours with the names of its labels, in the order they were made."""
+        for collector, labels in self._made:
+            (family,) = collector.describe()
+            yield family, labels
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"entrogate_{name}_total", text, labels, registry=self.registry)
+        return self._keep(Counter(f"entrogate_{name}_total", text, labels, registry=None), labels)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"entrogate_{name}", text, labels, registry=self.registry)
+        return self._keep(Gauge(f"entrogate_{name}", text, labels, registry=None), labels)
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
-        return Histogram(f"entrogate_{name}", text, labels, buckets=buckets, registry=self.registry)
+        made = Histogram(f"entrogate_{name}", text, labels, buckets=buckets, registry=None)
+        return self._keep(made, labels)
+
+    def _keep(self, made: _M, labels: Sequence[str]) -> _M:
+        self.registry.register(made)
+        self._made.append((made, labels))
+        return made

@@ -5,6 +5,7 @@ The other doors (`serve.messages`, `serve.responses`) bring their requests here 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ from entrogate.serve.weights import Lease
 from entrogate.types import TurnHead
 from entrogate.wire.history import earlier_calls
 from entrogate.wire.request import ChatRequest, parse_chat
+
+_log = logging.getLogger("entrogate.serve")
 
 DEBUG_HEADER = "x-entrogate-debug"
 REQUEST_ID_HEADER = "x-request-id"
@@ -79,6 +82,9 @@ async def _turn(
     earlier = earlier_calls(parsed.messages)
     linked = await link(gateway.store, parsed, headers, earlier, follows=follows)
     request_id = headers.get(REQUEST_ID_HEADER) or os.urandom(16).hex()
+    if linked.fault is not None:
+        gateway.metrics.record_store_error("link")
+        _log.error("turn.unlinked request=%s %s", request_id, linked.fault)
     upstream_headers = gateway.client.headers(headers)
     upstream_headers[REQUEST_ID_HEADER] = request_id
     judge = Judge(
@@ -119,6 +125,10 @@ async def _streamed(turn: Turn, headers: dict[str, str], door: Door) -> Response
     """The upstream's head decides the status, so it is asked before the response begins."""
     metrics = turn.gateway.metrics
     streamed = StreamedTurn(turn)
+
+    def began() -> None:
+        metrics.observe_first_event(time.perf_counter() - turn.received)
+
     async with AsyncExitStack() as unanswered:
         unanswered.callback(turn.let_go)
         unanswered.push_async_callback(streamed.close)
@@ -136,11 +146,12 @@ async def _streamed(turn: Turn, headers: dict[str, str], door: Door) -> Response
         with metrics.in_flight(door.route):
             events = translated(streamed, door)
             try:
-                await send_stream(send, events, headers, door.last_words)
+                await send_stream(send, events, headers, began, door.last_words)
             finally:
                 await events.aclose()
                 turn.let_go()
         metrics.record_request(door.route, 200)
+        metrics.observe_answer(time.perf_counter() - turn.received)
 
     return WatchedResponse(work)
 
@@ -158,6 +169,7 @@ def _whole(turn: Turn, headers: dict[str, str], door: Door) -> Response:
                     lambda status: metrics.record_request(door.route, status),
                     door.error,
                 )
+                metrics.observe_answer(time.perf_counter() - turn.received)
             finally:
                 turn.let_go()
 

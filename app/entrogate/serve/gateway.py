@@ -59,6 +59,7 @@ class Gateway:
                     )
                     for problem in found.problems():
                         _log.warning("upstream.limited %s", problem)
+                    self.metrics.set_upstream(found.model, found.estimator)
                     self._capabilities = found
         return self._capabilities
 

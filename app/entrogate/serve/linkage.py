@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from entrogate.errors import RequestError
+from entrogate.errors import RequestError, StoreError
 from entrogate.types import ToolResult, TurnHead
 from entrogate.wire.history import EarlierCall, fingerprint, last_assistant
 from entrogate.wire.request import ChatRequest
@@ -33,11 +33,15 @@ class Heads(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """Where a turn attaches: its trajectory, and the turn it follows if there is one."""
+    """Where a turn attaches: its trajectory, and the turn it follows if there is one.
+
+    ``fault``: the store could not be asked, so there may be one; the request is answered anyway.
+    """
 
     trajectory_id: str
     task_id: str | None
     parent: TurnHead | None
+    fault: StoreError | None = None
 
 
 def mint(kind: str) -> str:
@@ -54,20 +58,35 @@ async def link(
     *,
     follows: TurnHead | None = None,
 ) -> Link:
-    """Find the trajectory and the parent turn of ``request``; ``follows`` is the one it names.
+    """Find the trajectory and the parent turn of ``request``; a fault of the store is no error.
+
+    ``follows``: the turn that the request itself names as the one before it.
 
     Raises RequestError for an id that is not one to be stored or shown.
     """
     metadata = request.metadata or {}
     named = _checked(headers.get(TRAJECTORY_HEADER) or metadata.get("trajectory_id"))
     task_id = _checked(headers.get(TASK_HEADER) or metadata.get("task_id"))
+    fault = None
+    try:
+        parent = await _parent(heads, request, named, earlier, follows)
+    except StoreError as error:
+        parent, fault = None, error
+    trajectory_id = named or (parent.trajectory_id if parent is not None else mint("traj"))
+    return Link(trajectory_id=trajectory_id, task_id=task_id, parent=parent, fault=fault)
+
+
+async def _parent(
+    heads: Heads,
+    request: ChatRequest,
+    named: str | None,
+    earlier: list[EarlierCall],
+    follows: TurnHead | None,
+) -> TurnHead | None:
     parent = follows or await _parent_by_history(heads, request, earlier)
-    if named is not None:
-        if parent is None or parent.trajectory_id != named:
-            parent = await heads.head_of_trajectory(named)
-        return Link(trajectory_id=named, task_id=task_id, parent=parent)
-    trajectory_id = parent.trajectory_id if parent is not None else mint("traj")
-    return Link(trajectory_id=trajectory_id, task_id=task_id, parent=parent)
+    if named is not None and (parent is None or parent.trajectory_id != named):
+        return await heads.head_of_trajectory(named)
+    return parent
 
 
 def new_results(parent: TurnHead | None, earlier: list[EarlierCall]) -> tuple[ToolResult, ...]:

@@ -36,9 +36,11 @@ async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
         given = body.model_dump()
         if body.response_id is not None:
             given["response_id"] = chat_id(body.response_id)
-        return await _gateway(request).store.add_feedback(**given)
+        rewards = await _gateway(request).store.add_feedback(**given)
     except ValueError as error:
         raise RequestError(str(error)) from None
+    _gateway(request).metrics.record_feedback()
+    return rewards
 
 
 @router.get("/trajectories")

@@ -53,11 +53,19 @@ async def send_stream(
     send: Send,
     events: AsyncIterator[bytes],
     headers: Mapping[str, str],
+    on_first: Callable[[], None],
     last_words: Callable[[Exception], bytes] = chat_last_words,
 ) -> None:
-    """Send server-sent events; an error that nobody expected becomes the last of them."""
+    """Send server-sent events; an error that nobody expected becomes ``last_words``.
+
+    ``on_first`` is called after the first one.
+    """
     await _start(send, 200, {"content-type": "text/event-stream; charset=utf-8", **headers})
     try:
+        async for data in events:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            on_first()
+            break  # so that later events, in the loop below, pay nothing for it
         async for data in events:
             await send({"type": "http.response.body", "body": data, "more_body": True})
     except Exception as error:  # noqa: BLE001  (the request boundary: the stream must get an end)

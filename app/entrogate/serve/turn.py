@@ -29,7 +29,7 @@ from entrogate.types import Action, CallRecord, Decision, TurnHead, TurnRecord
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.handshake import Capabilities
 from entrogate.upstream.resume import resume_request
-from entrogate.wire.history import EarlierCall, call_key
+from entrogate.wire.history import EarlierCall, call_key, last_called
 from entrogate.wire.request import ChatRequest
 
 _log = logging.getLogger("entrogate.serve")
@@ -245,8 +245,9 @@ class Turn:
         else:
             self.heads.extend(heads)
         self.records.extend(records)
+        called = last_called(self.judge.earlier)
         for record in records:
-            metrics.record_turn(record, mode=self.judge.mode)
+            metrics.record_turn(record, mode=self.judge.mode, called=called)
         metrics.observe_gate(self.judge.seconds)
         self.judge.seconds = 0.0
 

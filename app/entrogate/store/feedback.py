@@ -66,6 +66,7 @@ class Feedback:
 def add_feedback(connection: Connection, given: Feedback) -> dict[str, Any]:
     """Store it, set the trajectory's outcome and recompute its rewards."""
     trajectory_id, turn_id = _find_target(connection, given)
+    _lock(connection, trajectory_id)
     row = {
         "trajectory_id": trajectory_id,
         "turn_id": turn_id,
@@ -88,6 +89,12 @@ def add_feedback(connection: Connection, given: Feedback) -> dict[str, Any]:
         "score": given.score,
         "rewards": computed,
     }
+
+
+def _lock(connection: Connection, trajectory_id: str) -> None:
+    """From here on no turn and no other feedback is added to it: the last one is the last."""
+    query = select(trajectories.c.id).where(trajectories.c.id == trajectory_id)
+    connection.execute(query.with_for_update(key_share=True))
 
 
 def _find_target(connection: Connection, given: Feedback) -> tuple[str, str | None]:

@@ -1,8 +1,8 @@
 """Heads of earlier turns: a bounded cache in front of the database.
 
-The cache belongs to the event loop's thread. A call id and a fingerprint name turns that do not
-change; the latest turn of a trajectory does, so it is cached for as long as this process is the
-only one that writes (SQLite).
+The cache belongs to the event loop's thread. A call id names a turn that does not change. The
+latest turn of a trajectory or with a fingerprint does, so it is taken from the cache only where
+this process is the only one that writes (SQLite).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -118,6 +118,7 @@ turns = Table(
     Index(None, "parent_id", "branch_index"),
     Index(None, "fingerprint"),
     Index(None, "response_id", "choice_index"),
+    Index(None, "toolset_id"),
 )
 
 calls = Table(
@@ -191,6 +192,7 @@ feedback = Table(
     Column("comment", Text),
     Column("created_at", Double, nullable=False),
     Index(None, "trajectory_id"),
+    Index(None, "turn_id"),
 )
 
 # One row per trajectory with an outcome: the last feedback wins. The labels are those on the path
@@ -211,6 +213,7 @@ rewards = Table(
     Column("no_calls", Text, nullable=False),
     Column("all_unknown", Text, nullable=False),
     Column("computed_at", Double, nullable=False),
+    Index(None, "turn_id"),
 )
 
 # A database may have served several base models: a version belongs to one of them.

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store.conversation import Conversation, read_conversation
-from entrogate.store.database import Database, translated
+from entrogate.store.database import Database
 from entrogate.store.decisions import DecidedTurn, read_decisions, read_policy, remember_policy
 from entrogate.store.feedback import Feedback, add_feedback
 from entrogate.store.heads import (
@@ -64,7 +64,6 @@ class Store:
         self._database = database
         self._settings = settings
         self._heads = HeadCache(settings.head_cache)
-        self._only_writer = database.writer.dialect.name == "sqlite"
         self._writer: Writer | None = None
 
     @classmethod
@@ -80,7 +79,7 @@ class Store:
 
         Raises `StoreError`, in one line, when it cannot be used.
         """
-        database = Database(settings, read_only=read_only)
+        database = Database(settings, migrating=not read_only)
         return cls(database, settings, on_commit=on_commit, on_loss=on_loss)
 
     async def start(self) -> None:
@@ -121,17 +120,17 @@ class Store:
     async def head_of_call(self, call_id: str) -> TurnHead | None:
         """The turn that proposed the call with this id."""
         head = self._heads.by_call.get(call_id)
-        return head or await self._read(read_head_of_call, call_id)
+        return head or await self._glance(read_head_of_call, call_id)
 
     async def head_of_fingerprint(self, fingerprint: bytes) -> TurnHead | None:
         """The latest turn whose history, response included, has this fingerprint."""
-        head = self._heads.by_fingerprint.get(fingerprint)
-        return head or await self._read(read_head_of_fingerprint, fingerprint)
+        known = self._heads.by_fingerprint.get(fingerprint)
+        return await self._latest(known, read_head_of_fingerprint, fingerprint)
 
     async def head_of_trajectory(self, trajectory_id: str) -> TurnHead | None:
         """The latest turn of the trajectory that did not break off."""
-        head = self._heads.by_trajectory.get(trajectory_id) if self._only_writer else None
-        return head or await self._read(read_head_of_trajectory, trajectory_id)
+        known = self._heads.by_trajectory.get(trajectory_id)
+        return await self._latest(known, read_head_of_trajectory, trajectory_id)
 
     async def conversation(self, response_id: str) -> Conversation | None:
         """What was said up to the answer with this id, if it was stored to be gone on with."""
@@ -221,7 +220,7 @@ class Store:
         """Every turn with calls, with the features and the decisions of each. Blocks."""
         last: tuple[str, int] | None = None
         while True:
-            with translated("cannot read"), self._database.reader.begin() as connection:
+            with self._database.reading() as connection:
                 found = read_decisions(connection, last, batch)
             yield from found
             if len(found) < batch:
@@ -244,12 +243,12 @@ class Store:
         ``batch`` at a time, each in a transaction of its own.
         """
         while True:
-            with translated("cannot read"), self._database.reader.begin() as connection:
+            with self._database.reading() as connection:
                 listed = list_settled(
                     connection, settling, wanted, now=now, after=after, limit=page
                 )
             for start in range(0, len(listed), batch):
-                with translated("cannot read"), self._database.reader.begin() as connection:
+                with self._database.reading() as connection:
                     found = read_settled(connection, settling, listed[start : start + batch])
                     texts = toolset_texts(connection, (t for each in found for t in each.turns))
                 for each in found:
@@ -260,15 +259,27 @@ class Store:
 
     def policy_text(self, version: str) -> str | None:
         """What `remember_policy` was given for this version. Blocks."""
-        with translated("cannot read"), self._database.reader.begin() as connection:
+        with self._database.reading() as connection:
             return read_policy(connection, version)
 
-    async def _read(self, query: Callable[..., T], *args: Any, **options: Any) -> T:
-        def read() -> T:
-            with translated("cannot read"), self._database.reader.begin() as connection:
-                return query(connection, *args, **options)
+    async def _latest(
+        self, known: TurnHead | None, query: Callable[..., TurnHead | None], key: Any
+    ) -> TurnHead | None:
+        """Another gateway may know a later one; one that is not stored yet (``off``), only we."""
+        if known is not None and not self._database.shared:
+            return known
+        return await self._glance(query, key) or known
 
-        return await asyncio.to_thread(read)
+    async def _glance(self, query: Callable[..., T], *args: Any) -> T:
+        """What a query of one statement reads."""
+        return await asyncio.to_thread(
+            self._database.read, lambda connection: query(connection, *args), glance=True
+        )
+
+    async def _read(self, query: Callable[..., T], *args: Any, **options: Any) -> T:
+        return await asyncio.to_thread(
+            self._database.read, lambda connection: query(connection, *args, **options)
+        )
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()

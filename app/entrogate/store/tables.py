@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import orjson
@@ -23,8 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
+from entrogate.store import postgres
 from entrogate.store.heads import head_of_record
-from entrogate.store.placement import Extent, Placement, Tail
+from entrogate.store.placement import Extent, Place, Placement, Tail
 from entrogate.store.rewards import refresh_rewards
 from entrogate.store.rows import (
     SUMS,
@@ -51,7 +53,8 @@ class TurnTables:
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        insert: Any = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+        self._on_postgres = dialect.name == "postgresql"
+        insert: Any = postgresql.insert if self._on_postgres else sqlite.insert
         counted = [column.name for column in trajectories.c if column.name != "outcome"]
         self._find_extents = _compiled(_extents(dialect), dialect)
         self._find_tails = _compiled(_tails(dialect), dialect)
@@ -70,7 +73,24 @@ class TurnTables:
 
     def write(self, connection: Connection, records: Sequence[TurnRecord]) -> list[TurnHead]:
         """Insert the turns, in order, inside the caller's transaction; return their heads."""
-        cursor = connection.connection.cursor()
+        try:
+            with postgres.pipelined(connection) if self._on_postgres else nullcontext():
+                cursor = connection.connection.cursor()
+                placed, judged = self._insert(cursor, records)
+                cursor.close()
+            for trajectory_id in judged:
+                refresh_rewards(connection, trajectory_id)
+        except Exception:
+            self._known_toolsets.clear()  # another process may have removed some
+            raise
+        return [
+            head_of_record(record, place.turn_index, place.branch_index) for record, place in placed
+        ]
+
+    def _insert(
+        self, cursor: DBAPICursor, records: Sequence[TurnRecord]
+    ) -> tuple[list[tuple[TurnRecord, Place]], list[str]]:
+        """Where each turn went, and the trajectories among theirs that have an outcome."""
         extents, judged = self._read_extents(cursor, records)
         placement = Placement(extents, self._read_tails(cursor, records))
         placed = [(record, placement.place(record)) for record in records]
@@ -79,19 +99,15 @@ class TurnTables:
             row = trajectory_row(record, place)
             known = touched.get(record.trajectory_id)
             touched[record.trajectory_id] = row if known is None else merge(known, row)
-        cursor.executemany(self._upsert_trajectories, list(touched.values()))
+        # Every process locks rows in the order of their keys, so that none waits in a circle.
+        cursor.executemany(self._upsert_trajectories, [touched[id_] for id_ in sorted(touched)])
         self._write_toolsets(cursor, records)
         cursor.executemany(self._insert_turns, [turn_row(*each) for each in placed])
         for statement, rows_of in self._parts:
             rows = [row for record in records for row in rows_of(record)]
             if rows:
                 cursor.executemany(statement, rows)
-        cursor.close()
-        for trajectory_id in judged:
-            refresh_rewards(connection, trajectory_id)
-        return [
-            head_of_record(record, place.turn_index, place.branch_index) for record, place in placed
-        ]
+        return placed, judged
 
     def _read_extents(
         self, cursor: DBAPICursor, records: Sequence[TurnRecord]
@@ -126,7 +142,7 @@ class TurnTables:
                 if key is not None and key not in self._known_toolsets:
                     new[key] = record.tools.decode()
         if new:
-            rows = [{"id": key, "content": content} for key, content in new.items()]
+            rows = [{"id": key, "content": new[key]} for key in sorted(new)]
             cursor.executemany(self._insert_toolsets, rows)
 
     def committed(self, records: Sequence[TurnRecord]) -> None:
@@ -158,7 +174,8 @@ def _listed(dialect: Dialect) -> Select[str]:
 def _extents(dialect: Dialect) -> Select[*tuple[Any, ...]]:
     stored = trajectories.c
     query = select(stored.id, stored.n_turns, stored.n_branches, stored.outcome)
-    return query.where(stored.id.in_(_listed(dialect))).with_for_update()
+    query = query.where(stored.id.in_(_listed(dialect))).order_by(stored.id)
+    return query.with_for_update(key_share=True)
 
 
 def _tails(dialect: Dialect) -> Select[*tuple[Any, ...]]:

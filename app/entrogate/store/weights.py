@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 
+from entrogate.store import postgres
 from entrogate.store.schema import SCHEMA_VERSION, weights
 from entrogate.types import PublishedWeights, WeightsState
 
@@ -39,6 +40,8 @@ def change_weights(
     connection: Connection, model: str, change: ChangeWeights
 ) -> list[PublishedWeights]:
     """Read, change and write inside the caller's transaction; returns what is published then."""
+    if postgres.is_postgres(connection):  # no other gateway changes what is read here
+        connection.execute(text("LOCK TABLE weights IN SHARE ROW EXCLUSIVE MODE"))
     for changed in change(read_weights(connection, model)):
         _delete(connection, model, changed.version)
         connection.execute(weights.insert(), {**asdict(changed), "schema_version": SCHEMA_VERSION})

@@ -2,32 +2,35 @@
 
 Jobs come from the event loop through a bounded queue and are settled there, once a batch. A lone
 job is committed at once; while jobs keep coming, commits are at least one interval apart, so that
-they are shared. A failed batch is retried job by job: one bad record does not fail the others.
+they are shared. All turns that are waiting are one transaction; when it fails, each job is tried by
+itself, so that one bad record does not fail the others. Other work is a transaction each: it
+locks rows in an order of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from entrogate.errors import EntrogateError, StoreError
-from entrogate.store.database import is_locked, store_error
+from entrogate.store.faults import is_database_error, is_locked, is_lost, store_error
 from entrogate.store.tables import TurnTables
-from entrogate.types import TurnRecord
+from entrogate.store.transactions import Transactions
+from entrogate.types import TurnHead, TurnRecord
+
+T = TypeVar("T")
 
 BATCH_LIMIT = 1000
 QUEUE_BYTES = 512 * 2**20
-LOCK_PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -65,16 +68,14 @@ class Writer:
         *,
         interval_seconds: float,
         queue_limit: int,
-        patience_seconds: float = LOCK_PATIENCE_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
-        self._engine = engine
         self._loop = loop
         self._settle = settle
         self._interval = interval_seconds
         self._limit = queue_limit
-        self._patience = patience_seconds
         self._tables = TurnTables(engine.dialect)
-        self._connection: Connection | None = None  # kept between batches
+        self._transactions = Transactions(engine, patience_seconds=patience_seconds)
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         # Each counter has one writing thread; their differences are what is waiting.
         self._jobs_in = self._bytes_in = 0
@@ -119,7 +120,7 @@ class Writer:
             if taken:
                 self._finish(taken)
             last_commit = time.monotonic()
-        self._disconnect()
+        self._transactions.disconnect()
 
     def _drain(self) -> list[Job | None]:
         """What else is waiting, up to the end mark (None), which stays last."""
@@ -141,56 +142,45 @@ class Writer:
             self._loop.call_soon_threadsafe(self._settle, batch)
 
     def _commit(self, jobs: list[Job]) -> list[Any]:
-        """Per job its result or its error. The supervisor of this thread: nothing may end it."""
-        try:
-            return self._attempt(jobs)
-        except EntrogateError as error:  # meant for whoever waits
-            if len(jobs) == 1:
-                return [error]
-        except Exception as error:  # noqa: BLE001
-            failure = store_error(error, "write failed")
-            if not isinstance(error, SQLAlchemyError | sqlite3.Error):
-                _log.exception("store.write_failed")
-            if len(jobs) == 1 or is_locked(error):
-                return [failure] * len(jobs)
-        return [self._commit([job])[0] for job in jobs]
+        """Per job its result or its error."""
+        turns = [job for job in jobs if job.work is None]
+        settled = dict(zip(turns, self._commit_turns(turns), strict=True))
+        settled |= {job: self._supervised(job.work) for job in jobs if job.work is not None}
+        return [settled[job] for job in jobs]
 
-    def _attempt(self, jobs: list[Job]) -> list[Any]:
-        """One transaction, tried again while another process holds the lock."""
-        deadline = time.monotonic() + self._patience
-        pause = 0.02
-        while True:
-            try:
-                if self._connection is None:
-                    self._connection = self._engine.connect()
-                with self._connection.begin():
-                    outcomes = self._write(self._connection, jobs)
-            except Exception as error:
-                self._disconnect()
-                if not is_locked(error) or time.monotonic() >= deadline:
-                    raise
-                time.sleep(pause)
-                pause = min(pause * 2, 1.0)
-            else:
-                self._tables.committed([r for job in jobs for r in job.records])
-                return outcomes
-
-    def _disconnect(self) -> None:
-        """Give the connection back; the pool rolls back what it left behind."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _write(self, connection: Connection, jobs: list[Job]) -> list[Any]:
+    def _commit_turns(self, jobs: list[Job]) -> list[Any]:
+        if not jobs:
+            return []
         records = [record for job in jobs for record in job.records]
-        heads = iter(self._tables.write(connection, records) if records else ())
-        outcomes: list[Any] = []
-        for job in jobs:
-            if job.work is None:
-                outcomes.append([next(heads) for _ in job.records])
-            else:
-                outcomes.append(job.work(connection))
-        return outcomes
+        heads = self._supervised(lambda connection: self._tables.write(connection, records))
+        if not isinstance(heads, Exception):
+            self._tables.committed(records)
+            return _dealt(heads, jobs)
+        cause = heads.__cause__
+        if len(jobs) == 1 or (
+            isinstance(cause, Exception) and (is_locked(cause) or is_lost(cause))
+        ):
+            return [heads] * len(jobs)
+        return [self._commit_turns([job])[0] for job in jobs]
+
+    def _supervised(self, work: Callable[[Connection], T]) -> T | EntrogateError:
+        """What the work returns, or its error: nothing may end this thread."""
+        try:
+            return self._transactions.run(work)
+        except EntrogateError as error:  # meant for whoever waits
+            return error
+        except Exception as error:  # noqa: BLE001
+            if not is_database_error(error):
+                _log.exception("store.write_failed")
+            failure = store_error(error, "write failed")
+            failure.__cause__ = error
+            return failure
+
+
+def _dealt(heads: Sequence[TurnHead], jobs: Sequence[Job]) -> list[list[TurnHead]]:
+    """The heads of all turns, by job."""
+    each = iter(heads)
+    return [[next(each) for _ in job.records] for job in jobs]
 
 
 def _size(record: TurnRecord) -> int:

@@ -20,6 +20,7 @@ _HELP = {
     "baseline": "What a reward is compared with in its group.",
     "dense": "The paper's dense advantage, or one that never turns the outcome's sign.",
     "alpha": "Weight of I_k in the dense reward.",
+    "min_reduction": "Nats by which a call has to lower the entropy to count as good.",
     "no_calls": "Sparse reward of a trajectory without calls.",
     "ratio": "topr's ratio: of a token or of its sequence.",
     "clip": "grpo's ε.",

@@ -73,7 +73,7 @@ def label_rows(
     rows: Sequence[Row], labelling: Labelling, *, needs_old_logprobs: bool = True
 ) -> tuple[list[TrainingSequence], DataReport]:
     """Rewards, advantages, their credit to tokens. DataError where nothing is left to train on."""
-    judgements = Judgements()
+    judgements = Judgements(labelling.options)
     judged_rows: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
         judgements.take(row)

@@ -55,7 +55,11 @@ def labelling_of(settings: TrainSettings) -> Labelling:
     return Labelling(
         reward=settings.reward,
         baseline=None if settings.loss == "rwsft" else settings.baseline,
-        options=RewardOptions(alpha=settings.alpha, no_calls=settings.no_calls),
+        options=RewardOptions(
+            alpha=settings.alpha,
+            min_reduction=settings.min_reduction,
+            no_calls=settings.no_calls,
+        ),
         dense=settings.dense,
     )
 

@@ -24,6 +24,7 @@ class TrainSettings(BaseModel):
     baseline: Baseline = "leave_one_out"
     dense: DenseName = "calibrated"
     alpha: float = Field(default=0.5, ge=0)
+    min_reduction: float = Field(default=0.0, ge=0)
     no_calls: Literal["outcome", "zero", "null"] = "outcome"
     ratio: Literal["token", "sequence"] = "token"
     clip: float = Field(default=0.2, gt=0, lt=1)

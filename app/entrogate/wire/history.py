@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,11 @@ def call_key(name: str, arguments: str) -> bytes:
     except orjson.JSONDecodeError:
         canonical = arguments.encode(errors="surrogatepass")
     return name.encode(errors="surrogatepass") + b"\0" + canonical
+
+
+def last_called(earlier: Sequence[EarlierCall]) -> set[str]:
+    """The tools that the last assistant message with calls called."""
+    return {call.name for call in earlier if call.turn == earlier[-1].turn}
 
 
 def earlier_calls(messages: list[dict[str, Any]]) -> list[EarlierCall]:

@@ -46,6 +46,9 @@ def test_headlines_are_against_the_mean_of_the_baselines(rounds: Rounds) -> None
     # Calls: base 3, outcome 2, otc 1, so 2 on average; sparse 0.5. F1: 0.5, 0.5, 0.75; dense 0.75.
     assert found["sparse_call_reduction"] == 0.75
     assert found["dense_gain"] == pytest.approx(0.75 / ((0.5 + 0.5 + 0.75) / 3) - 1, abs=1e-4)
+    # The fixture's gate changes nothing; the fewest calls that suffice are 1 of 2.
+    assert found["sparse_call_reduction_gated"] == 0.75
+    assert found["call_reduction_at_oracle"] == 0.5
     low, high = found["sparse_call_reduction_ci"]
     # A resample draws one of the two tasks twice, or both.
     assert low == pytest.approx(1 - 1 / ((2 + 2 + 1) / 3))
@@ -64,6 +67,10 @@ def test_figures_of_a_method(rounds: Rounds) -> None:
         "base", "dense", "otc", "outcome", "sparse",
     ]  # fmt: skip
     assert found["seeds"] == [0, 1]
+    # Task by task: calls 0 and 1 against 2 and 2, the same answers.
+    against = found["against_outcome"]["sparse"]
+    assert (against["calls_per_task"], against["calls_per_task_ci"]) == (-1.5, [-2.0, -1.0])
+    assert (against["accuracy"], against["accuracy_ci"]) == (0.0, [0.0, 0.0])
     assert json.loads(json.dumps(found)) == found
 
 
@@ -90,6 +97,9 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
     assert needed["reduced_and_good"] == sum(c.reduced and c.needed for c in calls)
     assert found["facts"]["calls"] + found["sums"]["calls"] == 60
     assert found["unlabelled"] == {"no_next": 2}
+    by_nats = {row["nats"]: row for row in found["all"]["at_least"]}
+    assert by_nats[0.0]["of_needed"] == pytest.approx(np.mean(np.array(good) < 0), abs=1e-3)
+    assert by_nats[0.2]["of_needless"] == pytest.approx(np.mean(np.array(bad) <= -0.2), abs=1e-3)
 
 
 def test_the_page_keeps_what_stands_around_its_marks(rounds: Rounds, tmp_path: Path) -> None:

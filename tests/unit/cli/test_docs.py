@@ -1,6 +1,9 @@
 """What the documentation says of settings, options, metrics and pages is so."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -8,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from entrogate.cli import COMMANDS
+from entrogate.gate.schema import Policy
 from entrogate.observe.metrics import Metrics
 from entrogate.settings import Settings
 
@@ -71,3 +75,26 @@ def test_commands_that_are_written_about_exist(page: Path) -> None:
             elif isinstance(command, click.Group):
                 assert word in command.commands, f"entrogate {line}"
                 command = command.commands[word]
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Every page in the navigation, every link and anchor found, the references made."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT / "app")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    policy = (tmp_path / "reference" / "policy.html").read_text(encoding="utf-8")
+    assert all(f"<code>{name}</code>" in policy for name in Policy.model_fields)
+    commands = (tmp_path / "reference" / "cli.html").read_text(encoding="utf-8")
+    assert all(f">entrogate {name}<" in commands for name in COMMANDS)
+
+
+def test_monitoring_page_lists_every_metric_with_type_and_labels() -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    row = re.compile(r"^\| `(entrogate_\w+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|$", re.MULTILINE)
+    written = {name: (kind, labels, text) for name, kind, labels, text in row.findall(text)}
+    known: dict[str, tuple[str, str, str]] = {}
+    for family, names in Metrics().describe():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        known[name] = (family.type, ", ".join(f"`{n}`" for n in names), family.documentation)
+    assert written == known

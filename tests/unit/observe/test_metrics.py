@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from entrogate import __version__
 from entrogate.observe import Metrics
 from entrogate.types import (
     Action,
@@ -192,9 +193,10 @@ def test_the_server_itself():
 def test_the_queue_is_read_when_asked():
     metrics = Metrics()
     depth = [1]
-    metrics.watch_store_queue(lambda: depth[0])
+    metrics.watch_store_queue(lambda: depth[0], limit=10)
     depth[0] = 9
     assert samples(metrics)["entrogate_store_queue_depth",] == 9
+    assert samples(metrics)["entrogate_store_queue_limit",] == 10
 
 
 def test_a_request_that_fails_is_no_longer_in_flight():
@@ -214,3 +216,58 @@ def test_two_servers_in_one_process():
 def test_openmetrics_on_request():
     _, content_type = Metrics().render("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
+
+
+def test_changes_by_the_tool_that_was_called():
+    metrics = Metrics()
+    reduced, raised = change(-1.5, True), change(2.0, False)
+    metrics.record_turn(turn(change=reduced), mode=Mode.OBSERVE, called={"lookup"})
+    metrics.record_turn(turn(change=reduced), mode=Mode.OBSERVE, called={"lookup"})
+    metrics.record_turn(turn(change=raised), mode=Mode.OBSERVE, called={"lookup"})
+    metrics.record_turn(turn(change=raised), mode=Mode.OBSERVE, called={"lookup", "search"})
+    unknown = change(-0.5, None, "overlapping_bounds")
+    metrics.record_turn(turn(change=unknown), mode=Mode.OBSERVE, called={"search"})
+    metrics.record_turn(turn(change=None), mode=Mode.OBSERVE, called={"search"})
+    seen = samples(metrics)
+    count, nats = "entrogate_tool_entropy_changes_total", "entrogate_tool_entropy_nats_total"
+    assert seen[count, "reduced", "lookup"] == 2
+    assert seen[nats, "reduced", "lookup"] == 3.0
+    assert seen[nats, "raised", "lookup"] == 2.0
+    assert seen[count, "raised", "several"] == 1
+    assert seen[count, "unknown", "search"] == 1
+    assert (nats, "unknown", "search") not in seen
+
+
+def test_faults_are_there_before_they_happen():
+    """A counter that appears with 1 is no rise to Prometheus: the first fault would be missed."""
+    seen = samples(Metrics())
+    for kind in ("UpstreamUnavailable", "UpstreamTimeout", "UpstreamProtocol"):
+        assert seen["entrogate_upstream_errors_total", kind] == 0
+    for kind in ("commit", "lost"):
+        assert seen["entrogate_store_errors_total", kind] == 0
+
+
+def test_what_is_running_has_one_sample_each():
+    metrics = Metrics()
+    metrics.set_policy("observe", "v1", Mode.OBSERVE)
+    metrics.set_policy("strict", "v2", Mode.ENFORCE)
+    metrics.set_upstream("old", "topk")
+    metrics.set_upstream("new", "exact")
+    seen = samples(metrics)
+    infos = {key[1:] for key in seen if key[0] == "entrogate_policy_info"}
+    assert infos == {("enforce", "strict", "v2")}
+    assert {k[1:] for k in seen if k[0] == "entrogate_upstream_info"} == {("exact", "new")}
+    assert seen["entrogate_build_info", __version__] == 1
+
+
+def test_times_of_an_answer():
+    metrics = Metrics()
+    metrics.observe_first_event(0.2)
+    metrics.observe_answer(3.0)
+    metrics.record_feedback()
+    seen = samples(metrics)
+    assert seen["entrogate_time_to_first_event_seconds_bucket", "0.1"] == 0
+    assert seen["entrogate_time_to_first_event_seconds_bucket", "0.25"] == 1
+    assert seen["entrogate_request_seconds_sum",] == 3.0
+    assert seen["entrogate_feedback_total",] == 1
+    assert seen["process_open_fds",] > 0

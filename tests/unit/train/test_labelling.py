@@ -17,12 +17,15 @@ from entrogate.train.data import DataError, label_rows
 NAN = float("nan")
 
 
-def call(turn: int, start: int, reduced: bool | None, decision: str = "allow") -> dict[str, Any]:
+def call(
+    turn: int, start: int, reduced: bool | None, decision: str = "allow", delta: float | None = None
+) -> dict[str, Any]:
     return {
         "parallel_group": turn,
         "start": start,
         "end": start + 1,
         "reduced": reduced,
+        "delta_h": delta,
         "null_reason": None if reduced is not None else "short_segment",
         "decision": decision,
     }
@@ -83,6 +86,16 @@ def test_sparse() -> None:
     options = RewardOptions(no_calls="null")  # then b leaves the group
     found = advantages(rows, reward="sparse", baseline="mean", options=options)
     assert found == [[0.25] * 6, [0.0] * 2, [-0.25] * 4]
+
+
+def test_a_small_reduction_counts_for_nothing_where_one_is_asked_for() -> None:
+    # of a's calls one lowers the entropy by 0.3 nats and one by 0.05: 2/2 or, from 0.1 on, 1/2
+    a, b = row("a", 1.0, [True, True]), row("b", 0.0, [None])
+    a["calls"][0]["delta_h"], a["calls"][1]["delta_h"] = -0.3, -0.05
+    for min_reduction, reward in ((0.0, 1.0), (0.05, 1.0), (0.1, 0.5)):
+        options = RewardOptions(min_reduction=min_reduction, all_unknown="outcome")
+        found = advantages([a, b], reward="sparse", baseline="leave_one_out", options=options)
+        assert found == [[reward] * 6, [-reward] * 4]
 
 
 def test_otc() -> None:

@@ -1,0 +1,18 @@
+# vLLM with Entrogate's plugin: exact entropy, and the gate inside the engine (docs/engine.md).
+# Build from the root of the repository:
+#   docker build -f docker/vllm.Dockerfile -t entrogate-vllm .
+FROM vllm/vllm-openai:v0.32.0
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /src/entrogate
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY policies policies
+# What vLLM brought along must stay as it is.
+RUN python3 -m pip freeze | grep -E '^(torch|vllm|transformers|numpy)==' > /tmp/constraints.txt \
+    && python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt .
+WORKDIR /vllm-workspace
+# Other containers read the capture; the port is published to none but the network of the two.
+ENV ENTROGATE_ENGINE_ADDRESS=tcp://0.0.0.0:57371
+EXPOSE 8000 57371
+HEALTHCHECK --interval=30s --timeout=5s --start-period=15m \
+    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
