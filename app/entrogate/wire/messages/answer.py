@@ -52,10 +52,9 @@ class MessagesAnswer(DoorAnswer):
         return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
 
     def ended(self) -> bytes:
-        stop_reason, stop_sequence = self._stopped()
         delta: Json = {
             "type": "message_delta",
-            "delta": {"stop_reason": stop_reason, "stop_sequence": stop_sequence},
+            "delta": _stop(*self._stopped()),
             "usage": self._usage(),
         }
         if self.entrogate is not None:
@@ -83,8 +82,7 @@ class MessagesAnswer(DoorAnswer):
             "role": "assistant",
             "model": self.model,
             "content": content,
-            "stop_reason": stop_reason,
-            "stop_sequence": stop_sequence,
+            **_stop(stop_reason, stop_sequence),
             "usage": usage,
         }
 
@@ -111,6 +109,10 @@ class MessagesAnswer(DoorAnswer):
         if cached is not None:
             counted["cache_read_input_tokens"] = cached
         return counted
+
+
+def _stop(reason: str | None, sequence: str | None) -> Json:
+    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None}
 
 
 def _delta(block: Block, delta: Json) -> bytes:

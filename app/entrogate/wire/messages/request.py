@@ -197,10 +197,13 @@ def _tool(tool: Json, where: str) -> Json:
             " input_schema, run by the client) are supported",
         )
     schema = object_of(tool.get("input_schema"), f"{where}.input_schema")
-    function: Json = {"name": text(tool, "name", where), "parameters": schema}
-    for name in ("description", "strict"):
-        if tool.get(name) is not None:
-            function[name] = tool[name]
+    function: Json = {"name": text(tool, "name", where)}
+    # In chat's usual order: templates write a tool's fields as they come.
+    if tool.get("description") is not None:
+        function["description"] = tool["description"]
+    function["parameters"] = schema
+    if tool.get("strict") is not None:
+        function["strict"] = tool["strict"]
     return {"type": "function", "function": function}
 
 
