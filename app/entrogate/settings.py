@@ -56,6 +56,7 @@ class StoreSettings(_Branch):
     durability: Literal["full", "normal", "off"] = "normal"
     commit_interval_seconds: float = Field(default=0.002, ge=0, le=1)
     queue_limit: int = Field(default=10_000, ge=1)
+    patience_seconds: float = Field(default=10.0, ge=0)
     head_cache: int = Field(default=20_000, ge=1)
 
 

@@ -343,6 +343,12 @@ ROWS = (
                 },
             ),
             Panel(
+                title="Deferred writes",
+                text="Writes that wait in memory because the database is away or full.",
+                thresholds=(1, 1000),
+                queries={"{{instance}}": f"entrogate_store_deferred{{{ON}}}"},
+            ),
+            Panel(
                 title="Capture gaps",
                 text="Why captures are incomplete.",
                 unit="ops",

@@ -53,17 +53,21 @@ def openai_client(gateway: Running) -> AsyncOpenAI:
 async def streamed(
     gateway: Running, route: str, body: dict[str, Any], **headers: str
 ) -> tuple[httpx.Response, list[dict[str, Any]]]:
-    """The events of a stream; each must be named after its type."""
+    """An answer and the events of its stream."""
     dashed = {name.replace("_", "-"): value for name, value in headers.items()}
     body = {**body, "stream": True}
     async with gateway.client.stream("POST", route, json=body, headers=dashed) as response:
-        raw = await response.aread()
+        return response, events_of(await response.aread())
+
+
+def events_of(raw: bytes) -> list[dict[str, Any]]:
+    """The events of a stream; each must be named after its type."""
     events: list[dict[str, Any]] = []
     for part in raw.decode().split("\n\n")[:-1]:
         name, data = part.split("\n")
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"
-    return response, events
+    return events
 
 
 def folded_message(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def folded_message(events: list[dict[str, Any]]) -> dict[str, Any]:
         if event["type"] == "content_block_stop":
             open_index = None
             if block["type"] == "tool_use":
-                block["input"] = json.loads(arguments)
+                block["input"] = json.loads(arguments or "{}")
             continue
         delta = event["delta"]
         match delta["type"]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from subprocess import CalledProcessError
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, text
 
-import entrogate.store.writer as writer_module
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
@@ -71,14 +70,6 @@ def own_cluster(postgres_server: Server) -> Iterator[Server]:
         with suppress(CalledProcessError):  # it is down
             postgres_server.cluster.stop()
         postgres_server.cluster.start()
-
-
-@contextmanager
-def impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
-    with monkeypatch.context() as patch:
-        defaults = {"patience_seconds": seconds}
-        patch.setattr(writer_module.Writer.__init__, "__kwdefaults__", defaults)
-        yield
 
 
 def scalar(url: str, query: str) -> Any:
@@ -285,37 +276,39 @@ async def test_a_restart_under_load_loses_nothing(own_cluster: Server, postgres_
         assert all(each["n_branches"] == 1 for each in found)
 
 
-async def test_an_outage_is_an_error_soon_and_over_when_it_is_over(
-    own_cluster: Server, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_turns_wait_for_a_server_that_stays_away(
+    own_cluster: Server, postgres_url: str
 ) -> None:
+    """Callers are told after the patience, once; the turns are stored when it is back, in order."""
     assert own_cluster.cluster is not None
-    async with opened(postgres_url) as store:
-        with impatient(monkeypatch, 1.0):
-            await store.start()
-        await store.commit_turns([turn("before")])
+    async with opened(postgres_url, patience_seconds=1.0) as store:
+        (head,) = await store.commit_turns([first := turn("t")])
         await asyncio.to_thread(own_cluster.cluster.stop)
-        with pytest.raises(StoreError, match="write failed"):
-            await store.commit_turns([turn("lost")])
+        turns = [first]
         began = time.monotonic()
         for _ in range(5):  # nobody waits for the patience again
-            with pytest.raises(StoreError, match="write failed"):
-                await store.commit_turns([turn("lost")])
+            turns.append(turn("t", parent=turns[-1], head=head))
+            (head,) = await store.commit_turns([turns[-1]])
         assert time.monotonic() - began < 4.0
         with pytest.raises(StoreError, match="cannot read"):
-            await store.get_trajectory("before")
+            await store.get_trajectory("t")
+        with pytest.raises(StoreError, match="write failed"):
+            await store.add_feedback(trajectory_id="t", score=1.0)
         await asyncio.to_thread(own_cluster.cluster.start)
-        await store.commit_turns([turn("after")])
-        listed = (await store.list_trajectories()).items
-        assert {each["id"] for each in listed} == {"before", "after"}
+        async with asyncio.timeout(20):
+            while store.deferred:
+                await asyncio.sleep(0.05)
+        found = await store.get_trajectory("t")
+        assert [each["id"] for each in found["turns"]] == [each.turn_id for each in turns]
+        assert found["n_branches"] == 1
 
 
 async def test_answers_go_on_without_the_store(
-    own_cluster: Server, postgres_url: str, start: Start, monkeypatch: pytest.MonkeyPatch
+    own_cluster: Server, postgres_url: str, start: Start
 ) -> None:
     """Neither the lookup of the parent nor the commit stands in the way of an answer."""
     assert own_cluster.cluster is not None
-    with impatient(monkeypatch, 0.2):
-        gateway = await start(store={"url": postgres_url})
+    gateway = await start(store={"url": postgres_url, "patience_seconds": 0.2})
     body = ask(calling("Ada"), {"content": "Done."})
     message = message_of(await gateway.chat(body))
     await asyncio.to_thread(own_cluster.cluster.stop)
@@ -327,7 +320,13 @@ async def test_answers_go_on_without_the_store(
     answer = await gateway.chat(body)
     assert answer.status_code == 200
     assert await gateway.metric("entrogate_store_errors_total", kind="link") == 1
-    assert await gateway.metric("entrogate_store_errors_total", kind="commit") == 1
+    assert await gateway.metric("entrogate_store_deferred") == 1
+    await asyncio.to_thread(own_cluster.cluster.start)
+    async with asyncio.timeout(20):
+        while await gateway.metric("entrogate_store_deferred"):
+            await asyncio.sleep(0.05)
+    assert (await gateway.trajectory(answer))["n_turns"] == 1
+    assert await gateway.metric("entrogate_store_errors_total", kind="commit") == 0
 
 
 class CuttingProxy:
@@ -396,6 +395,21 @@ async def test_a_commit_that_is_cut_is_stored_once(postgres_url: str, when: str)
         found = await store.get_trajectory("t")
         assert [each["turn_index"] for each in found["turns"]] == [0, 1]
         assert len(found["feedback"]) == 1
+
+
+async def test_a_commit_of_unknown_fate_is_not_written_twice(postgres_url: str) -> None:
+    """It went through, the server was away for longer than the patience, and is asked later."""
+    proxy = CuttingProxy(postgres_url)
+    async with proxy.running() as url, opened(url, patience_seconds=0.0) as store:
+        await store.commit_turns([turn("t")])
+        proxy.cut = "after"
+        await store.commit_turns([turn("t")])
+        assert store.deferred == 1
+        async with asyncio.timeout(20):
+            while store.deferred:
+                await asyncio.sleep(0.05)
+        found = await store.get_trajectory("t")
+        assert [each["turn_index"] for each in found["turns"]] == [0, 1]
 
 
 async def test_a_lost_reading_connection_is_replaced(store: Store, postgres_url: str) -> None:

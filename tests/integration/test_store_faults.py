@@ -80,27 +80,31 @@ async def ids(store: Store) -> set[str]:
     return {item["id"] for item in (await store.list_trajectories()).items}
 
 
-async def test_a_full_disk_fails_the_write_and_the_writer_recovers(store: Store) -> None:
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+async def test_turns_wait_for_a_disk_that_takes_nothing(path: Path, fault: str) -> None:
+    """Their callers are told soon, each is linked to, and all are stored in order afterwards."""
+    store = Store.open(settings(path, patience_seconds=0.05))
+    await store.start()
     driver = await driver_of(store)
     pages = driver.execute("PRAGMA page_count").fetchone()[0]
-    driver.execute(f"PRAGMA max_page_count={pages}")
-    for name in ("big1", "big2"):
-        with pytest.raises(StoreError, match=r"^store: write failed: database or disk is full$"):
-            await store.commit_turns([turn(name, new_messages=b'["' + b"x" * 100_000 + b'"]')])
-    driver.execute("PRAGMA max_page_count=1000000")
-    await store.commit_turns([turn("after")])
-    assert await ids(store) == {"first", "after"}
-
-
-async def test_a_database_that_turns_read_only_fails_the_write_and_recovers(store: Store) -> None:
-    driver = await driver_of(store)
-    driver.execute("PRAGMA query_only=ON")
-    with pytest.raises(StoreError, match="readonly"):
-        await store.commit_turns([turn("refused")])
-    assert await ids(store) == {"first"}
-    driver.execute("PRAGMA query_only=OFF")
-    await store.commit_turns([turn("after")])
-    assert await ids(store) == {"first", "after"}
+    driver.execute(f"PRAGMA max_page_count={pages}" if fault == "full" else "PRAGMA query_only=ON")
+    first = turn("waits", new_messages=b'["' + b"x" * 100_000 + b'"]')
+    (head,) = await store.commit_turns([first])
+    assert await store.head_of_trajectory("waits") == head
+    second = turn("waits", parent=first, head=head)
+    await store.commit_turns([second])
+    assert (await ids(store), store.deferred) == ({"first"}, 2)
+    with pytest.raises(StoreError, match=r"full|readonly"):  # who asks for more is told
+        await store.remember_policy("1", "p", "observe", "x" * 100_000)
+    driver.execute("PRAGMA max_page_count=1000000" if fault == "full" else "PRAGMA query_only=OFF")
+    async with asyncio.timeout(20):
+        while store.deferred:  # nothing else has to come
+            await asyncio.sleep(0.05)
+    found = await store.get_trajectory("waits")
+    assert [each["id"] for each in found["turns"]] == [first.turn_id, second.turn_id]
+    assert {each["branch_index"] for each in found["turns"]} == {0}
+    assert found["complete"]
+    await store.aclose()
 
 
 async def test_a_short_lock_is_waited_for(store: Store, path: Path) -> None:
@@ -115,18 +119,43 @@ async def test_a_short_lock_is_waited_for(store: Store, path: Path) -> None:
     assert await ids(store) == {"first", "patient"}
 
 
-async def test_a_lock_that_stays_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_turns_wait_in_order_behind_a_lock_that_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("entrogate.store.sqlite.BUSY_TIMEOUT_MS", 10)
-    store = Store.open(settings(path))
-    monkeypatch.setattr(writer_module.Writer.__init__, "__kwdefaults__", {"patience_seconds": 0.1})
+    store = Store.open(settings(path, patience_seconds=0.1))
     await store.start()
+    turns = [turn("t") for _ in range(5)]
     with locked(path):
-        waiting = [store.commit_turns([turn(f"t{n}")]) for n in range(3)]
-        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-            assert isinstance(outcome, StoreError)
-            assert str(outcome) == "store: write failed: database is locked"
-    await store.commit_turns([turn("after")])
-    assert await ids(store) == {"first", "after"}
+        for each in turns:
+            await store.commit_turns([each])
+        assert store.deferred == 5
+        with pytest.raises(StoreError, match="write failed: database is locked"):
+            await store.remember_policy("1", "p", "observe", "")
+    await store.aclose()  # writes them
+    store = Store.open(settings(path))
+    found = await store.get_trajectory("t")
+    assert [each["id"] for each in found["turns"]] == [each.turn_id for each in turns]
+    await store.aclose()
+
+
+async def test_a_bad_record_among_those_that_wait_is_lost_alone(path: Path) -> None:
+    lost: list[tuple[str, int]] = []
+    store = Store.open(
+        settings(path, patience_seconds=0.05), on_loss=lambda error, n: lost.append((str(error), n))
+    )
+    await store.start()
+    driver = await driver_of(store)
+    driver.execute("PRAGMA query_only=ON")
+    await store.commit_turns([turn("good")])
+    await store.commit_turns([turn("bad", finish_reason=object())])
+    await store.commit_turns([turn("better")])
+    driver.execute("PRAGMA query_only=OFF")
+    async with asyncio.timeout(20):
+        while store.deferred:
+            await asyncio.sleep(0.05)
+    assert await ids(store) == {"first", "good", "better"}
+    assert [n for _, n in lost] == [1]
     await store.aclose()
 
 
@@ -159,19 +188,19 @@ async def test_the_queue_is_bounded_in_bytes_too(
     assert await ids(store) == {"first", "big", "after"}
 
 
-async def test_a_loss_after_an_early_acknowledgement_is_told(path: Path) -> None:
+@pytest.mark.parametrize("durability", ["normal", "off"])
+async def test_a_loss_after_an_early_acknowledgement_is_told(path: Path, durability: str) -> None:
     lost: list[tuple[str, int]] = []
     store = Store.open(
-        settings(path, durability="off"), on_loss=lambda error, n: lost.append((str(error), n))
+        settings(path, durability=durability, patience_seconds=0.05),
+        on_loss=lambda error, n: lost.append((str(error), n)),
     )
     await store.start()
     driver = await driver_of(store)
     driver.execute("PRAGMA query_only=ON")
     await store.commit_turns([turn("lost"), turn("lost")])
-    while not lost:
-        await asyncio.sleep(0.01)
-    assert lost == [("store: write failed: attempt to write a readonly database", 2)]
     await store.aclose()
+    assert lost == [("store: closed before the database took what was waiting", 2)]
 
 
 async def test_writing_before_the_start_is_refused(path: Path) -> None:

@@ -142,6 +142,17 @@ async def test_a_prefix_is_not_stored_twice(store: Store, store_url: str) -> Non
         assert list(sizes) == [20_000, 20]
 
 
+async def test_the_latest_turn_is_the_last_one_also_when_the_clock_was_set_back(
+    store: Store, store_url: str
+) -> None:
+    first = turn("t", created_at=2000.0)
+    head = await commit(store, first)
+    last = await commit(store, turn("t", parent=first, head=head, created_at=1000.0))
+    other = Store.open(settings(store_url))  # it knows nothing but the database
+    assert await other.head_of_trajectory("t") == last
+    await other.aclose()
+
+
 async def test_heads_are_the_same_from_the_cache_and_from_the_database(
     store: Store, store_url: str
 ) -> None:

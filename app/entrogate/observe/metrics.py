@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -117,9 +118,13 @@ class Metrics:
             "export_failures", "Times that the export beside the server died."
         )
         self._queue = self._gauge("store_queue_depth", "Turns that wait for their commit.")
+        self._deferred = self._gauge(
+            "store_deferred", "Writes that wait in memory for a database that is away or full."
+        )
         self._queue_limit = self._gauge(
             "store_queue_limit", "Turns that may wait; beyond it they are not kept."
         )
+        self._gauge("tasks", "Tasks of the event loop.").set_function(_count_tasks)
         self._policy = self._gauge(
             "policy_info", "Always 1: the policy in force.", "policy", "version", "mode"
         )
@@ -236,13 +241,12 @@ class Metrics:
         """Time that one group commit took."""
         self._commit_seconds.observe(seconds)
 
-    def set_store_queue(self, depth: int) -> None:
-        """Turns that wait for their commit now."""
-        self._queue.set(depth)
-
-    def watch_store_queue(self, depth: Callable[[], int], *, limit: int) -> None:
+    def watch_store_queue(
+        self, depth: Callable[[], int], deferred: Callable[[], int], *, limit: int
+    ) -> None:
         """Read the depth of the queue whenever Prometheus asks."""
         self._queue.set_function(depth)
+        self._deferred.set_function(deferred)
         self._queue_limit.set(limit)
 
     def set_policy(self, name: str, version: str, mode: Mode) -> None:
@@ -282,3 +286,10 @@ class Metrics:
         self.registry.register(made)
         self._made.append((made, labels))
         return made
+
+
+def _count_tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # not asked by the server
+        return 0

@@ -71,7 +71,9 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         channel=channel,
         vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
     )
-    metrics.watch_store_queue(lambda: store.queue_depth, limit=settings.store.queue_limit)
+    metrics.watch_store_queue(
+        lambda: store.queue_depth, lambda: store.deferred, limit=settings.store.queue_limit
+    )
     metrics.set_policy(policy.name, policy.version, gateway.mode)
     publisher = _publisher(gateway, url)
     exporting = None

@@ -153,7 +153,7 @@ class Choice:
                     token_id,
                     _NAN if logprob is None else logprob,
                     list((top or {}).values()),
-                    math.exp(p)
+                    math.exp(min(p, 0.0))
                     if (p := (top or {}).get(f"token_id:{self._call_token_id}")) is not None
                     else _NAN,
                 )

@@ -58,9 +58,9 @@ async def link(
     *,
     follows: TurnHead | None = None,
 ) -> Link:
-    """Find the trajectory and the parent turn of ``request``; a fault of the store is no error.
+    """Find the trajectory and the parent turn of ``request``; ``follows`` is the one it names.
 
-    ``follows``: the turn that the request itself names as the one before it.
+    A fault of the store is no error.
 
     Raises RequestError for an id that is not one to be stored or shown.
     """
@@ -71,7 +71,7 @@ async def link(
     try:
         parent = await _parent(heads, request, named, earlier, follows)
     except StoreError as error:
-        parent, fault = None, error
+        parent, fault = follows, error
     trajectory_id = named or (parent.trajectory_id if parent is not None else mint("traj"))
     return Link(trajectory_id=trajectory_id, task_id=task_id, parent=parent, fault=fault)
 

@@ -42,7 +42,7 @@ def turn_record(turn: Turn, leg: Leg, choice: Choice, *, final: bool) -> TurnRec
         response_id=leg.response_id,
         choice_index=choice.index,
         created_at=leg.started_at,
-        duration_seconds=time.time() - leg.started_at,
+        duration_seconds=time.monotonic() - leg.began,
         model=leg.model or leg.request.model,
         new_messages=orjson.dumps(_new_messages(leg)),
         n_messages=len(seen) + 1,

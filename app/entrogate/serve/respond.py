@@ -56,7 +56,7 @@ async def send_stream(
     on_first: Callable[[], None],
     last_words: Callable[[Exception], bytes] = chat_last_words,
 ) -> None:
-    """Send server-sent events; an error that nobody expected becomes ``last_words``.
+    """Send server-sent events; an error that nobody expected becomes the last of them.
 
     ``on_first`` is called after the first one.
     """

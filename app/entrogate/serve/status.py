@@ -31,7 +31,7 @@ async def ready(request: Request) -> Response:
     report: dict[str, Any] = {
         "policy": {"name": gateway.policy.name, "version": gateway.policy.version},
         "mode": gateway.mode,
-        "store": {"queue": gateway.store.queue_depth},
+        "store": {"queue": gateway.store.queue_depth, "deferred": gateway.store.deferred},
     }
     if managed is not None:
         report["managed"] = managed.state

@@ -42,6 +42,7 @@ class Leg:
     request: ChatRequest
     parent: TurnHead | None
     started_at: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)  # the same moment; no jump of the clock
     prompt_token_ids: list[int] = field(default_factory=list[int])
     response_id: str = ""
     created: int = 0

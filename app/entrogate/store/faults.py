@@ -11,10 +11,19 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from entrogate.errors import StoreError
 
 _SQLITE_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_SQLITE_UNABLE = (
+    *_SQLITE_BUSY,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+)
 # Postgres, appendix A. A lock that stays: serialisation, deadlock, lock timeout.
 _CONTENDED = ("40001", "40P01", "55P03")
 # The session is of no more use: it ends, starts, has no room, or has become a read-only standby.
 _LOST = ("57P01", "57P02", "57P03", "57P05", "53300", "25006", "25P03")
+# The disk is full, or does not answer.
+_UNABLE = ("53100", "58030")
 
 
 def store_error(error: Exception, doing: str) -> StoreError:
@@ -57,6 +66,15 @@ def is_lost(error: Exception) -> bool:
     if state is None:  # libpq's own words: refused, timed out, closed unexpectedly
         return type(said).__name__ == "OperationalError"
     return state in _LOST or state.startswith("08")
+
+
+def is_passing(error: Exception) -> bool:
+    """What was to be written is right, and the database cannot take it now: full, away, locked."""
+    said = _said(error)
+    if isinstance(said, sqlite3.Error):
+        code = getattr(said, "sqlite_errorcode", None)
+        return code is not None and code & 0xFF in _SQLITE_UNABLE
+    return is_locked(error) or is_lost(error) or _sqlstate(said) in _UNABLE
 
 
 def is_conflict(error: Exception) -> bool:

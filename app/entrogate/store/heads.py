@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, select
 
 from entrogate.store.codec import load_segment
 from entrogate.store.schema import calls, turns
@@ -108,19 +108,15 @@ def read_head_of_turn(connection: Connection, turn_id: str) -> TurnHead | None:
 
 def read_head_of_fingerprint(connection: Connection, fingerprint: bytes) -> TurnHead | None:
     """The latest turn with this history."""
-    return _latest(connection, turns.c.fingerprint == fingerprint)
+    query = select(*_HEAD).where(turns.c.fingerprint == fingerprint)
+    latest = (turns.c.created_at.desc(), turns.c.turn_index.desc())
+    return _first(connection, query.order_by(*latest).limit(1))
 
 
 def read_head_of_trajectory(connection: Connection, trajectory_id: str) -> TurnHead | None:
     """The latest turn that did not break off."""
-    return _latest(connection, (turns.c.trajectory_id == trajectory_id) & turns.c.error.is_(None))
-
-
-def _latest(connection: Connection, condition: ColumnElement[bool]) -> TurnHead | None:
-    query = select(*_HEAD).where(condition)
-    return _first(
-        connection, query.order_by(turns.c.created_at.desc(), turns.c.turn_index.desc()).limit(1)
-    )
+    query = select(*_HEAD).where(turns.c.trajectory_id == trajectory_id, turns.c.error.is_(None))
+    return _first(connection, query.order_by(turns.c.turn_index.desc()).limit(1))  # clocks jump
 
 
 def _first(connection: Connection, query: Select[*tuple[Any, ...]]) -> TurnHead | None:

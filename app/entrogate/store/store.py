@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -36,16 +38,18 @@ from entrogate.store.settled import (
     read_settled,
 )
 from entrogate.store.weights import ChangeWeights, change_weights, delete_weights, read_weights
-from entrogate.store.writer import Batch, Job, Writer
+from entrogate.store.writer import Batch, Deferred, Job, Writer
 from entrogate.types import Cursor, Mode, PublishedWeights, TurnHead, TurnRecord
 
 T = TypeVar("T")
+
+READERS = 8  # as many as the database has connections to read with
 
 CommitHook = Callable[[float, int], None]
 """Called in the event loop after a commit: seconds it took, turns in it."""
 
 LossHook = Callable[[StoreError, int], None]
-"""Called in the event loop when turns acknowledged before their commit (``off``) are lost."""
+"""Called in the event loop when turns acknowledged before their commit are lost."""
 
 
 class Store:
@@ -65,6 +69,7 @@ class Store:
         self._settings = settings
         self._heads = HeadCache(settings.head_cache)
         self._writer: Writer | None = None
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="entrogate-read")
 
     @classmethod
     def open(
@@ -90,25 +95,37 @@ class Store:
             self._settle,
             interval_seconds=self._settings.commit_interval_seconds,
             queue_limit=self._settings.queue_limit,
+            patience_seconds=self._settings.patience_seconds,
         )
 
     async def aclose(self) -> None:
         """Write what is waiting, then close the database."""
         if self._writer is not None:
             await self._writer.close()
-        await asyncio.to_thread(self._database.close)
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        """Let reads end whose callers have gone, so that no connection stays open."""
+        self._readers.shutdown()
+        self._database.close()
 
     @property
     def queue_depth(self) -> int:
         """Writes taken on and not yet committed."""
         return 0 if self._writer is None else self._writer.depth
 
+    @property
+    def deferred(self) -> int:
+        """Those among them that wait for a database that could not take them."""
+        return 0 if self._writer is None else self._writer.deferred
+
     async def commit_turns(self, records: Sequence[TurnRecord]) -> list[TurnHead]:
         """Store the turns in one transaction; returns when they are durable, with their heads.
 
         A record may have an earlier one of the same call as its parent. With durability ``off`` it
-        returns at once: the indices in those heads are then guesses, the stored ones are right.
-        Raises `StoreError` when the turns are not stored.
+        returns at once, and while the database is away after some patience: the indices in those
+        heads are then guesses, the stored ones are right. Raises `StoreError` when the turns are
+        not stored and never will be.
         """
         if self._settings.durability == "off":
             self._submit(Job(records=records))
@@ -272,14 +289,14 @@ class Store:
 
     async def _glance(self, query: Callable[..., T], *args: Any) -> T:
         """What a query of one statement reads."""
-        return await asyncio.to_thread(
-            self._database.read, lambda connection: query(connection, *args), glance=True
-        )
+        return await self._in_thread(lambda connection: query(connection, *args), glance=True)
 
     async def _read(self, query: Callable[..., T], *args: Any, **options: Any) -> T:
-        return await asyncio.to_thread(
-            self._database.read, lambda connection: query(connection, *args, **options)
-        )
+        return await self._in_thread(lambda connection: query(connection, *args, **options))
+
+    async def _in_thread(self, query: Callable[[Connection], T], *, glance: bool = False) -> T:
+        read = functools.partial(self._database.read, query, glance=glance)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read)
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -294,19 +311,20 @@ class Store:
     def _settle(self, batch: Batch) -> None:
         n_turns = 0
         for job, outcome in zip(batch.jobs, batch.outcomes, strict=True):
-            failed = isinstance(outcome, Exception)
-            if not failed and job.records:
-                n_turns += len(job.records)
-                for record, head in zip(job.records, outcome, strict=True):
-                    self._heads.remember(record, head)
-            if job.future is None:
-                if isinstance(outcome, StoreError) and self.on_loss is not None:
+            if isinstance(outcome, Deferred):
+                job.settle([self._guess(record) for record in job.records])
+                continue
+            told = job.settle(outcome)
+            if not job.records:
+                continue
+            if isinstance(outcome, StoreError):
+                if not told and self.on_loss is not None:
                     self.on_loss(outcome, len(job.records))
-            elif not job.future.done():  # else the caller was cancelled
-                if failed:
-                    job.future.set_exception(outcome)
-                else:
-                    job.future.set_result(outcome)
+                continue
+            n_turns += len(job.records)
+            for record, head in zip(job.records, outcome, strict=True):
+                if head is not None:
+                    self._heads.remember(record, head)
         if n_turns and self.on_commit is not None:
             self.on_commit(batch.seconds, n_turns)
 

@@ -87,6 +87,15 @@ class TurnTables:
             head_of_record(record, place.turn_index, place.branch_index) for record, place in placed
         ]
 
+    def write_again(
+        self, connection: Connection, records: Sequence[TurnRecord]
+    ) -> list[TurnHead | None]:
+        """Like `write`, for turns some of which may be stored by an earlier try: None for those."""
+        query = select(turns.c.id).where(turns.c.id.in_([record.turn_id for record in records]))
+        stored = set(connection.execute(query).scalars())
+        heads = iter(self.write(connection, [r for r in records if r.turn_id not in stored]))
+        return [None if record.turn_id in stored else next(heads) for record in records]
+
     def _insert(
         self, cursor: DBAPICursor, records: Sequence[TurnRecord]
     ) -> tuple[list[tuple[TurnRecord, Place]], list[str]]:

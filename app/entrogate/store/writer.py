@@ -5,6 +5,9 @@ job is committed at once; while jobs keep coming, commits are at least one inter
 they are shared. All turns that are waiting are one transaction; when it fails, each job is tried by
 itself, so that one bad record does not fail the others. Other work is a transaction each: it
 locks rows in an order of its own.
+
+While the database cannot take turns (it is away, locked, full), they wait in the queue in their
+order, and whoever waits for them is told so. They are lost only if the process ends before it can.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
 from entrogate.errors import EntrogateError, StoreError
-from entrogate.store.faults import is_database_error, is_locked, is_lost, store_error
+from entrogate.store.faults import is_database_error, is_passing, store_error
 from entrogate.store.tables import TurnTables
 from entrogate.store.transactions import Transactions
 from entrogate.types import TurnHead, TurnRecord
@@ -30,7 +35,7 @@ T = TypeVar("T")
 
 BATCH_LIMIT = 1000
 QUEUE_BYTES = 512 * 2**20
-PATIENCE_SECONDS = 10.0
+RETRY_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +46,26 @@ class Job:
 
     records: Sequence[TurnRecord] = ()
     work: Callable[[Connection], Any] | None = None
-    future: asyncio.Future[Any] | None = None  # None: nobody waits
+    future: asyncio.Future[Any] | None = None  # None: nobody waits, or no longer
     size: int = field(init=False)  # bytes, roughly
 
     def __post_init__(self) -> None:
         self.size = sum(_size(record) for record in self.records)
+
+    def settle(self, outcome: Any) -> bool:
+        """Tell whoever waits, in the event loop; whether there was somebody."""
+        future, self.future = self.future, None
+        if future is None or future.done():  # done: the caller was cancelled
+            return False
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+        return True
+
+
+class Deferred:
+    """The turns wait in memory for a database that cannot take them now; nobody waits for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +73,16 @@ class Batch:
     """What became of a batch: per job the result or the error, and the time it took."""
 
     jobs: list[Job]
-    outcomes: list[Any]  # a StoreError where the job failed
+    outcomes: list[Any]  # a StoreError where the job failed, or Deferred
     seconds: float
 
 
 class Writer:
-    """``settle`` is called on ``loop`` with every finished batch."""
+    """``settle`` is called on ``loop`` with every finished batch.
+
+    Turns that the database cannot take now, after ``patience_seconds`` of trying, are deferred:
+    their outcome is a `Deferred` at first, and what became of them when they are written.
+    """
 
     def __init__(
         self,
@@ -68,15 +92,18 @@ class Writer:
         *,
         interval_seconds: float,
         queue_limit: int,
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float,
     ) -> None:
         self._loop = loop
         self._settle = settle
         self._interval = interval_seconds
         self._limit = queue_limit
+        self._patience = patience_seconds
         self._tables = TurnTables(engine.dialect)
         self._transactions = Transactions(engine, patience_seconds=patience_seconds)
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._deferred: deque[Job] = deque()
+        self._deferred_since = self._retry_at = 0.0
         # Each counter has one writing thread; their differences are what is waiting.
         self._jobs_in = self._bytes_in = 0
         self._jobs_done = self._bytes_done = 0
@@ -88,6 +115,11 @@ class Writer:
     def depth(self) -> int:
         """Jobs taken on and not yet written."""
         return self._jobs_in - self._jobs_done
+
+    @property
+    def deferred(self) -> int:
+        """Those among them that the database could not take yet."""
+        return len(self._deferred)
 
     def submit(self, job: Job) -> None:
         """Take a job on, or raise `StoreError` at once when too much is waiting."""
@@ -110,17 +142,28 @@ class Writer:
         last_commit = 0.0
         running = True
         while running:
-            jobs = [self._queue.get()]
+            jobs = self._wait()
             wait = last_commit + self._interval - time.monotonic()
-            if wait > 0 and jobs[0] is not None:
+            if wait > 0 and jobs and jobs[0] is not None:
                 time.sleep(wait)
             jobs += self._drain()
-            running = jobs[-1] is not None
+            running = not jobs or jobs[-1] is not None
+            self._catch_up()
             taken = [job for job in jobs if job is not None]
             if taken:
                 self._finish(taken)
             last_commit = time.monotonic()
+        self._give_up()
         self._transactions.disconnect()
+
+    def _wait(self) -> list[Job | None]:
+        """The next job, or none when it is time to try the deferred ones again."""
+        if not self._deferred:
+            return [self._queue.get()]
+        try:
+            return [self._queue.get(timeout=max(0.0, self._retry_at - time.monotonic()))]
+        except Empty:
+            return []
 
     def _drain(self) -> list[Job | None]:
         """What else is waiting, up to the end mark (None), which stays last."""
@@ -135,10 +178,15 @@ class Writer:
     def _finish(self, jobs: list[Job]) -> None:
         start = time.perf_counter()
         outcomes = self._commit(jobs)
-        batch = Batch(jobs=jobs, outcomes=outcomes, seconds=time.perf_counter() - start)
-        self._bytes_done += sum(job.size for job in jobs)
-        self._jobs_done += len(jobs)
+        self._tell(jobs, outcomes, time.perf_counter() - start)
+
+    def _tell(self, jobs: list[Job], outcomes: list[Any], seconds: float) -> None:
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if not isinstance(outcome, Deferred):
+                self._bytes_done += job.size
+                self._jobs_done += 1
         if not self._loop.is_closed():
+            batch = Batch(jobs=jobs, outcomes=outcomes, seconds=seconds)
             self._loop.call_soon_threadsafe(self._settle, batch)
 
     def _commit(self, jobs: list[Job]) -> list[Any]:
@@ -151,17 +199,70 @@ class Writer:
     def _commit_turns(self, jobs: list[Job]) -> list[Any]:
         if not jobs:
             return []
+        outcomes = None if self._deferred else self._written(jobs)  # after those, in order
+        if outcomes is None:
+            if not self._deferred:
+                self._deferred_since = time.monotonic()
+                self._retry_at = self._deferred_since + RETRY_SECONDS
+            self._deferred.extend(jobs)
+            return [Deferred()] * len(jobs)
+        return outcomes
+
+    def _written(self, jobs: list[Job], *, again: bool = False) -> list[Any] | None:
+        """Per job its heads or its error; None when the database can take none of them now."""
         records = [record for job in jobs for record in job.records]
-        heads = self._supervised(lambda connection: self._tables.write(connection, records))
+        write = self._tables.write_again if again else self._tables.write
+        heads = self._supervised(lambda connection: write(connection, records))
         if not isinstance(heads, Exception):
             self._tables.committed(records)
             return _dealt(heads, jobs)
-        cause = heads.__cause__
-        if len(jobs) == 1 or (
-            isinstance(cause, Exception) and (is_locked(cause) or is_lost(cause))
-        ):
-            return [heads] * len(jobs)
-        return [self._commit_turns([job])[0] for job in jobs]
+        if isinstance(heads.__cause__, Exception) and is_passing(heads.__cause__):
+            if not self._deferred:
+                _log.error("store.away %s; turns wait", heads)
+            return None
+        if len(jobs) == 1:
+            return [heads]
+        outcomes: list[Any] = []
+        for job in jobs:
+            found = self._written([job], again=again)
+            if found is None:  # what is stored by now will be found then
+                return None
+            outcomes += found
+        return outcomes
+
+    def _catch_up(self) -> None:
+        """Write what was deferred, in order, if it is time to try."""
+        before = len(self._deferred)
+        while self._deferred and time.monotonic() >= self._retry_at:
+            start = time.perf_counter()
+            jobs = list(islice(self._deferred, BATCH_LIMIT))
+            outcomes = self._written(jobs, again=True)
+            seconds = time.perf_counter() - start
+            if outcomes is None:  # answers wait for a try, so it takes half of the time at most
+                self._retry_at = time.monotonic() + max(RETRY_SECONDS, seconds)
+                return
+            for _ in jobs:
+                self._deferred.popleft()
+            self._tell(jobs, outcomes, seconds)
+        if before and not self._deferred:
+            away = time.monotonic() - self._deferred_since
+            _log.info("store.back after %.1f s", away)
+
+    def _give_up(self) -> None:
+        """At the end: what the database does not take within the patience is lost."""
+        until = time.monotonic() + self._patience
+        while self._deferred:
+            self._retry_at = 0.0
+            self._catch_up()
+            left = until - time.monotonic()
+            if not self._deferred or left <= 0:
+                break
+            time.sleep(min(RETRY_SECONDS, left))
+        jobs = list(self._deferred)
+        self._deferred.clear()
+        if jobs:
+            lost = StoreError("store: closed before the database took what was waiting")
+            self._tell(jobs, [lost] * len(jobs), 0.0)
 
     def _supervised(self, work: Callable[[Connection], T]) -> T | EntrogateError:
         """What the work returns, or its error: nothing may end this thread."""
@@ -177,7 +278,7 @@ class Writer:
             return failure
 
 
-def _dealt(heads: Sequence[TurnHead], jobs: Sequence[Job]) -> list[list[TurnHead]]:
+def _dealt(heads: Sequence[TurnHead | None], jobs: Sequence[Job]) -> list[list[TurnHead | None]]:
     """The heads of all turns, by job."""
     each = iter(heads)
     return [[next(each) for _ in job.records] for job in jobs]

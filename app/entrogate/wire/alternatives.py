@@ -47,5 +47,8 @@ def _located(answer: bytes, mark: bytes, n_tokens: int) -> list[float]:
             found.append(_NAN)
             continue
         start = at + len(mark)
-        found.append(math.exp(float(part[start : part.index(b",", start)])))
+        try:
+            found.append(math.exp(min(float(part[start : part.find(b",", start)]), 0.0)))
+        except ValueError:
+            found.append(_NAN)
     return found

@@ -15,7 +15,7 @@ import msgspec
 import orjson
 
 from entrogate.errors import UpstreamProtocol
-from entrogate.wire.chunks import Chunk, ChunkChoice, Message, ToolCallPart, Usage
+from entrogate.wire.chunks import ChunkChoice, Message, ToolCallPart, Usage
 from entrogate.wire.sse import event_data
 
 RESPONSE_PREFIX, MESSAGE_PREFIX = "resp_", "msg_"
@@ -40,11 +40,15 @@ class SaidChoice(ChunkChoice):
     stop_reason: int | str | None = None
 
 
-class SaidChunk(Chunk):
-    """A chunk with the fields that only the other APIs look at."""
+class SaidChunk(msgspec.Struct):
+    """A chunk, with the fields that only the other APIs look at."""
 
-    choices: list[SaidChoice] = msgspec.field(default_factory=list[SaidChoice])
+    id: str = ""
+    created: int = 0
+    model: str = ""
+    choices: list[SaidChoice] = []
     usage: SaidUsage | None = None
+    error: Json | None = None
     entrogate: Json | None = None  # of an answer with `x-entrogate-debug`
 
 
@@ -98,7 +102,7 @@ class DoorAnswer(ABC):
         self._begun = False
         self._ended = False
         self._open: Block | None = None
-        self._blank = ""  # between calls; shown only if text follows it
+        self._blank = ""  # whitespace that may be the beginning of a text
 
     def feed(self, event: bytes) -> bytes:
         """The events for one event of a chat stream."""
@@ -163,10 +167,15 @@ class DoorAnswer(ABC):
         return self._say("text", text)
 
     def _say(self, kind: Kind, text: str) -> bytes:
-        out = b""
-        if self._open is None or self._open.kind != kind:
-            out = self._next(Block(kind=kind, index=len(self.blocks)))
-        return out + self._grow(text)
+        if self._open is not None and self._open.kind == kind:
+            return self._grow(text)
+        if kind == "text":
+            # What stands between the reasoning and a call: vLLM's bodies leave it out.
+            self._blank += text
+            if not self._blank.strip():
+                return b""
+            text = self._blank
+        return self._next(Block(kind=kind, index=len(self.blocks))) + self._grow(text)
 
     def _call(self, part: ToolCallPart) -> bytes:
         out, function = b"", part.function
@@ -188,7 +197,7 @@ class DoorAnswer(ABC):
         return out
 
     def _next(self, block: Block) -> bytes:
-        closed = self._close()
+        closed, self._blank = self._close(), ""
         self.blocks.append(block)
         self._open = block
         return closed + self.opened(block)

@@ -6,17 +6,23 @@ Unknown fields are skipped without being built. Sources: vLLM 0.32
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Index = Annotated[int, msgspec.Meta(ge=0, lt=2**16)]
+Logprob = Annotated[float, msgspec.Meta(le=1.0)]  # 0 and a margin for what rounding can do
 
 
 class TopLogprob(msgspec.Struct, gc=False):
     """One alternative; its text is not read (see `wire.alternatives`)."""
 
-    logprob: float
+    logprob: Logprob
 
 
 class TokenLogprob(msgspec.Struct):
-    logprob: float = -9999.0
+    logprob: Logprob = -9999.0
     top_logprobs: list[TopLogprob] = []
 
 
@@ -32,7 +38,7 @@ class FunctionPart(msgspec.Struct, gc=False):
 class ToolCallPart(msgspec.Struct):
     """A whole tool call of a body, or a piece of one in a stream."""
 
-    index: int = 0
+    index: Index = 0
     id: str | None = None
     function: FunctionPart | None = None
 
@@ -67,11 +73,11 @@ class Usage(msgspec.Struct, gc=False):
 
 
 class ChunkChoice(msgspec.Struct):
-    index: int
+    index: Index
     delta: Message
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
 
 
 class Chunk(msgspec.Struct):
@@ -83,16 +89,16 @@ class Chunk(msgspec.Struct):
     choices: list[ChunkChoice] = []
     usage: Usage | None = None
     system_fingerprint: str | None = None
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: list[TokenId] | None = None
     error: dict[str, object] | None = None
 
 
 class BodyChoice(msgspec.Struct):
-    index: int
+    index: Index
     message: Message
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
 
 
 class Body(msgspec.Struct):
@@ -103,24 +109,24 @@ class Body(msgspec.Struct):
     created: int = 0
     model: str = ""
     usage: Usage | None = None
-    prompt_token_ids: list[int] | None = None
+    prompt_token_ids: list[TokenId] | None = None
 
 
 class CompletionLogprobs(msgspec.Struct):
     """Parallel lists over the tokens; ``top_logprobs`` maps a token's text to its log-prob."""
 
-    token_logprobs: list[float | None] = []
+    token_logprobs: list[Logprob | None] = []
     tokens: list[str] = []
-    top_logprobs: list[dict[str, float] | None] = []
+    top_logprobs: list[dict[str, Logprob] | None] = []
 
 
 class CompletionChoice(msgspec.Struct):
     text: str
-    index: int = 0
+    index: Index = 0
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    token_ids: list[int] | None = None
+    token_ids: list[TokenId] | None = None
 
 
 class Completion(msgspec.Struct):

@@ -12,6 +12,10 @@ from typing import Any
 
 import orjson
 
+from entrogate.errors import UpstreamProtocol
+
+_UNEXPECTED = (AttributeError, LookupError, TypeError, ValueError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -30,26 +34,38 @@ class Wanted:
 
 
 def strip_event(event: bytes, wanted: Wanted) -> bytes:
-    """Strip one streamed event; ``event`` is the whole of it, blank line included."""
-    if wanted.logprobs and b'"logprobs":{' in event:
-        payload = orjson.loads(event[len(b"data:") :])
-        _trim_logprobs(payload, wanted.top_logprobs)
-        event = b"data: " + orjson.dumps(payload) + b"\n\n"
-    elif not wanted.logprobs and not wanted.token_ids:
-        return _cut_both(event) or _null_injected(event, wanted)
-    return _null_injected(event, wanted)
+    """Strip one streamed event; ``event`` is the whole of it, blank line included.
+
+    Raises UpstreamProtocol for one that vLLM does not send.
+    """
+    try:
+        if wanted.logprobs and b'"logprobs":{' in event:
+            payload = orjson.loads(event[len(b"data:") :])
+            _trim_logprobs(payload, wanted.top_logprobs)
+            event = b"data: " + orjson.dumps(payload) + b"\n\n"
+        elif not wanted.logprobs and not wanted.token_ids:
+            return _cut_both(event) or _null_injected(event, wanted)
+        return _null_injected(event, wanted)
+    except _UNEXPECTED as error:
+        raise UpstreamProtocol(f"the upstream sent an event that is no chunk: {error}") from None
 
 
 def strip_body(body: bytes, wanted: Wanted) -> bytes:
-    """Strip a chat completion that was not streamed."""
-    if wanted.logprobs or not wanted.reasoning:
-        answer = orjson.loads(body)
-        _trim_logprobs(answer, wanted.top_logprobs)
-        if not wanted.reasoning:
-            for choice in answer["choices"]:
-                choice["message"]["reasoning"] = None
-        body = orjson.dumps(answer)
-    return _null_injected(body, wanted)
+    """Strip a chat completion that was not streamed.
+
+    Raises UpstreamProtocol for one that vLLM does not send.
+    """
+    try:
+        if wanted.logprobs or not wanted.reasoning:
+            answer = orjson.loads(body)
+            _trim_logprobs(answer, wanted.top_logprobs)
+            if not wanted.reasoning:
+                for choice in answer["choices"]:
+                    choice["message"]["reasoning"] = None
+            body = orjson.dumps(answer)
+        return _null_injected(body, wanted)
+    except _UNEXPECTED as error:
+        raise UpstreamProtocol(f"the upstream's answer is no completion: {error}") from None
 
 
 def _cut_both(event: bytes) -> bytes | None:

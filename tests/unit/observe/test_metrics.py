@@ -174,7 +174,6 @@ def test_the_server_itself():
     metrics.observe_gate(0.0003)
     metrics.observe_gateway(0.002)
     metrics.observe_commit(0.004)
-    metrics.set_store_queue(5)
     with metrics.in_flight("/v1/models"):
         assert samples(metrics)["entrogate_requests_in_flight", "/v1/models"] == 1
     seen = samples(metrics)
@@ -187,15 +186,15 @@ def test_the_server_itself():
     assert seen["entrogate_gateway_overhead_seconds_sum",] == 0.002
     assert seen["entrogate_store_commit_seconds_bucket", "0.005"] == 1
     assert seen["entrogate_store_commit_seconds_bucket", "0.002"] == 0
-    assert seen["entrogate_store_queue_depth",] == 5
 
 
 def test_the_queue_is_read_when_asked():
     metrics = Metrics()
     depth = [1]
-    metrics.watch_store_queue(lambda: depth[0], limit=10)
+    metrics.watch_store_queue(lambda: depth[0], lambda: depth[0] - 2, limit=10)
     depth[0] = 9
     assert samples(metrics)["entrogate_store_queue_depth",] == 9
+    assert samples(metrics)["entrogate_store_deferred",] == 7
     assert samples(metrics)["entrogate_store_queue_limit",] == 10
 
 

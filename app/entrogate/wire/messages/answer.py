@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import orjson
 
@@ -43,18 +43,24 @@ class MessagesAnswer(DoorAnswer):
             case "text":
                 return _delta(block, {"type": "text_delta", "text": text})
             case "call":
-                return _delta(block, {"type": "input_json_delta", "partial_json": text})
+                return b""  # until it is whole: clients fail on what is no object
 
     def closed(self, block: Block) -> bytes:
         stop = named_event({"type": "content_block_stop", "index": block.index})
-        if block.kind != "reasoning":
-            return stop
-        return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
+        if block.kind == "reasoning":
+            return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
+        if block.kind == "call" and _input(block.text):
+            return _delta(block, {"type": "input_json_delta", "partial_json": block.text}) + stop
+        return stop
 
     def ended(self) -> bytes:
         delta: Json = {
             "type": "message_delta",
-            "delta": _stop(*self._stopped()),
+            "delta": {
+                "stop_reason": stop_reason,
+                "stop_sequence": stop_sequence,
+                "stop_details": None,
+            },
             "usage": self._usage(),
         }
         if self.entrogate is not None:
@@ -82,7 +88,9 @@ class MessagesAnswer(DoorAnswer):
             "role": "assistant",
             "model": self.model,
             "content": content,
-            **_stop(stop_reason, stop_sequence),
+            "stop_reason": stop_reason,
+            "stop_sequence": stop_sequence,
+            "stop_details": None,
             "usage": usage,
         }
 
@@ -130,13 +138,13 @@ def _content(block: Block) -> Json:
             return {**call, "input": _input(block.text)}
 
 
-def _input(arguments: str) -> Any:
+def _input(arguments: str) -> Json:
     """The arguments as an object; nothing of a call that was cut short, or is no object."""
     try:
-        value = orjson.loads(arguments)
+        value: object = orjson.loads(arguments)
     except orjson.JSONDecodeError:
         return {}
-    return value if isinstance(value, dict) else {}
+    return cast("Json", value) if isinstance(value, dict) else {}
 
 
 def _status(error: Json) -> int:

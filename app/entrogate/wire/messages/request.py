@@ -197,11 +197,11 @@ def _tool(tool: Json, where: str) -> Json:
             " input_schema, run by the client) are supported",
         )
     schema = object_of(tool.get("input_schema"), f"{where}.input_schema")
+    # In the order in which chat clients write them: a prompt repeats it.
     function: Json = {"name": text(tool, "name", where)}
-    # In chat's usual order: templates write a tool's fields as they come.
-    if tool.get("description") is not None:
-        function["description"] = tool["description"]
-    function["parameters"] = schema
+    for name, value in (("description", tool.get("description")), ("parameters", schema)):
+        if value is not None:
+            function[name] = value
     if tool.get("strict") is not None:
         function["strict"] = tool["strict"]
     return {"type": "function", "function": function}

@@ -1,0 +1,30 @@
+"""What the examples share: a tool over the Almanac, the small world of the bundled model.
+
+The model knows some people of that world by heart and has to look up the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from entrogate.almanac.tools import execute, tool_schema
+from entrogate.almanac.world import make_world
+
+WORLD = make_world(0)
+LOOKUP: dict[str, Any] = tool_schema("lookup")["function"]  # its name, description, parameters
+QUESTION = "Which guild does Keren Nemuek serve?"
+
+
+def lookup(entity: str, attribute: str) -> str:
+    """One fact about a person."""
+    return execute(WORLD, "lookup", {"entity": entity, "attribute": attribute})
+
+
+def run(answer: Callable[[str, str], Awaitable[str]]) -> None:
+    """``python EXAMPLE.py [URL OF THE GATEWAY] [QUESTION]``."""
+    given = sys.argv[1:]
+    gateway = given[0] if given else "http://127.0.0.1:8400"
+    print(asyncio.run(answer(gateway, given[1] if len(given) > 1 else QUESTION)))

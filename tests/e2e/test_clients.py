@@ -1,0 +1,87 @@
+"""The examples of docs/clients.md: each client runs an agent on the bundled model, unchanged."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Served, StartGateway, tasks
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "clients"
+CLIENTS = [
+    ("openai_chat", ()),
+    ("openai_responses", ()),
+    ("anthropic_messages", ()),
+    ("langgraph_agent", ("openai",)),
+    ("langgraph_agent", ("anthropic",)),
+    ("pydantic_ai_agent", ()),
+    ("openai_agents", ()),
+]
+# Of the libraries, not of ours: what they say of themselves at import or at the first call.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def estimator() -> str:
+    return "exact"
+
+
+@pytest.fixture(autouse=True)
+def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    for name in {"almanac", *(name for name, _ in CLIENTS)}:
+        sys.modules.pop(name, None)
+
+
+def test_every_example_is_run() -> None:
+    files = {path.stem for path in EXAMPLES.glob("*.py")} - {"almanac"}
+    assert files == {name for name, _ in CLIENTS}
+    page = (EXAMPLES.parents[1] / "clients.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(files) if f"examples/clients/{name}.py" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), CLIENTS, ids=["-".join([name, *rest]) for name, rest in CLIENTS]
+)
+async def test_an_agent_runs_and_is_recorded(
+    name: str, arguments: tuple[str, ...], start: StartGateway
+) -> None:
+    gateway = start()
+    answer = importlib.import_module(name).answer
+    questions = [task.question for task in tasks(80) if task.domain == "facts"]
+    for asked, question in enumerate(questions[:6], start=1):
+        said = await answer(gateway.url, question, *arguments)
+        runs = recorded(gateway)
+        assert len(runs) == asked, "a question came apart, or two ran together"
+        run = runs[0]
+        last = run["turns"][-1]
+        assert last["response"]["content"].strip() == said.strip() != ""
+        assert all(turn["capture_gap"] is None for turn in run["turns"])
+        if called(run):
+            return
+    pytest.fail("the model called no tool in six questions")
+
+
+def recorded(gateway: Served) -> list[dict[str, Any]]:
+    """Every trajectory, the newest first."""
+    with gateway.client() as client:
+        listed = client.get("/v1/trajectories").json()["data"]
+        return [client.get(f"/v1/trajectories/{each['id']}").json() for each in listed]
+
+
+def called(run: dict[str, Any]) -> bool:
+    """A call was made, its result came back, and the two were put together."""
+    first, *later = run["turns"]
+    if not later:
+        return False
+    (call,) = first["calls"]
+    (result,) = later[0]["results"]
+    assert result["call_id"] == call["id"]
+    assert later[0]["parent_id"] == first["id"]
+    return True
