@@ -152,19 +152,10 @@ class DoorAnswer(ABC):
         if said.thought:
             out += self._say("reasoning", said.thought)
         if said.content:
-            out += self._text(said.content)
+            out += self._say("text", said.content)
         for part in said.tool_calls or ():
             out += self._call(part)
         return out
-
-    def _text(self, text: str) -> bytes:
-        """Parsers stream the blanks between calls, which their whole answers leave out: so do we."""
-        if self._open is not None and self._open.kind == "call":
-            text = self._blank + text
-            self._blank = "" if text.strip() else text
-            if self._blank:
-                return b""
-        return self._say("text", text)
 
     def _say(self, kind: Kind, text: str) -> bytes:
         if self._open is not None and self._open.kind == kind:
@@ -179,7 +170,6 @@ class DoorAnswer(ABC):
 
     def _call(self, part: ToolCallPart) -> bytes:
         out, function = b"", part.function
-        self._blank = ""
         if self._open is None or self._open.call_index != part.index:
             if any(block.call_index == part.index for block in self.blocks):
                 raise UpstreamProtocol("the upstream went on with a call after it began another")

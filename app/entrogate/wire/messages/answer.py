@@ -54,6 +54,7 @@ class MessagesAnswer(DoorAnswer):
         return stop
 
     def ended(self) -> bytes:
+        stop_reason, stop_sequence = self._stopped()
         delta: Json = {
             "type": "message_delta",
             "delta": {
@@ -117,10 +118,6 @@ class MessagesAnswer(DoorAnswer):
         if cached is not None:
             counted["cache_read_input_tokens"] = cached
         return counted
-
-
-def _stop(reason: str | None, sequence: str | None) -> Json:
-    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None}
 
 
 def _delta(block: Block, delta: Json) -> bytes:
