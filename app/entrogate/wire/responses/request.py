@@ -90,7 +90,10 @@ def _refuse(body: Json) -> None:
         raise wrong("background", "answers in the background are not supported")
     if body.get("truncation") not in (None, "disabled"):
         raise wrong("truncation", f"is {body['truncation']!r}; only disabled is supported")
-    for name in cast("list[object]", body.get("include") or ()):
+    include = body.get("include") or []
+    if not isinstance(include, list):
+        raise wrong("include", "want a list of texts")
+    for name in cast("list[object]", include):
         if name != _HARMLESS_INCLUDE:
             raise wrong("include", f"{name!r} is not supported")
 
