@@ -195,6 +195,23 @@ class EntropyChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAnswer:
+    """An answer as it was recorded, and what it was asked with."""
+
+    created_at: float  # seconds since the epoch
+    duration_seconds: float
+    model: str
+    finish_reason: str | None
+    error: str | None
+    n_prompt_tokens: int
+    n_tokens: int
+    message: dict[str, Any]
+    tools: list[dict[str, Any]]
+    params: dict[str, Any]
+    instructions: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnHead:
     """What linkage keeps of an earlier turn: enough to attach the next one to it."""
 

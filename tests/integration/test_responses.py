@@ -247,6 +247,50 @@ async def test_a_replayed_call_never_shows(
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+async def test_a_response_can_be_fetched_again(
+    gateway: Running, step: dict[str, Any], stream: bool
+) -> None:
+    body = ask_responses(
+        step,
+        instructions="Be brief.",
+        temperature=0.5,
+        tool_choice="auto",
+        metadata={"a": "b"},
+        text={"format": {"type": "text"}},
+        max_output_tokens=4096,
+    )
+    first = await said(gateway, body, stream=stream)
+    named = {**body, "input": "And then?", "previous_response_id": first["id"]}
+    second = await said(gateway, named, stream=stream)
+    for answer in (first, second):
+        fetched = (await gateway.client.get(f"{RESPONSES}/{answer['id']}")).json()
+        for name in ("input_tokens_details", "output_tokens_details"):  # not recorded
+            fetched["usage"].pop(name)
+            answer["usage"].pop(name)
+        for name in ("created_at", "completed_at"):  # the model server's clock, and ours
+            assert abs(fetched.pop(name) - answer.pop(name)) <= 1
+        assert fetched == answer
+    async with openai_client(gateway) as client:
+        assert (await client.responses.retrieve(first["id"])).id == first["id"]
+
+
+async def test_only_a_stored_response_can_be_fetched(gateway: Running) -> None:
+    body = ask_responses({"content": "One."}, tools=False)
+    hidden = await said(gateway, {**body, "store": False}, stream=False)
+    cut = ask_responses({"content": "one two three", "fault": "cut", "at": 2}, tools=False)
+    _, events = await streamed(gateway, RESPONSES, cut)
+    for name in (hidden["id"], "resp_unknown"):
+        refused = await gateway.client.get(f"{RESPONSES}/{name}")
+        assert error_of(refused, 404)["code"] == "response_not_found"
+    failed = events[-1]["response"]
+    fetched = (await gateway.client.get(f"{RESPONSES}/{failed['id']}")).json()
+    assert fetched["status"] == "failed"
+    assert fetched["error"]["message"]
+    assert text_of(fetched) == text_of(failed)
+
+
+@pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_that_was_cut_short_is_incomplete(gateway: Running, stream: bool) -> None:
     body = ask_responses({"content": "one two three four"}, tools=False, max_output_tokens=3)
     answer = await said(gateway, body, stream=stream)

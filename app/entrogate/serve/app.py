@@ -29,7 +29,7 @@ from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.records import router
-from entrogate.serve.responses import responses
+from entrogate.serve.responses import response, responses
 from entrogate.serve.status import status_routes
 from entrogate.settings import Settings
 from entrogate.store import Store
@@ -106,6 +106,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     app.state.publisher = publisher
     app.add_route(CHAT_DOOR.route, chat, methods=["POST"])
     app.add_route(RESPONSES_ROUTE, responses, methods=["POST"])
+    app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"])
     app.add_route(MESSAGES_ROUTE, messages, methods=["POST"])
     app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
     app.add_route("/v1/completions", forward, methods=["POST"])

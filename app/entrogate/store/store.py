@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
-from entrogate.store.conversation import Conversation, read_conversation
+from entrogate.store.conversation import Conversation, read_answer, read_conversation
 from entrogate.store.database import Database
 from entrogate.store.decisions import DecidedTurn, read_decisions, read_policy, remember_policy
 from entrogate.store.feedback import Feedback, add_feedback
@@ -39,7 +39,7 @@ from entrogate.store.settled import (
 )
 from entrogate.store.weights import ChangeWeights, change_weights, delete_weights, read_weights
 from entrogate.store.writer import Batch, Deferred, Job, Writer
-from entrogate.types import Cursor, Mode, PublishedWeights, TurnHead, TurnRecord
+from entrogate.types import Cursor, Mode, PublishedWeights, StoredAnswer, TurnHead, TurnRecord
 
 T = TypeVar("T")
 
@@ -152,6 +152,10 @@ class Store:
     async def conversation(self, response_id: str) -> Conversation | None:
         """What was said up to the answer with this id, if it was stored to be gone on with."""
         return await self._read(read_conversation, response_id)
+
+    async def answer(self, response_id: str) -> StoredAnswer | None:
+        """The answer with this id, under the same condition as `conversation`."""
+        return await self._read(read_answer, response_id)
 
     async def add_feedback(
         self,

@@ -36,6 +36,11 @@ _READ = frozenset(
         "tool_choice", "truncation", "background", "include",
     }
 )  # fmt: skip
+# What a response repeats of its request, and no other column of the record has in this form.
+SHOWN = (
+    "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "reasoning",
+    "temperature", "text", "tool_choice", "top_p", "user",
+)  # fmt: skip
 # Of a service that bills, routes and caches on its own terms: nothing here depends on them.
 _IGNORED = frozenset(
     {
@@ -81,6 +86,7 @@ def responses_request(body: Json, earlier: Sequence[Json] = ()) -> ChatRequest:
         name="responses",
         instructions=instructions is not None,
         stored=body.get("store") is not False,
+        asked={name: body[name] for name in SHOWN if body.get(name) is not None},
     )
     return request
 
