@@ -163,6 +163,7 @@ async def test_what_is_recorded_is_what_chat_would_have_recorded(
     assert got["turns"][1]["change"] == wanted["turns"][1]["change"]
 
 
+@pytest.mark.both_stores
 async def test_instructions_are_of_one_request_only(
     upstream: ScriptedUpstream, gateway: Running
 ) -> None:
@@ -186,6 +187,7 @@ async def test_instructions_are_of_one_request_only(
     assert [len(t["messages"]) for t in turns] == [2, 3, 6]
 
 
+@pytest.mark.both_stores
 async def test_a_fork_goes_on_from_the_response_it_names(
     upstream: ScriptedUpstream, gateway: Running
 ) -> None:
@@ -239,6 +241,8 @@ async def test_a_replayed_call_never_shows(
     assert text_of(second).strip() == "It is Berlin."
     turns = (await trajectory(gateway, second))["turns"]
     assert [t["replayed"] for t in turns] == [False, True, False]
+    fetched = (await gateway.client.get(f"{RESPONSES}/{second['id']}")).json()
+    assert fetched["output"][-1]["content"] == second["output"][-1]["content"]
     # What goes on from it has the client's history, without the replayed round trip.
     named = {**body, "input": "Sure?", "previous_response_id": second["id"]}
     await said(gateway, named, stream=stream)
@@ -275,6 +279,7 @@ async def test_a_response_can_be_fetched_again(
         assert (await client.responses.retrieve(first["id"])).id == first["id"]
 
 
+@pytest.mark.both_stores
 async def test_only_a_stored_response_can_be_fetched(gateway: Running) -> None:
     body = ask_responses({"content": "One."}, tools=False)
     hidden = await said(gateway, {**body, "store": False}, stream=False)
