@@ -96,7 +96,7 @@ def _refuse(body: Json) -> None:
         raise wrong("background", "answers in the background are not supported")
     if body.get("truncation") not in (None, "disabled"):
         raise wrong("truncation", f"is {body['truncation']!r}; only disabled is supported")
-    include = body.get("include") or []
+    include: object = body.get("include") or []
     if not isinstance(include, list):
         raise wrong("include", "want a list of texts")
     for name in cast("list[object]", include):
