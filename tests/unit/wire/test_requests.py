@@ -239,3 +239,12 @@ def test_an_unknown_field_is_refused_by_name(name: str) -> None:
     with pytest.raises(RequestError, match="no_such_field"):
         parse({**good, "no_such_field": 1})
     parse({**good, "no_such_field": None, "seed": 7})
+
+
+def test_what_comes_after_a_call_is_another_turn() -> None:
+    """As where a client drops the outputs of calls: two turns must not become one."""
+    said = {"role": "assistant", "content": "One."}
+    call = {"type": "function_call", "call_id": "call_1", "name": "lookup", "arguments": "{}"}
+    first, second = responses_request({"model": "m", "input": [said, call, said]}).messages
+    assert [c["id"] for c in first["tool_calls"]] == ["call_1"]
+    assert second == said
