@@ -6,6 +6,7 @@ The model knows some people of that world by heart and has to look up the others
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -21,6 +22,17 @@ QUESTION = "Which guild does Keren Nemuek serve?"
 def lookup(entity: str, attribute: str) -> str:
     """One fact about a person."""
     return execute(WORLD, "lookup", {"entity": entity, "attribute": attribute})
+
+
+def called(arguments: str | dict[str, Any]) -> str:
+    """What a call brings. A model may write anything as its arguments: then it is told so."""
+    try:
+        given = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        return "arguments are not an object"
+    return execute(WORLD, "lookup", given)
 
 
 def run(answer: Callable[[str, str], Awaitable[str]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from almanac import LOOKUP, lookup, run
+from almanac import LOOKUP, called, run
 from anthropic import AsyncAnthropic
 
 TOOL: Any = {
@@ -27,7 +27,7 @@ async def answer(gateway: str, question: str) -> str:
             if not calls:
                 return "".join(block.text for block in message.content if block.type == "text")
             results = [
-                {"type": "tool_result", "tool_use_id": call.id, "content": lookup(**call.input)}
+                {"type": "tool_result", "tool_use_id": call.id, "content": called(call.input)}
                 for call in calls
             ]
             messages += [

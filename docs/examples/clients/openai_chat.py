@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from almanac import LOOKUP, lookup, run
+from almanac import LOOKUP, called, run
 from openai import AsyncOpenAI
 
 
@@ -25,7 +24,7 @@ async def answer(gateway: str, question: str) -> str:
                 return message.content or ""
             messages.append(message.model_dump(exclude_none=True))  # its reasoning too
             for call in message.tool_calls:
-                result = lookup(**json.loads(call.function.arguments))
+                result = called(call.function.arguments)
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
 
 

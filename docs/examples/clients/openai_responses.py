@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from almanac import LOOKUP, lookup, run
+from almanac import LOOKUP, called, run
 from openai import AsyncOpenAI
 
 
@@ -30,7 +29,7 @@ async def answer(gateway: str, question: str) -> str:
                 {
                     "type": "function_call_output",
                     "call_id": call.call_id,
-                    "output": lookup(**json.loads(call.arguments)),
+                    "output": called(call.arguments),
                 }
                 for call in calls
             ]
