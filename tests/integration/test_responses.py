@@ -242,7 +242,7 @@ async def test_a_replayed_call_never_shows(
     turns = (await trajectory(gateway, second))["turns"]
     assert [t["replayed"] for t in turns] == [False, True, False]
     fetched = (await gateway.client.get(f"{RESPONSES}/{second['id']}")).json()
-    assert fetched["output"][-1]["content"] == second["output"][-1]["content"]
+    assert text_of(fetched).strip() == "It is Berlin."  # of the turn after the replayed call
     # What goes on from it has the client's history, without the replayed round trip.
     named = {**body, "input": "Sure?", "previous_response_id": second["id"]}
     await said(gateway, named, stream=stream)
