@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,6 +193,23 @@ class EntropyChange:
     delta_normalised: float | None
     reduced: bool | None
     null_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAnswer:
+    """An answer as it was recorded, and what it was asked with."""
+
+    created_at: float  # seconds since the epoch
+    duration_seconds: float
+    model: str
+    finish_reason: str | None
+    error: str | None
+    n_prompt_tokens: int
+    n_tokens: int
+    message: dict[str, Any]
+    tools: list[dict[str, Any]]
+    params: dict[str, Any]
+    instructions: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

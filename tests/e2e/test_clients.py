@@ -50,7 +50,8 @@ def test_an_agent_runs_and_is_recorded(
         assert len(runs) == asked, "a question came apart, or two ran together"
         run = runs[0]
         last = run["turns"][-1]
-        assert last["response"]["content"].strip() == said.stdout.strip() != ""
+        answered = not last["response"].get("tool_calls")
+        assert said.stdout.strip() == (last["response"]["content"].strip() if answered else "")
         assert all(turn["capture_gap"] is None for turn in run["turns"])
         if called(run):
             return
@@ -69,8 +70,7 @@ def called(run: dict[str, Any]) -> bool:
     first, *later = run["turns"]
     if not later:
         return False
-    (call,) = first["calls"]
-    (result,) = later[0]["results"]
-    assert result["call_id"] == call["id"]
+    calls = {call["id"] for call in first["calls"]}
+    assert {result["call_id"] for result in later[0]["results"]} == calls != set()
     assert later[0]["parent_id"] == first["id"]
     return True

@@ -84,6 +84,7 @@ def asked(gateway: Running) -> list[tuple[str, str]]:
     """Method and path of every route of the running app, with something in its parameters."""
     found: list[tuple[str, str]] = []
     for route in gateway.app.routes:
+        assert isinstance(route, Route)
         path = re.sub(r"{\w+(?::\w+)?}", "traj_none", route.path)
         methods = (route.methods or {"GET"}) - {"HEAD"}
         found += [(method, path) for method in sorted(methods)]

@@ -163,6 +163,7 @@ async def test_what_is_recorded_is_what_chat_would_have_recorded(
     assert got["turns"][1]["change"] == wanted["turns"][1]["change"]
 
 
+@pytest.mark.both_stores
 async def test_instructions_are_of_one_request_only(
     upstream: ScriptedUpstream, gateway: Running
 ) -> None:
@@ -186,6 +187,7 @@ async def test_instructions_are_of_one_request_only(
     assert [len(t["messages"]) for t in turns] == [2, 3, 6]
 
 
+@pytest.mark.both_stores
 async def test_a_fork_goes_on_from_the_response_it_names(
     upstream: ScriptedUpstream, gateway: Running
 ) -> None:
@@ -239,11 +241,58 @@ async def test_a_replayed_call_never_shows(
     assert text_of(second).strip() == "It is Berlin."
     turns = (await trajectory(gateway, second))["turns"]
     assert [t["replayed"] for t in turns] == [False, True, False]
+    fetched = (await gateway.client.get(f"{RESPONSES}/{second['id']}")).json()
+    assert text_of(fetched).strip() == "It is Berlin."  # of the turn after the replayed call
     # What goes on from it has the client's history, without the replayed round trip.
     named = {**body, "input": "Sure?", "previous_response_id": second["id"]}
     await said(gateway, named, stream=stream)
     sent = json.loads(upstream.stats.bodies[-1])["messages"]
     assert [m["role"] for m in sent] == ["user", "assistant", "tool", "assistant", "user"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+async def test_a_response_can_be_fetched_again(
+    gateway: Running, step: dict[str, Any], stream: bool
+) -> None:
+    body = ask_responses(
+        step,
+        instructions="Be brief.",
+        temperature=0.5,
+        tool_choice="auto",
+        metadata={"a": "b"},
+        text={"format": {"type": "text"}},
+        max_output_tokens=4096,
+    )
+    first = await said(gateway, body, stream=stream)
+    named = {**body, "input": "And then?", "previous_response_id": first["id"]}
+    second = await said(gateway, named, stream=stream)
+    for answer in (first, second):
+        fetched = (await gateway.client.get(f"{RESPONSES}/{answer['id']}")).json()
+        for name in ("input_tokens_details", "output_tokens_details"):  # not recorded
+            fetched["usage"].pop(name)
+            answer["usage"].pop(name)
+        for name in ("created_at", "completed_at"):  # the model server's clock, and ours
+            assert abs(fetched.pop(name) - answer.pop(name)) <= 1
+        assert fetched == answer
+    async with openai_client(gateway) as client:
+        assert (await client.responses.retrieve(first["id"])).id == first["id"]
+
+
+@pytest.mark.both_stores
+async def test_only_a_stored_response_can_be_fetched(gateway: Running) -> None:
+    body = ask_responses({"content": "One."}, tools=False)
+    hidden = await said(gateway, {**body, "store": False}, stream=False)
+    cut = ask_responses({"content": "one two three", "fault": "cut", "at": 2}, tools=False)
+    _, events = await streamed(gateway, RESPONSES, cut)
+    for name in (hidden["id"], "resp_unknown"):
+        refused = await gateway.client.get(f"{RESPONSES}/{name}")
+        assert error_of(refused, 404)["code"] == "response_not_found"
+    failed = events[-1]["response"]
+    fetched = (await gateway.client.get(f"{RESPONSES}/{failed['id']}")).json()
+    assert fetched["status"] == "failed"
+    assert fetched["error"]["message"]
+    assert text_of(fetched) == text_of(failed)
 
 
 @pytest.mark.parametrize("stream", [True, False])

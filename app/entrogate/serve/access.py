@@ -33,6 +33,7 @@ OPEN = None
 SCOPES: dict[str, Scope | None] = {
     "/v1/chat/completions": Scope.INFER,
     "/v1/responses": Scope.INFER,
+    "/v1/responses/{response_id}": Scope.INFER,
     "/v1/messages": Scope.INFER,
     "/v1/messages/count_tokens": Scope.INFER,
     "/v1/completions": Scope.INFER,

@@ -31,7 +31,7 @@ from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.records import router
-from entrogate.serve.responses import responses
+from entrogate.serve.responses import response, responses
 from entrogate.serve.status import status_routes
 from entrogate.settings import Settings
 from entrogate.store import Store
@@ -107,8 +107,18 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     app.state.gateway = gateway
     app.state.managed = managed
     app.state.publisher = publisher
+    _add_routes(app)
+    check_routes(app.routes)
+    app.add_middleware(AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics)
+    _add_error_handlers(app)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Who may use them is said in `access.SCOPES`."""
     app.add_route(CHAT_DOOR.route, chat, methods=["POST"])
     app.add_route(RESPONSES_ROUTE, responses, methods=["POST"])
+    app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"])
     app.add_route(MESSAGES_ROUTE, messages, methods=["POST"])
     app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
     app.add_route("/v1/completions", forward, methods=["POST"])
@@ -116,10 +126,6 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     app.include_router(router)
     app.include_router(status_routes)
     app.include_router(admin_routes)
-    check_routes(app.routes)
-    app.add_middleware(AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics)
-    _add_error_handlers(app)
-    return app
 
 
 def _channel(settings: Settings, url: str, managed: ManagedVllm | None) -> CaptureChannel | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,6 +23,7 @@ from entrogate.wire.answer import chat_id
 from entrogate.wire.request import parse_json_object
 from entrogate.wire.responses.answer import ResponsesAnswer
 from entrogate.wire.responses.request import responses_request
+from entrogate.wire.responses.stored import stored_response
 
 
 async def responses(request: Request) -> Response:
@@ -43,6 +45,23 @@ async def responses(request: Request) -> Response:
         tenant=tenant,
         follows=earlier.head if earlier is not None else None,
     )
+
+
+async def response(request: Request) -> Response:
+    """A response that was given before."""
+    gateway: Gateway = request.app.state.gateway
+    name: str = request.path_params["response_id"]
+    found = await gateway.store.answer(chat_id(name), caller_of(request).tenant)
+    if found is None:
+        raise RequestError(
+            f"no response {name!r} is stored here",
+            status=404,
+            code="response_not_found",
+            param="response_id",
+        )
+    gateway.metrics.record_request(f"{RESPONSES_ROUTE}/{{response_id}}", 200)
+    body = orjson.dumps(stored_response(chat_id(name), found))
+    return Response(body, media_type="application/json")
 
 
 async def _earlier(gateway: Gateway, body: dict[str, Any], tenant: str) -> Conversation | None:

@@ -1,4 +1,4 @@
-"""What was said up to one answer, as the client saw it: the state behind `previous_response_id`."""
+"""What was said up to one answer, as the client saw it: the state behind `/v1/responses`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import orjson
 from sqlalchemy import Connection, Row, select
 
 from entrogate.store.heads import read_head_of_turn
-from entrogate.store.schema import trajectories, turns
-from entrogate.types import TurnHead
+from entrogate.store.schema import toolsets, trajectories, turns
+from entrogate.types import StoredAnswer, TurnHead
 
 _COLUMNS = (
     turns.c.id,
@@ -21,6 +21,18 @@ _COLUMNS = (
     turns.c.new_messages,
     turns.c.response,
 )
+_ANSWER = (
+    turns.c.created_at,
+    turns.c.duration_seconds,
+    turns.c.model,
+    turns.c.finish_reason,
+    turns.c.error,
+    turns.c.n_prompt_tokens,
+    turns.c.n_tokens,
+    turns.c.params,
+    turns.c.response,
+    toolsets.c.content.label("tools"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +40,25 @@ class Conversation:
     """Chat messages up to an answer, without the instructions it was given, and its turn."""
 
     messages: list[dict[str, Any]]
+    instructions: str | None
     head: TurnHead
+
+
+def read_answer(connection: Connection, response_id: str, tenant: str) -> StoredAnswer | None:
+    """None where no such answer was stored for being shown again."""
+    conversation = read_conversation(connection, response_id, tenant)
+    if conversation is None:
+        return None
+    query = select(*_ANSWER).join(toolsets, isouter=True)
+    found = connection.execute(query.where(turns.c.id == conversation.head.turn_id))
+    values: dict[str, Any] = dict(found.mappings().one())
+    return StoredAnswer(
+        message=orjson.loads(values.pop("response")),
+        tools=orjson.loads(values.pop("tools") or "[]"),
+        params=orjson.loads(values.pop("params")),
+        instructions=conversation.instructions,
+        **values,
+    )
 
 
 def read_conversation(connection: Connection, response_id: str, tenant: str) -> Conversation | None:
@@ -54,7 +84,8 @@ def read_conversation(connection: Connection, response_id: str, tenant: str) -> 
     head = read_head_of_turn(connection, last[-1].id)
     if head is None:
         return None
-    return Conversation(messages=_said(_chain(rows, last[-1])), head=head)
+    messages, instructions = _said(_chain(rows, last[-1]))
+    return Conversation(messages=messages, instructions=instructions, head=head)
 
 
 def _chain(rows: Any, last: Row[*tuple[Any, ...]]) -> list[Row[*tuple[Any, ...]]]:
@@ -66,7 +97,10 @@ def _chain(rows: Any, last: Row[*tuple[Any, ...]]) -> list[Row[*tuple[Any, ...]]
     return chain[::-1]
 
 
-def _said(chain: list[Row[*tuple[Any, ...]]]) -> list[dict[str, Any]]:
+def _said(
+    chain: list[Row[*tuple[Any, ...]]],
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The messages, without the instructions of the last request that changed them; these."""
     messages: list[dict[str, Any]] = []
     instructed = replayed = False
     for row in chain:
@@ -79,7 +113,7 @@ def _said(chain: list[Row[*tuple[Any, ...]]]) -> list[dict[str, Any]]:
         replayed = row.replayed
         if not replayed:
             messages.append(orjson.loads(row.response))
-    return messages[1:] if instructed else messages
+    return (messages[1:], messages[0]["content"]) if instructed else (messages, None)
 
 
 def _door(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:

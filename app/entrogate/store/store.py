@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from entrogate.access import Key, belongs
 from entrogate.errors import StoreError, UnknownRecord
 from entrogate.settings import StoreSettings
-from entrogate.store.conversation import Conversation, read_conversation
+from entrogate.store.conversation import Conversation, read_answer, read_conversation
 from entrogate.store.database import Database
 from entrogate.store.decisions import DecidedTurn, read_decisions, read_policy, remember_policy
 from entrogate.store.feedback import Feedback, add_feedback
@@ -41,7 +41,7 @@ from entrogate.store.settled import (
 )
 from entrogate.store.weights import ChangeWeights, change_weights, delete_weights, read_weights
 from entrogate.store.writer import Batch, Deferred, Job, Writer
-from entrogate.types import Cursor, Mode, PublishedWeights, TurnHead, TurnRecord
+from entrogate.types import Cursor, Mode, PublishedWeights, StoredAnswer, TurnHead, TurnRecord
 
 T = TypeVar("T")
 
@@ -162,6 +162,10 @@ class Store:
     def has_keys(self) -> bool:
         """Was an API key ever made? Blocks."""
         return bool(self._database.read(read_keys))
+
+    async def answer(self, response_id: str, tenant: str) -> StoredAnswer | None:
+        """The answer with this id, under the same condition as `conversation`."""
+        return await self._read(read_answer, response_id, tenant)
 
     async def add_feedback(
         self,

@@ -20,7 +20,11 @@ def openai_model(gateway: str) -> BaseChatModel:
     from langchain_openai import ChatOpenAI
 
     return ChatOpenAI(
-        model="almanac", base_url=f"{gateway}/v1", api_key=lambda: "none", max_tokens=192
+        model="almanac",
+        base_url=f"{gateway}/v1",
+        api_key=lambda: "none",
+        max_tokens=192,
+        temperature=0,
     )
 
 
@@ -29,7 +33,11 @@ def anthropic_model(gateway: str) -> BaseChatModel:
     from langchain_anthropic import ChatAnthropic
 
     return ChatAnthropic(
-        model_name="almanac", base_url=gateway, api_key="none", max_tokens_to_sample=192
+        model_name="almanac",
+        base_url=gateway,
+        api_key="none",
+        max_tokens_to_sample=192,
+        temperature=0,
     )
 
 

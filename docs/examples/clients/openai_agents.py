@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from agents import Agent, FunctionTool, ModelSettings, OpenAIResponsesModel, Runner
 from agents import set_tracing_disabled as disable_tracing
-from almanac import LOOKUP, lookup, run
+from almanac import LOOKUP, called, run
 from openai import AsyncOpenAI
 
 disable_tracing(True)  # it would go to OpenAI
@@ -15,7 +14,7 @@ disable_tracing(True)  # it would go to OpenAI
 
 async def call(_: Any, arguments: str) -> str:
     """Run the tool."""
-    return lookup(**json.loads(arguments))
+    return called(arguments)
 
 
 TOOL = FunctionTool(
@@ -34,7 +33,7 @@ async def answer(gateway: str, question: str) -> str:
             name="almanac",
             model=OpenAIResponsesModel("almanac", client),
             tools=[TOOL],
-            model_settings=ModelSettings(max_tokens=192),
+            model_settings=ModelSettings(max_tokens=192, temperature=0),
         )
         result = await Runner.run(agent, question)
     return str(result.final_output)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from almanac import LOOKUP, lookup, run
+from almanac import LOOKUP, TURNS, called, run
 from openai import AsyncOpenAI
 
 
@@ -14,13 +13,14 @@ async def answer(gateway: str, question: str) -> str:
     input_: Any = question
     previous: str | None = None
     async with AsyncOpenAI(base_url=f"{gateway}/v1", api_key="none") as client:
-        while True:
+        for _ in range(TURNS):
             response = await client.responses.create(
                 model="almanac",
                 input=input_,
                 previous_response_id=previous,
                 tools=[{"type": "function", **LOOKUP}],  # type: ignore[list-item]
                 max_output_tokens=192,
+                temperature=0,
             )
             calls = [item for item in response.output if item.type == "function_call"]
             if not calls:
@@ -30,10 +30,11 @@ async def answer(gateway: str, question: str) -> str:
                 {
                     "type": "function_call_output",
                     "call_id": call.call_id,
-                    "output": lookup(**json.loads(call.arguments)),
+                    "output": called(call.arguments),
                 }
                 for call in calls
             ]
+    return ""  # no answer in so many turns
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ async def answer(gateway: str, question: str) -> str:
     """The model's answer, after as many calls as it makes."""
     provider = OpenAIProvider(base_url=f"{gateway}/v1", api_key="none")
     model = OpenAIChatModel("almanac", provider=provider)
-    agent = Agent(model, tools=[TOOL], model_settings={"max_tokens": 192})
+    agent = Agent(model, tools=[TOOL], model_settings={"max_tokens": 192, "temperature": 0})
     result = await agent.run(question)
     return result.output
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -197,11 +197,11 @@ def _tool(tool: Json, where: str) -> Json:
             " input_schema, run by the client) are supported",
         )
     schema = object_of(tool.get("input_schema"), f"{where}.input_schema")
-    # In the order in which chat clients write them: a prompt repeats it.
     function: Json = {"name": text(tool, "name", where)}
-    for name, value in (("description", tool.get("description")), ("parameters", schema)):
-        if value is not None:
-            function[name] = value
+    # In chat's usual order: templates write a tool's fields as they come.
+    if tool.get("description") is not None:
+        function["description"] = tool["description"]
+    function["parameters"] = schema
     if tool.get("strict") is not None:
         function["strict"] = tool["strict"]
     return {"type": "function", "function": function}
@@ -214,7 +214,7 @@ def _tool_choice(choice: Json) -> Json:
         chosen: Any = {"type": "function", "function": {"name": name}}
     else:
         names = {"auto": "auto", "any": "required", "none": "none"}
-        chosen = names.get(cast("str", kind))
+        chosen = names.get(kind) if isinstance(kind, str) else None
         if chosen is None:
             raise wrong("tool_choice.type", f"is {kind!r}; want auto, any, tool or none")
     chat: Json = {"tool_choice": chosen}

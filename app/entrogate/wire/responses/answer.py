@@ -93,11 +93,14 @@ class ResponsesAnswer(DoorAnswer):
     def failed(self, error: Json) -> bytes:
         if not self._begun:
             self.created = int(time.time())
+        return self._event("response.failed", response=self.failure(error))
+
+    def failure(self, error: Json) -> Json:
+        """The response as far as it came before ``error``, as OpenAI's envelope says that."""
         code = error.get("code") or error.get("type") or "server_error"
         failure = {"code": str(code), "message": str(error.get("message"))}
         output = [self._item(block, "incomplete") for block in self.blocks]
-        response = self._response("failed") | {"error": failure, "output": output}
-        return self._event("response.failed", response=response)
+        return self._response("failed") | {"error": failure, "output": output}
 
     def body(self) -> Json:
         cut = self.finish_reason == "length"

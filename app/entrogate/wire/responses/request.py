@@ -36,6 +36,11 @@ _READ = frozenset(
         "tool_choice", "truncation", "background", "include",
     }
 )  # fmt: skip
+# What a response repeats of its request, and no other column of the record has in this form.
+SHOWN = (
+    "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "reasoning",
+    "temperature", "text", "tool_choice", "top_p", "user",
+)  # fmt: skip
 # Of a service that bills, routes and caches on its own terms: nothing here depends on them.
 _IGNORED = frozenset(
     {
@@ -81,6 +86,7 @@ def responses_request(body: Json, earlier: Sequence[Json] = ()) -> ChatRequest:
         name="responses",
         instructions=instructions is not None,
         stored=body.get("store") is not False,
+        asked={name: body[name] for name in SHOWN if body.get(name) is not None},
     )
     return request
 
@@ -90,7 +96,10 @@ def _refuse(body: Json) -> None:
         raise wrong("background", "answers in the background are not supported")
     if body.get("truncation") not in (None, "disabled"):
         raise wrong("truncation", f"is {body['truncation']!r}; only disabled is supported")
-    for name in cast("list[object]", body.get("include") or ()):
+    include: object = body.get("include") or []
+    if not isinstance(include, list):
+        raise wrong("include", "want a list of texts")
+    for name in cast("list[object]", include):
         if name != _HARMLESS_INCLUDE:
             raise wrong("include", f"{name!r} is not supported")
 
