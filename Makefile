@@ -22,11 +22,12 @@ demo: $(STAMP) ## Run agents through a real vLLM with the gate off and on; write
 test: $(STAMP) ## Run all tests: unit, integration, and e2e on a real vLLM
 	@$(BIN)/pytest --durations=15 $(ARGS)
 
-lint: $(STAMP) ## Style, types and import contracts
+lint: $(STAMP) ## Style, types, import contracts, security
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive app
 
 check: lint docs test ## lint, docs, then test
 

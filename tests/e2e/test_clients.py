@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from entrogate.almanac.tasks import Task
 from tests.e2e.conftest import Served, StartGateway, tasks
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "clients"
@@ -42,20 +43,26 @@ def test_an_agent_runs_and_is_recorded(
     name: str, arguments: tuple[str, ...], start: StartGateway
 ) -> None:
     gateway = start()
-    questions = [task.question for task in tasks(80) if task.domain == "facts"]
-    for asked, question in enumerate(questions[:6], start=1):
-        command = [sys.executable, f"{EXAMPLES}/{name}.py", gateway.url, question, *arguments]
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    said = None
+    for asked, task in enumerate(one_hop_tasks(6), start=1):
+        command = [sys.executable, f"{EXAMPLES}/{name}.py", gateway.url, task.question, *arguments]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=120)
         runs = recorded(gateway)
         assert len(runs) == asked, "a question came apart, or two ran together"
-        run = runs[0]
-        last = run["turns"][-1]
-        answered = not last["response"].get("tool_calls")
-        assert said.stdout.strip() == (last["response"]["content"].strip() if answered else "")
-        assert all(turn["capture_gap"] is None for turn in run["turns"])
-        if called(run):
+        assert all(turn["capture_gap"] is None for turn in runs[0]["turns"])
+        # A small model may go round in circles until its client gives up.
+        if said.returncode == 0 and called(runs[0]):
+            last = runs[0]["turns"][-1]["response"]
+            assert said.stdout.strip() == (last["content"] or "").strip() != ""
             return
-    pytest.fail("the model called no tool in six questions")
+    assert said is not None
+    pytest.fail(f"no answer after a call in six questions; the last one: {said.stderr[-1000:]}")
+
+
+def one_hop_tasks(count: int) -> list[Task]:
+    """Questions that one call answers, and that the model does not know by heart."""
+    found = [task for task in tasks(400) if task.domain == "facts" and len(task.hops) == 1]
+    return [task for task in found if task.oracle_calls == 1][:count]
 
 
 def recorded(gateway: Served) -> list[dict[str, Any]]:

@@ -20,7 +20,11 @@ async def answer(gateway: str, question: str) -> str:
     async with AsyncAnthropic(base_url=gateway, api_key="none") as client:
         for _ in range(TURNS):
             async with client.messages.stream(
-                model="almanac", max_tokens=192, temperature=0, messages=messages, tools=[TOOL]
+                model="almanac",
+                max_tokens=192,
+                messages=messages,
+                tools=[TOOL],
+                extra_body={"temperature": 0},
             ) as stream:
                 message = await stream.get_final_message()
             calls: list[Any] = [block for block in message.content if block.type == "tool_use"]

@@ -1,0 +1,145 @@
+"""`entrogate serve` as a process: whom it listens to, over TLS too, and what it writes down."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from entrogate.bench.processes import free_port
+from entrogate.bench.upstream import ScriptedUpstream
+from tests.chaos.stack import Gateways
+from tests.integration.harness import CHAT, ask, calling, follow_up, message_of
+from tests.integration.test_access import run
+
+SECRET = "planted-secret-of-the-upstream"
+PROMPT = "the planted words of a prompt"
+RESULT = "the planted words of a result"
+
+
+def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end, which comes at once where it refuses to start."""
+    command = [sys.executable, "-m", "entrogate", "serve", "--port", str(free_port()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def test_other_machines_need_a_key(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/store.db"
+    arguments = ("--host", "192.0.2.7", "--upstream", "http://127.0.0.1:1", "--store", store)
+    refused = serve(*arguments)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "entrogate keys create" in refused.stderr
+    for allowed in (("--insecure",), ()):
+        if not allowed:
+            run("create", "--name=x", url=store)
+        done = serve(*arguments, *allowed)  # an address that no machine has
+        assert "('192.0.2.7', " in done.stderr, done.stderr
+        assert "cannot assign requested address" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--tls-cert", "cert.pem"), "needs both --tls-cert and --tls-key"),
+        (("--tls-cert", "none.pem", "--tls-key", "none.pem"), "cannot be used: "),
+    ],
+)
+def test_tls_that_cannot_be(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/store.db"
+    refused = serve("--upstream", "http://127.0.0.1:1", "--store", store, *arguments)
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+async def test_tls(upstream: ScriptedUpstream, folder: Path) -> None:
+    certificate, key = self_signed(folder)
+    port, log = free_port(), folder / "gateway.log"
+    command = [sys.executable, "-m", "entrogate", "serve", "--port", str(port)]
+    command += ["--upstream", upstream.url, "--store", f"sqlite:///{folder}/store.db"]
+    command += ["--tls-cert", str(certificate), "--tls-key", str(key)]
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with log.open("wb") as out, ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, stderr=out))
+        stack.callback(process.terminate)
+        async with httpx.AsyncClient(verify=trusting, base_url=f"https://127.0.0.1:{port}") as http:
+            while process.poll() is None:
+                try:
+                    answer = await http.post(CHAT, json=ask({"content": "Hello."}, tools=False))
+                    break
+                except httpx.ConnectError:
+                    continue
+            assert answer.status_code == 200
+            with pytest.raises(httpx.TransportError):  # plain HTTP
+                await http.get(f"http://127.0.0.1:{port}/health")
+    assert f"https://127.0.0.1:{port}/v1" in log.read_text()
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+async def test_no_secret_is_logged(upstream: ScriptedUpstream, folder: Path, level: str) -> None:
+    """Nor, at info, what anybody said; also not when things go wrong."""
+    secret = run("create", "--name=x", "--scope=admin", url=f"sqlite:///{folder}/store.db")
+    secret = secret.splitlines()[-1]
+    settings = {"upstream__api_key": SECRET, "serve__log_level": level}
+    settings |= {"upstream__url": upstream.url, "store__url": f"sqlite:///{folder}/store.db"}
+    async with Gateways(folder).running(**settings) as gateway:
+        headers = {"authorization": f"Bearer {secret}"}
+        async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as http:
+            body = ask(calling("Ada"), {"content": "Done."}, text=PROMPT)
+            message = message_of(await http.post(CHAT, json=body))
+            assert (await http.post(CHAT, json=follow_up(body, message, RESULT))).is_success
+            for step in ({"fault": "garbage"}, {"fault": "cut"}, {"fault": "error"}):
+                broken = ask({"content": "Hello.", **step}, text=PROMPT, stream=True)
+                await http.post(CHAT, json=broken)
+            await http.post(CHAT, json=body, headers={"authorization": "Bearer wrong-planted"})
+            await http.post("/v1/messages", content=b'{"messages": "' + PROMPT.encode())
+    written = gateway.log.read_text()
+    assert "upstream.ready" in written
+    for planted in (secret, SECRET, "wrong-planted"):
+        assert planted not in written
+    if level == "info":
+        for planted in (PROMPT, RESULT, "Hello."):
+            assert planted not in written
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, and its key."""
+    from datetime import UTC, datetime, timedelta
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway")])
+    now = datetime.now(UTC)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = folder / "cert.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return certificate, private
