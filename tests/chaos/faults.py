@@ -15,7 +15,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ class Setup:
 
 
 Fault = Callable[[], Awaitable[None]]
-Scenario = Callable[[Setup], Awaitable[Sequence[Result]]]
+Scenario = Callable[[Setup], Coroutine[Any, Any, Sequence[Result]]]
 
 
 async def measure(
