@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from entrogate.bench.script import script
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.protocol import http_protocol
 from entrogate.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -87,6 +88,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         log_level="warning",
         access_log=False,
         log_config=None,
+        http=http_protocol(
+            head_timeout_seconds=settings.serve.body_timeout_seconds,
+            on_refused=app.state.gateway.metrics.record_refusal,
+        ),
         timeout_keep_alive=120,  # a busy machine must not make a pooled connection stale
     )
     server = uvicorn.Server(config)

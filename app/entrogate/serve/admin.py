@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from entrogate.errors import RequestError
 from entrogate.serve.access import caller_of
 from entrogate.serve.publisher import Publisher
+from entrogate.serve.respond import BoundedRoute
 from entrogate.types import BASE_WEIGHTS, PublishedWeights, WeightsState
 
 
@@ -34,7 +35,9 @@ def from_this_machine(request: Request) -> None:
         )
 
 
-admin_routes = APIRouter(prefix="/admin", dependencies=[Depends(from_this_machine)])
+admin_routes = APIRouter(
+    prefix="/admin", dependencies=[Depends(from_this_machine)], route_class=BoundedRoute
+)
 
 
 class PublishBody(BaseModel):

@@ -192,7 +192,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         describe_error: Callable[[Any], tuple[int, bytes]],
     ) -> Callable[[Request, Any], Awaitable[Response]]:
         async def handle(request: Request, error: Any) -> Response:
-            status, body = envelope_of(request.url.path)(*describe_error(error))
+            status, body = envelope_of(request.scope["path"])(*describe_error(error))
             gateway: Gateway = request.app.state.gateway
             gateway.metrics.record_request(_route(request), status)
             if isinstance(error, UpstreamError):

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from entrogate.errors import ConfigError
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.protocol import http_protocol
 from entrogate.settings import ServeSettings, Settings
 from entrogate.upstream.managed import ManagedVllm
 
@@ -44,6 +45,9 @@ from entrogate.upstream.managed import ManagedVllm
 @click.option("--insecure", is_flag=True, default=None, help="Listen to all without API keys.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate (PEM) for HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key.")
+@click.option("--tls-client-ca", type=click.Path(path_type=Path), help="Clients need one of its.")
+@click.option("--max-concurrency", type=click.IntRange(1), help="Requests at a time; others: 503.")
+@click.option("--request-timeout", type=float, help="Seconds that a whole request may take.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 def serve(**options: Any) -> None:
     """Serve the OpenAI API in front of a vLLM (--upstream URL) or a model (--model PATH)."""
@@ -94,6 +98,9 @@ def _settings(options: dict[str, Any]) -> Settings:
         "insecure": ("access", "insecure"),
         "tls_cert": ("serve", "tls_cert"),
         "tls_key": ("serve", "tls_key"),
+        "tls_client_ca": ("serve", "tls_client_ca"),
+        "max_concurrency": ("serve", "max_requests"),
+        "request_timeout": ("serve", "request_timeout_seconds"),
         "log_level": ("serve", "log_level"),
     }
     tree: dict[str, dict[str, Any]] = {}
@@ -125,7 +132,8 @@ async def _serve(settings: Settings) -> None:
     managed = ManagedVllm(settings.managed) if settings.managed.model is not None else None
     tls = _tls(settings.serve)
     app = create_app(settings, managed=managed)
-    _check_access(settings, app.state.gateway)
+    gateway: Gateway = app.state.gateway
+    _check_access(settings, gateway)
     config = uvicorn.Config(
         app,
         host=settings.serve.host,
@@ -133,6 +141,11 @@ async def _serve(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=30,
+        ws="none",
+        http=http_protocol(
+            head_timeout_seconds=settings.serve.body_timeout_seconds,
+            on_refused=gateway.metrics.record_refusal,
+        ),
         **tls,
     )
     server = _Server(config)

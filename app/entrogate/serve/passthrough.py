@@ -25,14 +25,12 @@ async def forward(request: Request) -> Response:
     headers = gateway.client.headers(request.headers)
     if "x-request-id" in request.headers:
         headers["x-request-id"] = request.headers["x-request-id"]
+    route: str = request.scope["path"]  # not of `request.url`, which is made from the Host header
     async with AsyncExitStack() as unanswered:
         upstream = await unanswered.enter_async_context(
-            gateway.client.request(
-                request.method, request.url.path, body=body or None, headers=headers
-            )
+            gateway.client.request(request.method, route, body=body or None, headers=headers)
         )
         stack = unanswered.pop_all()
-    route = request.url.path
 
     async def work(send: Send) -> None:
         async with stack:

@@ -11,10 +11,11 @@ from entrogate.access import qualified
 from entrogate.errors import RequestError
 from entrogate.serve.access import caller_of
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.respond import BoundedRoute
 from entrogate.types import Mode
 from entrogate.wire.answer import chat_id
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=BoundedRoute)
 
 
 class FeedbackBody(BaseModel):

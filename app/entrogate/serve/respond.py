@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any
 
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from entrogate.errors import EntrogateError, RequestError
 from entrogate.serve.whole import Answer
@@ -117,6 +119,25 @@ async def read_body(request: Request, settings: ServeSettings) -> bytes:
             status=408,
             code="body_timeout",
         ) from None
+
+
+class BoundedRoute(APIRoute):
+    """A route that FastAPI parses the body of: it comes within the same limits."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def bounded(request: Request) -> Response:
+            body = await read_body(request, request.app.state.gateway.settings.serve)
+
+            async def replay() -> Message:
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            return await handle(Request(request.scope, replay))
+
+        return bounded
 
 
 async def _read_body(request: Request, limit_bytes: int) -> bytes:
