@@ -117,16 +117,16 @@ async def test_a_body_does_not_count_as_headers(gateway: Running) -> None:
 @pytest.mark.parametrize(
     ("sent", "answer"),
     [
-        (b"", (None, None)),
-        (b"GET /hea", (408, "headers_timeout")),
-        (b"GET /health HTTP/1.1\r\nHost: x\r\n", (408, "headers_timeout")),
+        ((), (None, None)),
+        ((b"GET /hea",), (408, "headers_timeout")),
+        ((b"GET /health HTTP/1.1\r\nHost: x\r\n",), (408, "headers_timeout")),
     ],
 )
 async def test_headers_have_to_come(
-    start: Start, sent: bytes, answer: tuple[int | None, str | None]
+    start: Start, sent: tuple[bytes, ...], answer: tuple[int | None, str | None]
 ) -> None:
     gateway = await start(serve={"body_timeout_seconds": 0.1})
-    assert await exchange(gateway, sent) == answer
+    assert await exchange(gateway, *sent) == answer
 
 
 async def test_a_kept_connection_may_be_idle_for_longer(start: Start) -> None:

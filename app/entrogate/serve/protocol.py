@@ -34,7 +34,7 @@ class _Bounded(HttpToolsProtocol):
     on_refused: ClassVar[Callable[[str], None]]
 
     _in_head = False
-    _is_new = False  # the head began in the chunk that is being parsed
+    _follows = False  # the chunk that is being parsed begins with the end of an earlier request
     _head_bytes = 0
     _patience: asyncio.TimerHandle | None = None
 
@@ -47,13 +47,13 @@ class _Bounded(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._is_new = False
+        self._follows = False
         super().data_received(data)
         if not self._in_head or self.transport.is_closing():
             return
         if self._patience is None:  # a request that comes whole pays for no timer
             self._wait()
-        if not self._is_new:
+        if not self._follows:
             self._head_bytes += len(data)
         if self._head_bytes > HEAD_LIMIT_BYTES:
             said = f"the headers are longer than {HEAD_LIMIT_BYTES} bytes"
@@ -61,7 +61,8 @@ class _Bounded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = self._is_new = True
+        self._in_head = True
+        self._follows = self.cycle is not None
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
