@@ -43,6 +43,7 @@ class Key:
     created_at: float = 0.0  # seconds since the epoch, like the others
     expires_at: float | None = None
     revoked_at: float | None = None
+    last_used_at: float | None = None  # to the minute
 
     def allows(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ import pytest
 from click.testing import CliRunner
 from starlette.routing import Route
 
-from entrogate.access import Scope, qualified
+from entrogate.access import Scope, digest_of, qualified
 from entrogate.serve.access import SCOPES, check_routes
+from entrogate.settings import StoreSettings
+from entrogate.store.cli import trajectories as trajectories_command
+from entrogate.store.database import Database
 from entrogate.store.keys_cli import keys as keys_command
+from entrogate.store.schema import api_keys
 from tests.integration.conftest import Start
 from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses
 from tests.integration.harness import CHAT, Running, ask, calling, follow_up, message_of
@@ -51,6 +57,16 @@ class Keys:
 
     async def revoke(self, secret: str) -> None:
         await asyncio.to_thread(run, "revoke", secret[:9], url=self.url)
+        await self.until(secret, known=False)
+
+    async def expire(self, secret: str) -> None:
+        def change() -> None:
+            with closing(Database(StoreSettings(url=self.url))) as database:
+                its = api_keys.c.digest == digest_of(secret)
+                with database.writer.begin() as connection:
+                    connection.execute(api_keys.update().where(its).values(expires_at=1.0))
+
+        await asyncio.to_thread(change)
         await self.until(secret, known=False)
 
     async def until(self, secret: str, *, known: bool) -> None:
@@ -94,12 +110,20 @@ def asked(gateway: Running) -> list[tuple[str, str]]:
 async def test_every_route_with_every_scope(gateway: Running, keys: Keys) -> None:
     """Only the keys whose scope a route names, and admins', get beyond the door."""
     secrets = {scope: await keys.make(scope.value) for scope in Scope}
-    expired = await keys.make("admin")
-    await keys.revoke(expired)
+    revoked, expired = await keys.make("admin"), await keys.make("admin", expires="1h")
+    await keys.revoke(revoked)
+    await keys.expire(expired)
     for method, path in asked(gateway):
         pattern = next(p for p in SCOPES if re.fullmatch(re.sub(r"{\w+}", "[^/]+", p), path))
         needed = SCOPES[pattern]
-        for refused in ({}, bearer("none"), bearer(FORGED), bearer(expired), {"x-api-key": "x"}):
+        for refused in (
+            {},
+            *map(bearer, ("none", FORGED, revoked, expired)),
+            {"x-api-key": "x"},
+            {"x-api-key": expired},
+            {"authorization": f"Basic {secrets[Scope.ADMIN]}"},
+            {"cookie": f"entrogate_session={secrets[Scope.ADMIN]}"} if path[:3] != "/ui" else {},
+        ):
             answer = await gateway.client.request(method, path, headers=refused)
             assert (answer.status_code == 401) == (needed is not None), (method, path, refused)
             if needed is not None:
@@ -225,6 +249,10 @@ async def test_tenants_do_not_meet(gateway: Running, keys: Keys, route: str) -> 
         else:
             assert answer.headers["x-entrogate-trajectory-id"].startswith("two~")
     if route == "responses":
+        got = await gateway.client.get(f"{RESPONSES}/{first.json()['id']}", headers=theirs)
+        assert got.status_code == 404
+        got = await gateway.client.get(f"{RESPONSES}/{first.json()['id']}", headers=ours)
+        assert got.status_code == 200
         gone_on = {**body, "previous_response_id": first.json()["id"]}
         answer = await gateway.client.post(path, json=gone_on, headers=theirs)
         assert answer.status_code == 404
@@ -256,11 +284,40 @@ async def test_an_admin_sees_all(gateway: Running, keys: Keys) -> None:
     assert found.json()["tenant"] == "one"
 
 
+async def test_lists_of_one_tenant(gateway: Running, keys: Keys, store_url: str) -> None:
+    admin, one = await keys.make("admin"), await keys.make("infer", "read", tenant="one")
+    body = ask({"content": "Hello."}, tools=False)
+    for secret in (admin, one, one):
+        assert (await gateway.chat(body, authorization=f"Bearer {secret}")).status_code == 200
+
+    async def tenants(secret: str, **params: str) -> list[str]:
+        answer = await gateway.client.get("/v1/trajectories", params=params, headers=bearer(secret))
+        assert answer.status_code == 200, answer.text
+        return [each["tenant"] for each in answer.json()["data"]]
+
+    assert sorted(await tenants(admin)) == ["", "one", "one"]
+    assert await tenants(admin, tenant="one") == ["one", "one"]
+    assert await tenants(admin, tenant="") == [""]
+    assert await tenants(admin, tenant="two") == []
+    assert await tenants(one, tenant="one") == ["one", "one"]
+    for other in ("", "two"):
+        answer = await gateway.client.get(
+            "/v1/trajectories", params={"tenant": other}, headers=bearer(one)
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_tenant")
+    for named, there in (("one", 2), ("", 1), ("two", 0)):
+        arguments = ["list", "--store", store_url, "--tenant", named, "--json"]
+        done = await asyncio.to_thread(
+            CliRunner().invoke, trajectories_command, arguments, catch_exceptions=False
+        )
+        assert len(json.loads(done.output)["items"]) == there, named
+
+
 # -- limits ---------------------------------------------------------------------------------------
 
 
 async def test_requests_per_minute(gateway: Running, keys: Keys) -> None:
-    secret = await keys.make("read", rpm=60)
+    secret = await keys.make("read", rpm=20)  # one comes back every 3 s
     answers = [
         await gateway.client.get("/v1/trajectories", headers=bearer(secret)) for _ in range(70)
     ]

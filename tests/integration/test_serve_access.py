@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy.engine import make_url
 
 from entrogate.bench.processes import free_port
 from entrogate.bench.upstream import ScriptedUpstream
@@ -81,13 +82,75 @@ async def test_tls(upstream: ScriptedUpstream, folder: Path) -> None:
     assert f"https://127.0.0.1:{port}/v1" in log.read_text()
 
 
+async def test_clients_with_a_certificate(upstream: ScriptedUpstream, folder: Path) -> None:
+    certificate, key = self_signed(folder)
+    port = free_port()
+    command = [sys.executable, "-m", "entrogate", "serve", "--port", str(port)]
+    command += ["--upstream", upstream.url, "--store", f"sqlite:///{folder}/store.db"]
+    command += ["--tls-cert", str(certificate), "--tls-key", str(key)]
+    command += ["--tls-client-ca", str(certificate)]
+    stranger = ssl.create_default_context(cafile=str(certificate))
+    known = ssl.create_default_context(cafile=str(certificate))
+    known.load_cert_chain(certificate, key)
+    url = f"https://127.0.0.1:{port}/health"
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        stack.callback(process.terminate)
+        async with httpx.AsyncClient(verify=known) as http:
+            while process.poll() is None:
+                try:
+                    assert (await http.get(url)).status_code == 200
+                    break
+                except httpx.ConnectError:
+                    continue
+        assert process.poll() is None
+        async with httpx.AsyncClient(verify=stranger) as http:
+            with pytest.raises(httpx.TransportError):
+                await http.get(url)
+
+
+async def test_the_upstreams_password_is_not_told(upstream: ScriptedUpstream, folder: Path) -> None:
+    """Neither to clients nor to the log: when the model server cannot be reached, or is no vLLM."""
+    for path in ("", "/elsewhere"):
+        port = free_port() if not path else int(upstream.url.rpartition(":")[2])
+        url = f"http://user:{SECRET}@127.0.0.1:{port}{path}"
+        store = f"sqlite:///{folder}/store.db"
+        log = folder / "gateway.log"
+        command = [sys.executable, "-m", "entrogate", "serve", "--upstream", url]
+        command += ["--port", str(own := free_port()), "--store", store, "--log-level", "debug"]
+        said = ""
+        with log.open("wb") as out, ExitStack() as stack:
+            process = stack.enter_context(subprocess.Popen(command, stderr=out))
+            stack.callback(process.terminate)
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{own}") as http:
+                while process.poll() is None:
+                    try:
+                        said += (await http.get("/ready")).text
+                        break
+                    except httpx.ConnectError:
+                        continue
+                body = ask({"content": "Hello."}, tools=False)
+                answer = await http.post(CHAT, json=body)
+                assert answer.status_code == 502
+                said += answer.text + (await http.get("/admin/weights")).text
+        assert "127.0.0.1" in said
+        assert SECRET not in said
+        assert "upstream.not_ready" in log.read_text()
+        assert SECRET not in log.read_text()
+
+
+@pytest.mark.both_stores
 @pytest.mark.parametrize("level", ["info", "debug"])
-async def test_no_secret_is_logged(upstream: ScriptedUpstream, folder: Path, level: str) -> None:
+async def test_no_secret_is_logged(
+    upstream: ScriptedUpstream, folder: Path, level: str, store_url: str
+) -> None:
     """Nor, at info, what anybody said; also not when things go wrong."""
-    secret = run("create", "--name=x", "--scope=admin", url=f"sqlite:///{folder}/store.db")
+    secret = run("create", "--name=x", "--scope=admin", url=store_url)
     secret = secret.splitlines()[-1]
     settings = {"upstream__api_key": SECRET, "serve__log_level": level}
-    settings |= {"upstream__url": upstream.url, "store__url": f"sqlite:///{folder}/store.db"}
+    settings |= {"upstream__url": upstream.url, "store__url": store_url}
+    password = make_url(store_url).password
+    assert store_url.startswith("sqlite") or password
     async with Gateways(folder).running(**settings) as gateway:
         headers = {"authorization": f"Bearer {secret}"}
         async with httpx.AsyncClient(base_url=gateway.url, headers=headers) as http:
@@ -101,7 +164,7 @@ async def test_no_secret_is_logged(upstream: ScriptedUpstream, folder: Path, lev
             await http.post("/v1/messages", content=b'{"messages": "' + PROMPT.encode())
     written = gateway.log.read_text()
     assert "upstream.ready" in written
-    for planted in (secret, SECRET, "wrong-planted"):
+    for planted in filter(None, (secret, SECRET, "wrong-planted", password)):
         assert planted not in written
     if level == "info":
         for planted in (PROMPT, RESULT, "Hello."):

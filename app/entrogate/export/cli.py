@@ -51,6 +51,7 @@ def _default(name: str) -> dict[str, Any]:
 @click.option(
     "--patience", default=3600.0, show_default=True, help="Seconds to wait for an outcome."
 )
+@click.option("--tenant", help="Only this tenant's ('': the default one's).")
 @click.option("--model", help="Only this model.")
 @click.option("--mode", type=click.Choice(_MODES), help="Only this mode of the gate.")
 @click.option("--weight-version", help="Only trajectories with turns of these weights.")

@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
     [
         ("schema_version", pa.int32()),
         ("trajectory_id", pa.string()),
-        ("group_id", pa.string()),  # the task; without one, a hash of the first prompt
+        ("group_id", pa.string()),  # the tenant's task; without one, a hash of the first prompt
         ("task_id", pa.string()),
         ("model_id", pa.string()),
         ("tokenizer_hash", pa.string()),  # "" where the exporter was not told the model folder

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from entrogate.access import qualified
 from entrogate.export.hashes import ModelHashes
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.tables import Row
@@ -118,9 +119,10 @@ def rows_of(stored: StoredTrajectory, toolsets: dict[bytes, str], hashes: ModelH
     for turn in stored.turns:
         branches[turn.branch_index].append(turn)
     prompts = prompts_of(stored.turns)
+    task = stored.trajectory.task_id or _prompt_group(prompts[stored.turns[0].id])
     context = _Context(
         stored=stored,
-        group_id=stored.trajectory.task_id or _prompt_group(prompts[stored.turns[0].id]),
+        group_id=qualified(stored.trajectory.tenant, task),  # tenants' tasks are not compared
         followers=_followers(stored),
         toolsets=toolsets,
         hashes=hashes,

@@ -22,6 +22,7 @@ from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.protocol import http_protocol
 from entrogate.settings import ServeSettings, Settings
+from entrogate.upstream.client import shown_url
 from entrogate.upstream.managed import ManagedVllm
 
 
@@ -123,9 +124,11 @@ def _check_upstream(settings: Settings) -> None:
     if (url is None) == (model is None):
         raise ConfigError("give one of --upstream URL and --model PATH")
     if url is not None and not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--upstream is {url!r}; want a URL such as http://127.0.0.1:8000")
+        raise ConfigError(
+            f"--upstream is {shown_url(url)!r}; want a URL such as http://127.0.0.1:8000"
+        )
     if url is not None and url.rstrip("/").endswith("/v1"):
-        raise ConfigError(f"--upstream is {url!r}; want it without /v1")
+        raise ConfigError(f"--upstream is {shown_url(url)!r}; want it without /v1")
 
 
 async def _serve(settings: Settings) -> None:

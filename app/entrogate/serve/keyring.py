@@ -11,10 +11,12 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from entrogate.access import Key, Scope, digest_of
-from entrogate.errors import EntrogateError, StoreError
+from entrogate.errors import EntrogateError
 from entrogate.settings import AccessSettings
 from entrogate.store import Store
 
+_USE_GRAIN_SECONDS = 60.0
+_STATIC = "static"  # the key of the settings
 _log = logging.getLogger("entrogate.serve")
 
 
@@ -50,11 +52,13 @@ class Keyring:
     store: Store
     _keys: dict[bytes, Key] = field(default_factory=dict[bytes, Key])
     _uses: dict[str, _Use] = field(default_factory=dict[str, _Use])
+    _used_at: dict[str, float] = field(default_factory=dict[str, float])  # by id, not yet stored
+    _closed: bool = False
 
     @property
     def closed(self) -> bool:
         """Whether a key is needed."""
-        return bool(self._keys)
+        return self._closed
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -75,16 +79,31 @@ class Keyring:
             digest = digest_of(self.settings.key.get_secret_value())
             everything = frozenset(Scope)
             keys[digest] = Key(
-                id="static", name="static", digest=digest, shown="", tenant="", scopes=everything
+                id=_STATIC, name=_STATIC, digest=digest, shown="", tenant="", scopes=everything
             )
         self._keys = keys
+        self._closed = self._closed or bool(keys)
+
+    async def _note_uses(self) -> None:
+        """Store when keys were last used, where that is news by more than a minute."""
+        keys = self._keys.values()
+        stored = {key.id: key.last_used_at or 0.0 for key in keys if key.id != _STATIC}
+        news = {
+            id_: at
+            for id_, at in self._used_at.items()
+            if at > stored.get(id_, at) + _USE_GRAIN_SECONDS
+        }
+        self._used_at.clear()
+        if news:
+            await self.store.note_key_uses(news)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.settings.refresh_seconds)
             try:
                 await self.refresh()
-            except StoreError as error:  # what is known stays known
+                await self._note_uses()
+            except Exception as error:  # noqa: BLE001  (a supervisor: what is known stays known)
                 _log.warning("keys.not_read %s", error)
 
     def find(self, secret: str | None) -> Key:
@@ -96,10 +115,12 @@ class Keyring:
                 code="missing_api_key",
             )
         key = self._keys.get(digest_of(secret))
-        if key is None or not key.is_valid(time.time()):
+        now = time.time()
+        if key is None or not key.is_valid(now):
             raise Refused(
                 "this API key is unknown, revoked or expired", status=401, code="invalid_api_key"
             )
+        self._used_at[key.id] = now
         return key
 
     @contextmanager

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from entrogate.access import qualified
 from entrogate.errors import RequestError
-from entrogate.serve.access import caller_of
+from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import BoundedRoute
 from entrogate.types import Mode
@@ -57,6 +57,7 @@ async def trajectories(
     *,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: str | None = None,
+    tenant: str | None = None,
     task_id: str | None = None,
     model: str | None = None,
     mode: Mode | None = None,
@@ -70,7 +71,7 @@ async def trajectories(
         page = await _gateway(request).store.list_trajectories(
             limit=limit,
             cursor=cursor,
-            tenant=caller_of(request).sees,
+            tenant=_tenant(caller_of(request), tenant),
             task_id=task_id,
             model=model,
             mode=mode,
@@ -91,6 +92,20 @@ async def trajectory(trajectory_id: str, request: Request, tokens: bool = False)
     return await _gateway(request).store.get_trajectory(
         qualified(caller.sees or "", trajectory_id), tokens=tokens, tenant=caller.sees
     )
+
+
+def _tenant(caller: Caller, wished: str | None) -> str | None:
+    """Whose trajectories to list. Raises RequestError for a wish that is not the caller's."""
+    if caller.sees is None:
+        return wished
+    if wished not in (None, caller.sees):
+        raise RequestError(
+            f"this API key sees the trajectories of tenant {caller.sees!r} only",
+            status=403,
+            code="other_tenant",
+            param="tenant",
+        )
+    return caller.sees
 
 
 def _gateway(request: Request) -> Gateway:

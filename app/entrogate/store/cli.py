@@ -46,6 +46,7 @@ def trajectories() -> None:
 @store_option
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @click.option("--cursor", help="Where an earlier page ended.")
+@click.option("--tenant", help="Only this tenant's ('': the default one's).")
 @click.option("--task", "task_id", help="Only this task.")
 @click.option("--model", help="Only this model.")
 @click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, or_, select
 
 from entrogate.access import Key, Scope
 from entrogate.errors import UnknownRecord
@@ -37,6 +38,15 @@ def revoke_key(connection: Connection, id_: str, now: float) -> Key:
     return key
 
 
+def note_uses(connection: Connection, uses: Mapping[str, float]) -> None:
+    """When keys were last used, by id; another gateway may know of a later use."""
+    columns = api_keys.c
+    for id_, at in uses.items():
+        is_later = or_(columns.last_used_at.is_(None), columns.last_used_at < at)
+        change = api_keys.update().where(columns.id == id_, is_later)
+        connection.execute(change.values(last_used_at=at))
+
+
 def _key(row: Row[*tuple[Any, ...]]) -> Key:
     return Key(
         id=row.id,
@@ -44,10 +54,12 @@ def _key(row: Row[*tuple[Any, ...]]) -> Key:
         digest=bytes(row.digest),
         shown=row.shown,
         tenant=row.tenant,
-        scopes=frozenset(Scope(scope) for scope in row.scopes.split()),
+        # A scope of a later version gives no rights here.
+        scopes=frozenset(scope for scope in Scope if scope in row.scopes.split()),
         requests_per_minute=row.requests_per_minute,
         concurrency=row.concurrency,
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
     )

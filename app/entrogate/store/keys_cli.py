@@ -19,7 +19,7 @@ from entrogate.store.cli import store_option
 from entrogate.store.database import Database
 from entrogate.store.faults import translated
 from entrogate.store.keys import add_key, read_keys, revoke_key
-from entrogate.store.show import table
+from entrogate.store.show import table, time_text
 
 T = TypeVar("T")
 
@@ -98,11 +98,12 @@ def list_(url: str) -> None:
             " ".join(sorted(key.scopes)),
             str(key.requests_per_minute or "-"),
             str(key.concurrency or "-"),
+            "-" if key.last_used_at is None else time_text(key.last_used_at),
             _state(key, now),
         )
         for key in found
     ]
-    head = ("id", "secret", "name", "tenant", "scopes", "rpm", "concurrency", "state")
+    head = ("id", "secret", "name", "tenant", "scopes", "rpm", "concurrency", "last used", "state")
     for line in table([head, *rows]):
         click.echo(line)
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0004"
+REVISION = "0005"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -262,4 +262,5 @@ api_keys = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("revoked_at", Double),
+    Column("last_used_at", Double),
 )

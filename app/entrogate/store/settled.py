@@ -46,6 +46,7 @@ class Settling:
 class Wanted:
     """Which trajectories to take; None asks for nothing. Times bound ``created_at``."""
 
+    tenant: str | None = None
     model: str | None = None
     mode: str | None = None
     since: float | None = None
@@ -130,6 +131,8 @@ def _settled_at(settling: Settling) -> ColumnElement[float]:
 def _conditions(wanted: Wanted) -> list[Any]:
     columns = trajectories.c
     found: list[Any] = []
+    if wanted.tenant is not None:
+        found.append(columns.tenant == wanted.tenant)
     if wanted.model is not None:
         found.append(columns.model == wanted.model)
     if wanted.mode is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from entrogate.store.heads import (
     read_head_of_fingerprint,
     read_head_of_trajectory,
 )
-from entrogate.store.keys import read_keys
+from entrogate.store.keys import note_uses, read_keys
 from entrogate.store.reading import (
     Filter,
     Page,
@@ -158,6 +158,10 @@ class Store:
     async def keys(self) -> list[Key]:
         """All API keys, revoked and expired ones too."""
         return await self._read(read_keys)
+
+    async def note_key_uses(self, uses: Mapping[str, float]) -> None:
+        """When API keys were last used, in seconds since the epoch, by id."""
+        await self._write(lambda connection: note_uses(connection, uses))
 
     def has_keys(self) -> bool:
         """Was an API key ever made? Blocks."""

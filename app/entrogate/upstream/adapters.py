@@ -16,6 +16,7 @@ from entrogate.errors import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from entrogate.upstream.client import shown_url
 from entrogate.upstream.lora import Adapter
 
 _LOAD_SECONDS = 120.0
@@ -30,6 +31,7 @@ class VllmAdapters:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._shown_url = shown_url(url.rstrip("/"))
         self._client = httpx.AsyncClient(
             base_url=url.rstrip("/"), headers=headers, timeout=_LOAD_SECONDS, trust_env=False
         )
@@ -77,9 +79,7 @@ class VllmAdapters:
                 return models
         except (ValueError, KeyError, TypeError):
             pass
-        raise UpstreamProtocol(
-            f"{self._client.base_url}v1/models gave no list of models: is this vLLM?"
-        )
+        raise UpstreamProtocol(f"{self._shown_url}/v1/models gave no list of models: is this vLLM?")
 
     async def _post(self, path: str, body: dict[str, Any]) -> None:
         answer = await self._send("POST", path, body)
@@ -95,10 +95,10 @@ class VllmAdapters:
             return await self._client.request(method, path, json=body)
         except httpx.TimeoutException:
             raise UpstreamTimeout(
-                f"{self._client.base_url} did not answer {path} in {_LOAD_SECONDS:g} s"
+                f"{self._shown_url} did not answer {path} in {_LOAD_SECONDS:g} s"
             ) from None
         except httpx.HTTPError as error:
-            raise UpstreamUnavailable(f"no answer from {self._client.base_url}: {error}") from None
+            raise UpstreamUnavailable(f"no answer from {self._shown_url}: {error}") from None
 
 
 def _refusal(answer: httpx.Response) -> UpstreamRefused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Self
@@ -13,6 +14,12 @@ from entrogate.settings import UpstreamSettings
 
 # uvicorn, and so vLLM, closes an idle connection after 5 s: let go of it first.
 _KEEPALIVE_SECONDS = 4.0
+_USERINFO = re.compile(r"^([^/]*://)?[^/]*@")
+
+
+def shown_url(url: str) -> str:
+    """``url`` as messages and logs say it: without the user and the password it may hold."""
+    return _USERINFO.sub(r"\1", url)
 
 
 class UpstreamClient:
@@ -26,6 +33,10 @@ class UpstreamClient:
         self.base_url = base_url.rstrip("/")
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def shown_url(self) -> str:
+        return shown_url(self.base_url)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -107,7 +118,7 @@ class UpstreamClient:
             return await self._session.request(method, url, **kwargs)  # pyright: ignore[reportArgumentType]
 
     def _classified(self, error: Exception) -> UpstreamError:
-        where = self.base_url
+        where = self.shown_url
         if isinstance(error, (aiohttp.ConnectionTimeoutError,)):
             return UpstreamUnavailable(f"no connection to the model server at {where} in time")
         if isinstance(error, TimeoutError):

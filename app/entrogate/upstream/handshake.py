@@ -149,7 +149,7 @@ async def _models(client: UpstreamClient) -> list[dict[str, Any]]:
     models = body.get("data") if status == 200 else None
     if not isinstance(models, list) or not models:
         raise UpstreamProtocol(
-            f"{client.base_url}/v1/models answered {status} and no list of models:"
+            f"{client.shown_url}/v1/models answered {status} and no list of models:"
             " is this a vLLM server, and is the API key right?"
         )
     return cast("list[dict[str, Any]]", models)
@@ -175,7 +175,7 @@ async def _probe_logprobs(client: UpstreamClient, model: str, wished: int) -> _P
                 system_fingerprint=body.get("system_fingerprint"),
             )
         if status != 400:
-            raise UpstreamProtocol(f"{client.base_url}/v1/completions answered {status}")
+            raise UpstreamProtocol(f"{client.shown_url}/v1/completions answered {status}")
     return _Probe(top_logprobs=0, token_ids=False, system_fingerprint=None)
 
 
@@ -198,6 +198,6 @@ async def _call(
             body = None
         if not isinstance(body, dict):
             if response.status == 200:
-                raise UpstreamProtocol(f"{client.base_url}{path} did not answer with JSON")
+                raise UpstreamProtocol(f"{client.shown_url}{path} did not answer with JSON")
             body = {}
         return response.status, cast("dict[str, Any]", body)
