@@ -75,7 +75,8 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.filters |= {
+_filters: dict[str, Any] = _environment.filters
+_filters |= {
     "time": _time,
     "number": _number,
     "interval": _interval,
