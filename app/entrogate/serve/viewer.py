@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from entrogate.errors import ConfigError, RequestError
+from entrogate.access import qualified
+from entrogate.errors import ConfigError, RequestError, UnknownRecord
 from entrogate.gate.policy import parse_policy
 from entrogate.serve.access import SESSION_COOKIE, caller_of
 from entrogate.serve.gateway import Gateway
@@ -29,7 +30,11 @@ from entrogate.ui.runs import LEVELS, runs_of
 PAGE = 50
 WINDOW = 2_000  # trajectories of the overview
 PREVIEWED = 5_000  # turns with calls that a preview decides again
-_STATIC = {"viewer.css": "text/css", "viewer.js": "text/javascript"}
+_STATIC = {
+    "viewer.css": "text/css",
+    "viewer.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 _YES = {"yes": True, "no": False, "": None}
 
 
@@ -62,7 +67,7 @@ async def trajectories(request: Request) -> Response:
     return _html(
         "trajectories.html",
         request,
-        status=200 if problem is None else 400,
+        200 if problem is None else 400,
         items=items,
         problem=problem,
         wanted={name: asked.get(name) for name in names},
@@ -78,7 +83,12 @@ async def trajectory(request: Request) -> Response:
     caller = caller_of(request)
     store = _gateway(request).store
     id_: str = request.path_params["trajectory_id"]
-    found = await store.get_trajectory(id_, tokens=True, tenant=caller.sees)
+    try:
+        found = await store.get_trajectory(
+            qualified(caller.sees or "", id_), tokens=True, tenant=caller.sees
+        )
+    except UnknownRecord as error:
+        return _html("problem.html", request, 404, problem=str(error))
     ids = {id_ for turn in found["turns"] for id_ in turn["tokens"]["token_ids"]}
     texts = await _texts(request).of(found["model"], ids)
     html = await asyncio.to_thread(_trajectory_page, found, texts)

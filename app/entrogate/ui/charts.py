@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 180, 48, 24, 8
 _MOST_MARKS = 400
+_WIDEST_BAR = 64.0
 
 
 def lines(points: Sequence[tuple[str, float]], *, label: str, least: float = 0.0) -> Markup:
@@ -27,15 +28,18 @@ def bars(points: Sequence[tuple[str, float]], *, label: str) -> Markup:
     """A bar for each value, named below it; negative ones hang."""
     if not points:
         return Markup("")
-    least, most = min(0.0, *(v for _, v in points)), max(0.0, *(v for _, v in points), 1e-9)
+    least, most = min(0.0, *(v for _, v in points)), max(0.0, *(v for _, v in points))
+    if least == most:
+        most = 1.0
     slot = (_WIDTH - _LEFT) / len(points)
     zero = _y(0.0, least, most)
     drawn = Markup("")
     for number, (name, value) in enumerate(points):
-        x, y = _LEFT + (number + 0.2) * slot, _y(value, least, most)
+        width = min(slot * 0.6, _WIDEST_BAR)
+        x, y = _LEFT + (number + 0.5) * slot - width / 2, _y(value, least, most)
         drawn += Markup(
             '<rect class="mark" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
-        ).format(x, min(y, zero), slot * 0.6, max(1.0, abs(y - zero)))
+        ).format(x, min(y, zero), width, max(1.0, abs(y - zero)))
         if len(points) <= 16:
             drawn += Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
                 _LEFT + (number + 0.5) * slot, _HEIGHT - 6, name[:14]

@@ -75,11 +75,12 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_filters: dict[str, Any] = _environment.filters
-_filters |= {
-    "time": _time,
-    "number": _number,
-    "interval": _interval,
-    "signed": _signed,
-    "said": _said,
-}
+_environment.filters.update(  # pyright: ignore[reportUnknownMemberType]
+    {
+        "time": _time,
+        "number": _number,
+        "interval": _interval,
+        "signed": _signed,
+        "said": _said,
+    }
+)
