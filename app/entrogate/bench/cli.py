@@ -152,8 +152,9 @@ def viewer(*, trajectories: int, rounds: int, url: str | None, json_file: Path |
     """Milliseconds of the viewer's pages over synthetic trajectories."""
     from entrogate.bench.viewer import measure
 
-    say = lambda text: click.echo(text, err=True)  # noqa: E731
-    result = measure(trajectories, rounds=rounds, url=url, say=say)
+    result = measure(
+        trajectories, rounds=rounds, url=url, say=lambda text: click.echo(text, err=True)
+    )
     for page, (lowest, median, highest) in result["milliseconds"].items():
         click.echo(f"{page}: {median:.0f} ms ({lowest:.0f} to {highest:.0f})")
     if json_file is not None:

@@ -55,13 +55,15 @@ def measure(
         ):
             pages = {**_LISTS, f"{_TURNS} turns, {_TOKENS} tokens": f"/ui/trajectories/{long}"}
             result: dict[str, Any] = {"trajectories": trajectories, "milliseconds": {}}
+            size = 0
             for page, path in pages.items():
                 took = [_get(gateway + path) for _ in range(rounds + 1)]
                 seconds = [each for each, _ in took[1:]]  # the first one warms up
+                size = took[0][1]
                 figures = min(seconds), statistics.median(seconds), max(seconds)
                 result["milliseconds"][page] = [round(1000 * each, 1) for each in figures]
                 say(f"{page}: {result['milliseconds'][page]}, first {1000 * took[0][0]:.0f}")
-            result["long_page_bytes"] = took[0][1]
+            result["long_page_bytes"] = size
             return result
 
 
