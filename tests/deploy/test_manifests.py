@@ -81,8 +81,11 @@ def test_variables_are_settings() -> None:
 @pytest.mark.parametrize("profile", ["gpu", "postgres"])
 def test_compose_file(profile: str) -> None:
     compose = program("docker-compose", REQUIRED)
-    said = check(compose, "-f", DOCKER / "compose.yaml", "--profile", profile, "config")
-    services = yaml.safe_load(said)["services"]
+    command = (compose, "-f", DOCKER / "compose.yaml", "--profile", profile, "config")
+    with pytest.raises(AssertionError, match="API_KEY"):  # it listens to others: not without a key
+        check(*command)
+    services = yaml.safe_load(check(*command, API_KEY="k" * 24))["services"]
+    assert services["entrogate"]["environment"]["ENTROGATE_ACCESS__KEY"] == "k" * 24
     published = {name: s["ports"] for name, s in services.items() if s.get("ports")}
     assert list(published) == ["entrogate"]
     assert published["entrogate"] == ["127.0.0.1:8400:8400/tcp"]

@@ -23,6 +23,7 @@ pytest.importorskip("pyarrow")
 
 import pyarrow.parquet as pq
 
+from entrogate.access import qualified
 from entrogate.errors import ExportError
 from entrogate.export.dataset import CARD, Dataset
 from entrogate.export.exporter import export_settled
@@ -55,7 +56,8 @@ async def add_run(
     store: Store, name: str, *, reduced: bool | None = True, score: float | None = 1.0, **more: Any
 ) -> list[TurnRecord]:
     """A trajectory of two turns: a call, then an answer."""
-    first = turn(name, calls=allowed_call(), task_id=f"task-{name[:1]}", **more)
+    more = {"task_id": f"task-{name[:1]}", **more}
+    first = turn(name, calls=allowed_call(), **more)
     (head,) = await store.commit_turns([first])
     second = turn(name, parent=first, head=head, change=change(reduced), n_messages=4, **more)
     await store.commit_turns([second])
@@ -102,6 +104,21 @@ async def test_a_row_is_the_sequence_that_was_stored(store: Store, tmp_path: Pat
     assert (row["entropy_kind"], row["entropy_k"], row["logprobs_mode"]) == ("topk", 20, "raw")
     messages = orjson.loads(row["messages"])
     assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+
+
+async def test_tenants_are_taken_one_by_one_and_not_compared(store: Store, tmp_path: Path) -> None:
+    """Their tasks may have the same name; advantages are of a group, so each is its own tenant's."""
+    for name in ("a1", "a2"):
+        await add_run(store, name)
+        await add_run(store, qualified("acme", name), task_id="task-a")
+    export(store, tmp_path / "all")
+    groups = {row["trajectory_id"]: row["group_id"] for row in rows(tmp_path / "all")}
+    ours = {"a1": "task-a", "a2": "task-a"}
+    assert groups == ours | {"acme~a1": "acme~task-a", "acme~a2": "acme~task-a"}
+    for tenant, there in (("acme", {"acme~a1", "acme~a2"}), ("", set(ours)), ("other", set())):
+        out = tmp_path / f"of-{tenant}"
+        export(store, out, tenant=tenant)
+        assert {row["trajectory_id"] for row in rows(out)} == there
 
 
 async def test_a_fork_is_a_row_of_its_own_and_its_prefix_is_not_trained_twice(

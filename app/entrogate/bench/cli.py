@@ -143,6 +143,24 @@ def export(*, trajectories: int, seed: int, json_file: Path | None) -> None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 
 
+@bench.command("viewer")
+@click.option("--trajectories", type=click.IntRange(min=1), default=100_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--store", "url", help="Default: an SQLite file in a temporary folder.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def viewer(*, trajectories: int, rounds: int, url: str | None, json_file: Path | None) -> None:
+    """Milliseconds of the viewer's pages over synthetic trajectories."""
+    from entrogate.bench.viewer import measure
+
+    result = measure(
+        trajectories, rounds=rounds, url=url, say=lambda text: click.echo(text, err=True)
+    )
+    for page, (lowest, median, highest) in result["milliseconds"].items():
+        click.echo(f"{page}: {median:.0f} ms ({lowest:.0f} to {highest:.0f})")
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
 @bench.command("train")
 @click.argument("data")
 @click.option("--model", type=click.Path(exists=True, file_okay=False, path_type=Path))

@@ -79,6 +79,25 @@ async def fill(store: Store, count: int, *, seed: int = 0) -> None:
         )
 
 
+async def add_long(store: Store, *, turns: int, tokens: int, seed: int = 1) -> str:
+    """Store one trajectory of so many turns, and tokens in all; its id."""
+    maker = _Maker(rng=np.random.default_rng(seed), policy=load_policy("observe", can_force=False))
+    shape = (
+        (SpanKind.CONTROL, 1),
+        (SpanKind.REASONING, tokens // turns - 2),
+        (SpanKind.CONTROL, 1),
+    )
+    number, parent = 10**9, None
+    sequence = np.empty(0, dtype=np.int32)
+    for index in range(turns):
+        prompt = np.concatenate([sequence, maker.rng.integers(0, _VOCABULARY, _RESULT, np.int32)])
+        parent = maker.turn(number, index, shape, prompt, parent)
+        sequence = np.concatenate([prompt, parent.capture.token_ids])
+        await store.commit_turns([parent])
+    assert parent is not None
+    return parent.trajectory_id
+
+
 @dataclass(slots=True)
 class _Maker:
     rng: np.random.Generator
@@ -90,12 +109,12 @@ class _Maker:
         for index, shape in enumerate((_CALLING, _CALLING, _ANSWERING)):
             given = self._tokens(_RESULT if index else _PROMPT)
             prompt = np.concatenate([sequence, given])
-            record = self._turn(number, index, shape, prompt, parent)
+            record = self.turn(number, index, shape, prompt, parent)
             sequence = np.concatenate([prompt, record.capture.token_ids])
             parent = record
             yield record
 
-    def _turn(
+    def turn(
         self,
         number: int,
         index: int,

@@ -33,6 +33,8 @@ from entrogate.serve.publisher import Publisher
 from entrogate.serve.records import router
 from entrogate.serve.responses import response, responses
 from entrogate.serve.status import status_routes
+from entrogate.serve.token_texts import TokenTexts
+from entrogate.serve.viewer import VIEWER
 from entrogate.settings import Settings
 from entrogate.store import Store
 from entrogate.upstream.adapters import VllmAdapters
@@ -107,6 +109,8 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     app.state.gateway = gateway
     app.state.managed = managed
     app.state.publisher = publisher
+    app.state.keyring = keyring
+    app.state.token_texts = TokenTexts(gateway)
     _add_routes(app)
     check_routes(app.routes)
     app.add_middleware(AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics)
@@ -123,6 +127,7 @@ def _add_routes(app: FastAPI) -> None:
     app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
     app.add_route("/v1/completions", forward, methods=["POST"])
     app.add_route("/v1/models", forward, methods=["GET"])
+    app.router.routes.extend(VIEWER)
     app.include_router(router)
     app.include_router(status_routes)
     app.include_router(admin_routes)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, tuple_
+from sqlalchemy import Connection, Row, Subquery, select, tuple_
 
 from entrogate.gate.features import from_json
-from entrogate.store.schema import calls, policies, turns
+from entrogate.store.schema import calls, policies, trajectories, turns
 from entrogate.types import Action, Decision, Features, Mode
 
 
@@ -45,10 +45,37 @@ def read_decisions(
     if after is not None:
         query = query.where(key > after)
     page = query.order_by(turns.c.trajectory_id, turns.c.turn_index).limit(limit).subquery()
+    return _decided(connection, page, page.c.trajectory_id, page.c.turn_index)
+
+
+def read_latest_decisions(
+    connection: Connection, tenant: str | None, limit: int
+) -> Sequence[DecidedTurn]:
+    """The latest ``limit`` turns with calls of ``tenant`` (None: of all), the newest first."""
+    latest = select(trajectories.c.id, trajectories.c.created_at)
+    if tenant is not None:
+        latest = latest.where(trajectories.c.tenant == tenant)
+    order = (trajectories.c.created_at.desc(), trajectories.c.id.desc())
+    # Each has a turn with calls, so no more than these are needed.
+    latest = latest.where(trajectories.c.n_calls > 0).order_by(*order).limit(limit).subquery()
+    called = select(calls.c.id).where(calls.c.turn_id == turns.c.id).exists()
+    query = select(
+        turns.c.id, turns.c.trajectory_id, turns.c.turn_index, latest.c.created_at.label("began")
+    ).join(latest, latest.c.id == turns.c.trajectory_id)
+    query = query.where(called).order_by(
+        latest.c.created_at.desc(), latest.c.id.desc(), turns.c.turn_index
+    )
+    page = query.limit(limit).subquery()
+    return _decided(
+        connection, page, page.c.began.desc(), page.c.trajectory_id.desc(), page.c.turn_index
+    )
+
+
+def _decided(connection: Connection, page: Subquery, *order: Any) -> list[DecidedTurn]:
     rows = connection.execute(
         select(page.c.trajectory_id, page.c.turn_index, calls)
         .join(calls, calls.c.turn_id == page.c.id)
-        .order_by(page.c.trajectory_id, page.c.turn_index, calls.c.position)
+        .order_by(*order, calls.c.position)
     )
     grouped: dict[str, list[Row[*tuple[Any, ...]]]] = {}
     for row in rows:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from sqlalchemy import Connection, Row, RowMapping, Select, and_, or_, select
+from sqlalchemy import Connection, Row, RowMapping, Select, select, tuple_
 
 from entrogate.errors import UnknownRecord
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
@@ -79,6 +79,9 @@ class Filter:
     complete: bool | None = None
     since: float | None = None
     until: float | None = None
+    tool: str | None = None  # with a call of it
+    decision: str | None = None  # with a call that became so
+    oldest_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +104,11 @@ def list_trajectories(
     created_at, id_ = trajectories.c.created_at, trajectories.c.id
     if cursor is not None:
         last_created_at, last_id = _parse_cursor(cursor)
-        older = or_(
-            created_at < last_created_at, and_(created_at == last_created_at, id_ < last_id)
-        )
-        query = query.where(older)
-    rows = connection.execute(query.order_by(created_at.desc(), id_.desc()).limit(limit + 1)).all()
+        last = tuple_(last_created_at, last_id)
+        place = tuple_(created_at, id_)
+        query = query.where(place > last if wanted.oldest_first else place < last)
+    order = (created_at, id_) if wanted.oldest_first else (created_at.desc(), id_.desc())
+    rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
     items = [_summary(row) | {"sparse_reward": row.sparse} for row in rows[:limit]]
     more = len(rows) > limit
     return Page(items=items, next_cursor=_cursor(rows[limit - 1]) if more else None)
@@ -127,6 +130,14 @@ def _filtered(query: Select[*tuple[Any, ...]], wanted: Filter) -> Select[*tuple[
         query = query.where(columns.created_at >= wanted.since)
     if wanted.until is not None:
         query = query.where(columns.created_at < wanted.until)
+    if wanted.tool is not None or wanted.decision is not None:
+        called = select(calls.c.id).join(turns, turns.c.id == calls.c.turn_id)
+        called = called.where(turns.c.trajectory_id == columns.id)
+        if wanted.tool is not None:
+            called = called.where(calls.c.name == wanted.tool)
+        if wanted.decision is not None:
+            called = called.where(calls.c.applied == wanted.decision)
+        query = query.where(called.exists())
     return query
 
 

@@ -15,7 +15,13 @@ from entrogate.errors import StoreError, UnknownRecord
 from entrogate.settings import StoreSettings
 from entrogate.store.conversation import Conversation, read_answer, read_conversation
 from entrogate.store.database import Database
-from entrogate.store.decisions import DecidedTurn, read_decisions, read_policy, remember_policy
+from entrogate.store.decisions import (
+    DecidedTurn,
+    read_decisions,
+    read_latest_decisions,
+    read_policy,
+    remember_policy,
+)
 from entrogate.store.feedback import Feedback, add_feedback
 from entrogate.store.heads import (
     HeadCache,
@@ -25,6 +31,7 @@ from entrogate.store.heads import (
     read_head_of_trajectory,
 )
 from entrogate.store.keys import note_uses, read_keys
+from entrogate.store.overview import Overview, read_overview
 from entrogate.store.reading import (
     Filter,
     Page,
@@ -236,6 +243,9 @@ class Store:
         complete: bool | None = None,
         since: float | None = None,
         until: float | None = None,
+        tool: str | None = None,
+        decision: str | None = None,
+        oldest_first: bool = False,
     ) -> Page:
         """A page of summaries, newest first. ValueError for a bad limit or cursor."""
         wanted = Filter(
@@ -247,6 +257,9 @@ class Store:
             complete=complete,
             since=since,
             until=until,
+            tool=tool,
+            decision=decision,
+            oldest_first=oldest_first,
         )
         return await self._read(list_trajectories, wanted, limit=limit, cursor=cursor)
 
@@ -260,6 +273,14 @@ class Store:
         if not belongs(trajectory_id, tenant):
             raise UnknownRecord(f"no trajectory {trajectory_id!r} is stored")
         return await self._read(get_trajectory, trajectory_id, tokens=tokens)
+
+    async def overview(self, tenant: str | None, window: int) -> Overview:
+        """Figures over the latest ``window`` trajectories."""
+        return await self._read(read_overview, tenant, window)
+
+    async def latest_decisions(self, tenant: str | None, limit: int) -> Sequence[DecidedTurn]:
+        """The latest turns with calls, the newest first."""
+        return await self._read(read_latest_decisions, tenant, limit)
 
     def iter_decisions(self, batch: int = 500) -> Iterator[DecidedTurn]:
         """Every turn with calls, with the features and the decisions of each. Blocks."""

@@ -1,0 +1,237 @@
+"""``/ui``: pages over what was recorded. Reads only; the policy preview changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from entrogate.access import qualified
+from entrogate.errors import ConfigError, RequestError, UnknownRecord
+from entrogate.gate.policy import parse_policy
+from entrogate.serve.access import SESSION_COOKIE, caller_of
+from entrogate.serve.gateway import Gateway
+from entrogate.serve.keyring import Keyring, Refused
+from entrogate.serve.respond import read_body
+from entrogate.serve.token_texts import TokenTexts
+from entrogate.store.replay import replay_turns
+from entrogate.ui.charts import bands
+from entrogate.ui.overview import sections
+from entrogate.ui.pages import HEADERS, page
+from entrogate.ui.runs import LEVELS, runs_of
+
+PAGE = 50
+WINDOW = 2_000  # trajectories of the overview
+PREVIEWED = 5_000  # turns with calls that a preview decides again
+_STATIC = {
+    "viewer.css": "text/css",
+    "viewer.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+_YES = {"yes": True, "no": False, "": None}
+
+
+async def overview(request: Request) -> Response:
+    """Figures over the latest trajectories."""
+    found = await _gateway(request).store.overview(caller_of(request).sees, WINDOW)
+    rows = found.trajectories
+    told = {
+        "window": len(rows),
+        "since": rows[-1].created_at if rows else None,
+        "sections": sections(found),
+    }
+    return _html("overview.html", request, o=told)
+
+
+async def trajectories(request: Request) -> Response:
+    """A page of trajectories; what is wanted of them is in the URL."""
+    asked = {name: value for name, value in request.query_params.items() if value}
+    cursor = asked.pop("cursor", None)
+    problem, items, next_cursor = None, [], None
+    try:
+        found = await _gateway(request).store.list_trajectories(
+            limit=PAGE, cursor=cursor, tenant=caller_of(request).sees, **_wanted(asked)
+        )
+    except ValueError as error:
+        problem = str(error)
+    else:
+        items, next_cursor = found.items, found.next_cursor
+    names = ("task_id", "model", "mode", "tool", "decision", "has_outcome", "complete", "sort")
+    return _html(
+        "trajectories.html",
+        request,
+        200 if problem is None else 400,
+        items=items,
+        problem=problem,
+        wanted={name: asked.get(name) for name in names},
+        first_href=f"/ui/trajectories?{urlencode(asked)}" if cursor else None,
+        next_href=f"/ui/trajectories?{urlencode(asked | {'cursor': next_cursor})}"
+        if next_cursor
+        else None,
+    )
+
+
+async def trajectory(request: Request) -> Response:
+    """One trajectory as a person would read it."""
+    caller = caller_of(request)
+    store = _gateway(request).store
+    id_: str = request.path_params["trajectory_id"]
+    try:
+        found = await store.get_trajectory(
+            qualified(caller.sees or "", id_), tokens=True, tenant=caller.sees
+        )
+    except UnknownRecord as error:
+        return _html("problem.html", request, 404, problem=str(error))
+    ids = {id_ for turn in found["turns"] for id_ in turn["tokens"]["token_ids"]}
+    texts = await _texts(request).of(found["model"], ids)
+    html = await asyncio.to_thread(_trajectory_page, found, texts)
+    return HTMLResponse(html, headers=HEADERS)
+
+
+async def policy(request: Request) -> Response:
+    """What another policy would have decided of the latest calls."""
+    if request.method == "GET":
+        shown = _gateway(request).policy.model_dump(mode="json", exclude_unset=True)
+        text = orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
+        return _html("policy.html", request, text=text, problem=None, report=None, cut=False)
+    text = (await _form(request)).get("policy", "")
+    gateway = _gateway(request)
+    try:
+        parsed = parse_policy(text, "policy", can_force=True)
+    except ConfigError as error:
+        return _html(
+            "policy.html", request, 400, text=text, problem=str(error), report=None, cut=False
+        )
+    turns = await gateway.store.latest_decisions(caller_of(request).sees, PREVIEWED + 1)
+    report = await asyncio.to_thread(replay_turns, turns[:PREVIEWED], parsed)
+    return _html(
+        "policy.html",
+        request,
+        text=text,
+        problem=None,
+        report=report.as_json() | {"policy": report.policy},
+        cut=len(turns) > PREVIEWED,
+    )
+
+
+async def login(request: Request) -> Response:
+    """A browser's session is its API key, in a cookie that no script reads."""
+    if request.method == "GET":
+        return _html("login.html", request, problem=None)
+    secret = (await _form(request)).get("key", "").strip()
+    keyring: Keyring = request.app.state.keyring
+    try:
+        keyring.find(secret)
+    except Refused as refused:
+        return _html("login.html", request, 401, problem=str(refused))
+    response = RedirectResponse("/ui", 303)
+    response.set_cookie(
+        SESSION_COOKIE,
+        secret,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+        path="/ui",
+    )
+    return response
+
+
+async def static(request: Request) -> Response:
+    """The style and the script."""
+    name: str = request.path_params["name"]
+    if name not in _STATIC:
+        raise RequestError(f"no file {name!r}", status=404)
+    content = (files("entrogate.ui") / "static" / name).read_bytes()
+    headers = {**HEADERS, "cache-control": "max-age=300"}
+    return Response(content, media_type=_STATIC[name], headers=headers)
+
+
+VIEWER = (
+    Route("/ui", overview),
+    Route("/ui/trajectories", trajectories),
+    Route("/ui/trajectories/{trajectory_id}", trajectory),
+    Route("/ui/policy", policy, methods=["GET", "POST"]),
+    Route("/ui/login", login, methods=["GET", "POST"]),
+    Route("/ui/static/{name}", static),
+)
+
+
+def _trajectory_page(found: dict[str, Any], texts: Mapping[int, str] | None) -> str:
+    results: dict[str, str] = {}
+    for turn in found["turns"]:
+        results |= {result["call_id"]: result["content"] for result in turn["results"]}
+    for turn in found["turns"]:
+        turn["runs"] = runs_of(turn, texts or {})
+        for call in turn["calls"]:
+            call["result"] = results.get(call["id"])
+            features = orjson.dumps(call["features"], option=orjson.OPT_INDENT_2)
+            call["features_text"] = features.decode()
+    segments = [
+        (
+            str(turn["turn_index"]),
+            turn["segment"]["mean"]["lower"],
+            turn["segment"]["mean"]["upper"],
+        )
+        for turn in found["turns"]
+        if turn["segment"] is not None and turn["segment"]["mean"]["lower"] is not None
+    ]
+    names = [f"below {LEVELS[0]:g}", *(f"{level:g}" for level in LEVELS)]
+    return page(
+        "trajectory.html",
+        here=None,
+        t=found,
+        chart=bands(segments, label="Mean entropy of each reasoning segment, by turn"),
+        legend=list(enumerate(names)),
+        texts_known=texts is not None,
+    )
+
+
+def _wanted(asked: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of `list_trajectories`. Raises ValueError for a name or value that is none."""
+    wanted: dict[str, Any] = {}
+    for name, value in asked.items():
+        if name in ("has_outcome", "complete"):
+            if value not in _YES:
+                raise ValueError(f"{name} is {value!r}; want yes or no")
+            wanted[name] = _YES[value]
+        elif name in ("task_id", "model", "mode", "tool", "decision"):
+            wanted[name] = value
+        elif name == "sort":
+            if value not in ("newest", "oldest"):
+                raise ValueError(f"sort is {value!r}; want newest or oldest")
+            wanted["oldest_first"] = value == "oldest"
+        else:
+            raise ValueError(f"{name!r} is nothing to filter by")
+    return wanted
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a posted form, from our own pages only."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise RequestError("a form of another site", status=403, code="cross_site")
+    body = await read_body(request, _gateway(request).settings.serve)
+    fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def _html(template: str, request: Request, status: int = 200, /, **values: Any) -> Response:
+    html = page(template, here=request.url.path, **values)
+    return HTMLResponse(html, status, headers=HEADERS)
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def _texts(request: Request) -> TokenTexts:
+    texts: TokenTexts = request.app.state.token_texts
+    return texts

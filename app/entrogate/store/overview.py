@@ -1,0 +1,87 @@
+"""Figures over the latest trajectories, for the viewer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, func, select
+
+from entrogate.store.schema import calls, changes, trajectories, turns
+
+Rows = list[Row[*tuple[Any, ...]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Rows as their queries name them; ``trajectories`` the newest first."""
+
+    trajectories: Rows  # created_at, n_calls, n_suppressed, n_replayed, outcome
+    decisions: Rows  # name, applied, n
+    changes: Rows  # name, n, n_known, n_reduced, mean (nats, of the midpoints)
+    policies: Rows  # policy_name, policy_version, n, first, last
+    weights: Rows  # weight_version, n, first, last
+
+
+def read_overview(connection: Connection, tenant: str | None, window: int) -> Overview:
+    """Of the latest ``window`` trajectories of ``tenant`` (None: of all)."""
+    columns = trajectories.c
+    latest = select(
+        columns.id,
+        columns.created_at,
+        columns.n_calls,
+        columns.n_suppressed,
+        columns.n_replayed,
+        columns.outcome,
+    )
+    if tenant is not None:
+        latest = latest.where(columns.tenant == tenant)
+    latest = latest.order_by(columns.created_at.desc(), columns.id.desc()).limit(window)
+    seen = latest.subquery()
+    in_window = turns.join(seen, seen.c.id == turns.c.trajectory_id)
+
+    def rows(query: Any) -> Rows:
+        return list(connection.execute(query).all())
+
+    decided = in_window.join(calls, calls.c.turn_id == turns.c.id)
+    changed = in_window.join(changes, changes.c.turn_id == turns.c.id).join(
+        calls, calls.c.turn_id == turns.c.parent_id
+    )
+    count = func.count().label("n")
+    period = (
+        func.min(turns.c.created_at).label("first"),
+        func.max(turns.c.created_at).label("last"),
+    )
+    return Overview(
+        trajectories=rows(latest),
+        decisions=rows(
+            select(calls.c.name, calls.c.applied, count)
+            .select_from(decided)
+            .group_by(calls.c.name, calls.c.applied)
+            .order_by(calls.c.name, calls.c.applied)
+        ),
+        changes=rows(
+            select(
+                calls.c.name,
+                count,
+                func.count(changes.c.reduced).label("n_known"),
+                func.sum(case((changes.c.reduced, 1), else_=0)).label("n_reduced"),
+                func.avg((changes.c.delta_lower + changes.c.delta_upper) / 2).label("mean"),
+            )
+            .select_from(changed)
+            .group_by(calls.c.name)
+            .order_by(calls.c.name)
+        ),
+        policies=rows(
+            select(calls.c.policy_name, calls.c.policy_version, count, *period)
+            .select_from(decided)
+            .group_by(calls.c.policy_name, calls.c.policy_version)
+            .order_by(func.max(turns.c.created_at).desc())
+        ),
+        weights=rows(
+            select(turns.c.weight_version, count, *period)
+            .select_from(in_window)
+            .group_by(turns.c.weight_version)
+            .order_by(func.max(turns.c.created_at).desc())
+        ),
+    )

@@ -1,0 +1,86 @@
+"""Templates to HTML; every value that is put into one is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self';"
+        " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+"""Of every page: nothing but our own style and script runs, whatever a prompt may hold."""
+
+
+def page(template: str, /, **values: Any) -> str:
+    """The HTML of a template in ``templates/``."""
+    return _environment.get_template(template).render(values)
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(bounds: Mapping[str, float] | None, digits: int = 2) -> str:
+    """Bounds as one number where they meet to that many digits."""
+    if bounds is None:
+        return "–"
+    lower, upper = _number(bounds["lower"], digits), _number(bounds["upper"], digits)
+    return lower if lower == upper else f"{lower} … {upper}"
+
+
+def _signed(bounds: Mapping[str, float] | None) -> str:
+    if bounds is None:
+        return "–"
+    lower, upper = f"{bounds['lower']:+.2f}", f"{bounds['upper']:+.2f}"
+    return lower if lower == upper else f"{lower} … {upper}"
+
+
+def _said(content: object) -> str:
+    """The text of a message's content; parts that are no text by their kind."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return orjson.dumps(content).decode()
+    parts: list[str] = []
+    for part in content:  # pyright: ignore[reportUnknownVariableType]
+        if isinstance(part, dict) and part.get("type") == "text":  # pyright: ignore
+            parts.append(str(part.get("text")))  # pyright: ignore
+        else:
+            parts.append(f"[{part.get('type', 'part') if isinstance(part, dict) else 'part'}]")  # pyright: ignore
+    return "".join(parts)
+
+
+_environment = Environment(
+    loader=PackageLoader("entrogate.ui"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters.update(  # pyright: ignore[reportUnknownMemberType]
+    {
+        "time": _time,
+        "number": _number,
+        "interval": _interval,
+        "signed": _signed,
+        "said": _said,
+    }
+)
