@@ -113,7 +113,11 @@ class Settings(BaseSettings):
     """The tree. Sources, strongest first: command line, environment (``ENTROGATE_STORE__URL``)."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ENTROGATE_", env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix="ENTROGATE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     upstream: UpstreamSettings = UpstreamSettings()

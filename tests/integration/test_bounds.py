@@ -94,6 +94,29 @@ async def test_headers_have_a_limit(gateway: Running, chunk: bytes) -> None:
     assert refused == 1
 
 
+async def test_trailers_have_a_limit(start: Start) -> None:
+    """They come after the answer to somebody without a key, too."""
+    gateway = await start(access={"key": "a-static-secret-1"})
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    chunked = head("POST", "/v1/feedback", 0).replace(
+        b"Content-Length: 0", b"Transfer-Encoding: chunked"
+    )
+    async with asyncio.timeout(20):
+        writer.write(chunked)
+        assert b" 401 " in await reader.readline()
+        writer.write(b"0\r\n")
+        with pytest.raises(ConnectionError):
+            await send_slowly(writer, LINE, 10 * HEAD_LIMIT_BYTES // len(LINE))
+    writer.close()
+
+
+async def send_slowly(writer: asyncio.StreamWriter, chunk: bytes, times: int) -> None:
+    for _ in range(times):
+        writer.write(chunk)
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
 async def test_long_headers_below_the_limit(gateway: Running) -> None:
     chunks = [b"GET /health HTTP/1.1\r\nHost: x\r\n", *[LINE] * 20, b"\r\n"]
     assert (await exchange(gateway, *chunks, pause_seconds=0.001))[0] == 200

@@ -107,7 +107,7 @@ async def test_a_row_is_the_sequence_that_was_stored(store: Store, tmp_path: Pat
 
 
 async def test_tenants_are_taken_one_by_one_and_not_compared(store: Store, tmp_path: Path) -> None:
-    """Their tasks may have the same name; advantages are of a group, so each is its own tenant's."""
+    """Tasks of the same name are each tenant's own, since advantages compare those of a group."""
     for name in ("a1", "a2"):
         await add_run(store, name)
         await add_run(store, qualified("acme", name), task_id="task-a")

@@ -167,9 +167,11 @@ class AccessControl:
             await send(message)
 
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as limit:
                 await self._app(scope, receive, watched)
         except TimeoutError:
+            if not limit.expired():
+                raise
             self._metrics.record_refusal("request_timeout")
             if begun:  # the server closes a connection whose answer has no end
                 return

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol with bounds on what comes before a body: request line and headers.
+"""uvicorn's HTTP protocol with bounds on what surrounds a body: request line, headers, trailers.
 
-httptools takes headers of any length and waits for them for ever, and no part of ours is asked
-before they are complete, nor is any key.
+httptools takes them at any length and waits for them for ever, and no part of ours is asked before
+they are complete, nor is any key.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class _Bounded(HttpToolsProtocol):
     on_refused: ClassVar[Callable[[str], None]]
 
     _in_head = False
-    _follows = False  # the chunk that is being parsed begins with the end of an earlier request
-    _head_bytes = 0
+    _has_moved = False  # by the data that is being parsed: a body grew, a request ended
+    _still_bytes = 0  # since it last has
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -47,28 +47,33 @@ class _Bounded(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._follows = False
+        self._has_moved = False
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if self._patience is None:  # a request that comes whole pays for no timer
+        if self._in_head and self._patience is None:  # one that comes whole pays for no timer
             self._wait()
-        if not self._follows:
-            self._head_bytes += len(data)
-        if self._head_bytes > HEAD_LIMIT_BYTES:
+        self._still_bytes = 0 if self._has_moved else self._still_bytes + len(data)
+        if self._still_bytes > HEAD_LIMIT_BYTES:
             said = f"the headers are longer than {HEAD_LIMIT_BYTES} bytes"
             self._refuse(431, said, "headers_too_large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
-        self._follows = self.cycle is not None
-        self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._wait_no_more()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._has_moved = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._has_moved = True
+        super().on_message_complete()
 
     def _wait(self) -> None:
         self._patience = self.loop.call_later(self.head_timeout_seconds, self._late)

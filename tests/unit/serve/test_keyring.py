@@ -82,9 +82,8 @@ def test_the_bucket_of_a_minute(keyring: Keyring, monkeypatch: pytest.MonkeyPatc
     now += 3601.0
     assert passed() == 30  # what is not used is not saved up
     assert {(each.status, each.code) for each in refusals} == {(429, "rate_limit_exceeded")}
-    assert [each.retry_after_seconds for each in refusals] == pytest.approx(
-        [2.0, 0.5, 2.0, 1.0, 2.0]
-    )
+    waits = [each.retry_after_seconds for each in refusals]
+    assert waits == pytest.approx([2.0, 0.5, 2.0, 1.0, 2.0])
 
 
 def test_requests_at_a_time_cost_no_token_when_refused(keyring: Keyring) -> None:
