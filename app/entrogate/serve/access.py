@@ -166,8 +166,9 @@ class AccessControl:
             begun = True
             await send(message)
 
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 await self._app(scope, receive, watched)
         except TimeoutError:
             if not limit.expired():
