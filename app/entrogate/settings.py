@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from entrogate.types import Mode
@@ -84,6 +85,30 @@ class ExportSettings(_Branch):
     settle_seconds: float = Field(default=30.0, ge=1)
 
 
+class TracingSettings(_Branch):
+    """Where OpenTelemetry traces go (docs/monitoring.md); None: there are none."""
+
+    otlp_endpoint: str | None = None
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        parts = urlsplit(endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("want the URL of a collector such as http://127.0.0.1:4318")
+        return endpoint
+
+    @property
+    def traces_url(self) -> str | None:
+        """What spans are posted to."""
+        if self.otlp_endpoint is None:
+            return None
+        bare = self.otlp_endpoint.rstrip("/")
+        return bare if bare.endswith("/v1/traces") else f"{bare}/v1/traces"
+
+
 class ServeSettings(_Branch):
     """The HTTP server itself."""
 
@@ -128,3 +153,4 @@ class Settings(BaseSettings):
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()
     access: AccessSettings = AccessSettings()
+    tracing: TracingSettings = TracingSettings()

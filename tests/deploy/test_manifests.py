@@ -18,6 +18,7 @@ import yaml
 
 from entrogate.bench.processes import free_port
 from entrogate.settings import Settings
+from entrogate.store.url import parse_url
 from tests.deploy.tools import DOCKER, check, program
 
 REQUIRED = "ENTROGATE_REQUIRE_DEPLOY_TOOLS"
@@ -78,7 +79,16 @@ def test_variables_are_settings() -> None:
     assert named - known == set()
 
 
-@pytest.mark.parametrize("profile", ["gpu", "postgres"])
+def test_urls_of_databases_are_understood() -> None:
+    found: list[str] = []
+    for path in (DOCKER / "compose.yaml", *KUBERNETES.glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        found += re.findall(r"(?:STORE=|store-url=|:-)((?:postgresql|sqlite)[^\s}]+)", text)
+    assert len(found) == 3
+    assert {parse_url(url).get_backend_name() for url in found} == {"postgresql", "sqlite"}
+
+
+@pytest.mark.parametrize("profile", ["gpu", "postgres", "tracing"])
 def test_compose_file(profile: str) -> None:
     compose = program("docker-compose", REQUIRED)
     command = (compose, "-f", DOCKER / "compose.yaml", "--profile", profile, "config")
@@ -87,8 +97,11 @@ def test_compose_file(profile: str) -> None:
     services = yaml.safe_load(check(*command, API_KEY="k" * 24))["services"]
     assert services["entrogate"]["environment"]["ENTROGATE_ACCESS__KEY"] == "k" * 24
     published = {name: s["ports"] for name, s in services.items() if s.get("ports")}
-    assert list(published) == ["entrogate"]
-    assert published["entrogate"] == ["127.0.0.1:8400:8400/tcp"]
+    assert published.pop("jaeger", ["127.0.0.1:16686:16686/tcp"]) == ["127.0.0.1:16686:16686/tcp"]
+    assert published == {"entrogate": ["127.0.0.1:8400:8400/tcp"]}
+    assert all(
+        port.startswith("127.0.0.1:") for s in services.values() for port in s.get("ports", ())
+    )
     for name, service in services.items():
         assert service["restart"] == "unless-stopped", name
         for volume in service.get("volumes", ()):

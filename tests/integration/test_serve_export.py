@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -91,6 +93,7 @@ async def test_killed_again_and_again_nothing_is_lost_or_doubled(
 ) -> None:
     to = folder / "data"
     names: set[str] = set()
+    began = time.time()
     async with (
         serving(upstream.url, folder, to=to) as (url, _),
         httpx.AsyncClient(base_url=url, timeout=30) as client,
@@ -109,6 +112,10 @@ async def test_killed_again_and_again_nothing_is_lost_or_doubled(
         await eventually(lambda: set(exported(to)) == names)
         text = (await client.get("/metrics")).text
         assert "entrogate_export_failures_total 3.0" in text
+        (got_on,) = re.findall(
+            r"^entrogate_export_progress_timestamp_seconds (.+)$", text, re.MULTILINE
+        )
+        assert began < float(got_on) <= time.time()
     assert set(exported(to).values()) == {1}
     assert processes(to, guard=False) == processes(to, guard=True) == [], "it ended in order"
     assert Dataset.reading(str(to)).exported() == names

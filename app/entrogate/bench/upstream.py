@@ -52,6 +52,7 @@ class Stats:
     aborted: int = 0  # the client went away before the end of the answer
     paths: Counter[str] = field(default_factory=Counter[str])
     bodies: deque[bytes] = field(default_factory=lambda: deque[bytes](maxlen=256))
+    traceparents: deque[str | None] = field(default_factory=lambda: deque[str | None](maxlen=256))
 
     def as_dict(self) -> dict[str, Any]:
         bodies = [json.loads(body) if body else None for body in self.bodies]
@@ -135,6 +136,7 @@ class ScriptedUpstream:
         self.stats.requests += 1
         self.stats.paths[request.path] += 1
         self.stats.bodies.append(raw)
+        self.stats.traceparents.append(request.headers.get("traceparent"))
         if self.refuse_completions and request.path == "/v1/completions":
             error = dialect.error_body("EngineCore died", "InternalServerError", 500)
             return _json(error, 500)

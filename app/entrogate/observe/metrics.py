@@ -117,6 +117,10 @@ class Metrics:
         self._export_failures = self._counter(
             "export_failures", "Times that the export beside the server died."
         )
+        self._export_progress = self._gauge(
+            "export_progress_timestamp_seconds", "When the export beside the server last got on."
+        )
+        self._lost_spans = self._counter("lost_spans", "Spans of traces that no collector took.")
         self._queue = self._gauge("store_queue_depth", "Turns that wait for their commit.")
         self._deferred = self._gauge(
             "store_deferred", "Writes that wait in memory for a database that is away or full."
@@ -231,6 +235,14 @@ class Metrics:
     def record_export_failure(self) -> None:
         """The export's process died; it is started again."""
         self._export_failures.inc()
+
+    def record_export_progress(self) -> None:
+        """The export said what it wrote, which may be nothing."""
+        self._export_progress.set_to_current_time()
+
+    def record_lost_spans(self, spans: int) -> None:
+        """The collector did not take them."""
+        self._lost_spans.inc(spans)
 
     def observe_gate(self, seconds: float) -> None:
         """Time that one turn's decision took."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -42,6 +42,9 @@ from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.managed import ManagedVllm
 from entrogate.wire.errors import describe, error_body
+
+if TYPE_CHECKING:
+    from entrogate.observe.tracing import Tracing
 
 _log = logging.getLogger("entrogate.serve")
 
@@ -79,12 +82,17 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         lambda: store.queue_depth, lambda: store.deferred, limit=settings.store.queue_limit
     )
     metrics.set_policy(policy.name, policy.version, gateway.mode)
+    gateway.tracing = _tracing(settings, metrics)
     publisher = _publisher(gateway, url)
     keyring = Keyring(settings.access, store)
     exporting = None
     if settings.export.to is not None:
         check_export(settings)
-        exporting = PeriodicExport(settings, on_failure=metrics.record_export_failure)
+        exporting = PeriodicExport(
+            settings,
+            on_failure=metrics.record_export_failure,
+            on_progress=metrics.record_export_progress,
+        )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -96,7 +104,12 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
                 policy.mode,
                 policy.model_dump_json(exclude_unset=True),
             )
-            async with gateway.client, gateway.channel or nullcontext(), exporting or nullcontext():
+            async with (
+                gateway.tracing or nullcontext(),
+                gateway.client,
+                gateway.channel or nullcontext(),
+                exporting or nullcontext(),
+            ):
                 await _greet(gateway)
                 async with publisher.running(), keyring.running():
                     yield
@@ -114,6 +127,10 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     _add_routes(app)
     check_routes(app.routes)
     app.add_middleware(AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics)
+    if gateway.tracing is not None:
+        from entrogate.observe.tracing import TracedRequests
+
+        app.add_middleware(TracedRequests, tracing=gateway.tracing)  # around all the others
     _add_error_handlers(app)
     return app
 
@@ -144,6 +161,17 @@ def _channel(settings: Settings, url: str, managed: ManagedVllm | None) -> Captu
         return CaptureChannel(managed.capture_address)
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return CaptureChannel(DEFAULT_ADDRESS) if local else None
+
+
+def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
+    url = settings.tracing.traces_url
+    if url is None:
+        return None
+    try:
+        from entrogate.observe.tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(f"--otlp-endpoint needs pip install 'entrogate[otel]': {error}") from None
+    return Tracing(url, on_lost=metrics.record_lost_spans)
 
 
 def _publisher(gateway: Gateway, url: str) -> Publisher:

@@ -109,7 +109,7 @@ async def _turn(
         linked.trajectory_id,
         "" if linked.parent is None else linked.parent.weight_version,
     )
-    return Turn(
+    turn = Turn(
         gateway=gateway,
         capabilities=capabilities,
         request=parsed,
@@ -122,6 +122,11 @@ async def _turn(
         received=received,
         leg=Leg(request=_addressed(parsed, lease), parent=linked.parent),
     )
+    if gateway.tracing is not None:
+        from entrogate.serve.turn_spans import TurnSpans
+
+        turn.spans = TurnSpans(gateway.tracing, turn)
+    return turn
 
 
 def _addressed(request: ChatRequest, lease: Lease) -> ChatRequest:
@@ -138,6 +143,7 @@ async def _streamed(turn: Turn, headers: dict[str, str], door: Door) -> Response
 
     async with AsyncExitStack() as unanswered:
         unanswered.callback(turn.let_go)
+        unanswered.callback(turn.end_spans)
         unanswered.push_async_callback(streamed.close)
         upstream = await streamed.open()
         if upstream.status != 200:
@@ -179,5 +185,6 @@ def _whole(turn: Turn, headers: dict[str, str], door: Door) -> Response:
                 metrics.observe_answer(time.perf_counter() - turn.received)
             finally:
                 turn.let_go()
+                turn.end_spans()
 
     return WatchedResponse(work)

@@ -49,6 +49,7 @@ from entrogate.upstream.managed import ManagedVllm
 @click.option("--tls-client-ca", type=click.Path(path_type=Path), help="Clients need one of its.")
 @click.option("--max-concurrency", type=click.IntRange(1), help="Requests at a time; others: 503.")
 @click.option("--request-timeout", type=float, help="Seconds that a whole request may take.")
+@click.option("--otlp-endpoint", help="Collector that takes traces, e.g. http://127.0.0.1:4318.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 def serve(**options: Any) -> None:
     """Serve the OpenAI API in front of a vLLM (--upstream URL) or a model (--model PATH)."""
@@ -102,6 +103,7 @@ def _settings(options: dict[str, Any]) -> Settings:
         "tls_client_ca": ("serve", "tls_client_ca"),
         "max_concurrency": ("serve", "max_requests"),
         "request_timeout": ("serve", "request_timeout_seconds"),
+        "otlp_endpoint": ("tracing", "otlp_endpoint"),
         "log_level": ("serve", "log_level"),
     }
     tree: dict[str, dict[str, Any]] = {}
@@ -132,7 +134,9 @@ def _check_upstream(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    managed = ManagedVllm(settings.managed) if settings.managed.model is not None else None
+    managed = None
+    if settings.managed.model is not None:
+        managed = ManagedVllm(settings.managed, traces_url=settings.tracing.traces_url)
     tls = _tls(settings.serve)
     app = create_app(settings, managed=managed)
     gateway: Gateway = app.state.gateway

@@ -29,7 +29,8 @@ _STABLE_SECONDS = 600.0  # it ran for so long, and earlier failures are forgiven
 
 
 class PeriodicExport:
-    """Runs while its block does; ``on_failure`` is called each time the process has died.
+    """Runs while its block does; ``on_failure`` is called each time the process has died,
+    ``on_progress`` when it begins and when it says what it wrote.
 
     It is restarted after 1, 2, 4 … seconds, 60 at most, without end: the store keeps everything
     meanwhile. The process ends with this one, however this one ends.
@@ -40,16 +41,19 @@ class PeriodicExport:
         settings: Settings,
         *,
         on_failure: Callable[[], None],
+        on_progress: Callable[[], None],
         backoff_seconds: float = 1.0,
     ) -> None:
         self._command = [*_export(settings), "--every", str(settings.export.every_seconds)]
         self._environment = _environment(settings)
         self._on_failure = on_failure
+        self._on_progress = on_progress
         self._backoff_seconds = backoff_seconds
         self._supervisor: asyncio.Task[None] | None = None
         self._last_line = ""
 
     async def __aenter__(self) -> Self:
+        self._on_progress()
         self._supervisor = asyncio.create_task(self._supervise(), name="export")
         return self
 
@@ -107,6 +111,8 @@ class PeriodicExport:
                 return
             self._last_line = line.decode(errors="replace").rstrip()
             _log.info("export.said %s", self._last_line)
+            if self._last_line.startswith("export: "):
+                self._on_progress()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entrogate.errors import RequestError
 from entrogate.gate.policy import Policy
@@ -20,6 +20,9 @@ from entrogate.types import Mode
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.handshake import Capabilities, ask_capabilities
+
+if TYPE_CHECKING:  # it needs the extra `otel`
+    from entrogate.observe.tracing import Tracing
 
 MODE_HEADER = "x-entrogate-mode"
 _log = logging.getLogger("entrogate.serve")
@@ -35,6 +38,7 @@ class Gateway:
     policy: Policy
     metrics: Metrics
     channel: CaptureChannel | None = None  # None: capture by log-probs only
+    tracing: Tracing | None = None  # None: no traces
     weights: Weights = field(default_factory=Weights)
     vocab_size: int | None = None
     random: random.Random = field(default_factory=random.Random)

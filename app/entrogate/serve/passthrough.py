@@ -25,6 +25,8 @@ async def forward(request: Request) -> Response:
     headers = gateway.client.headers(request.headers)
     if "x-request-id" in request.headers:
         headers["x-request-id"] = request.headers["x-request-id"]
+    if gateway.tracing is not None:
+        gateway.tracing.inject(headers)
     route: str = request.scope["path"]  # not of `request.url`, which is made from the Host header
     async with AsyncExitStack() as unanswered:
         upstream = await unanswered.enter_async_context(

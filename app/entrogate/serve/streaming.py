@@ -54,9 +54,7 @@ class StreamedTurn:
         body = turn.upstream_body()
         if not turn.legs_done:
             turn.gateway.metrics.observe_gateway(time.perf_counter() - turn.received)
-        return await self._stack.enter_async_context(
-            turn.gateway.client.request("POST", CHAT, body=body, headers=turn.headers)
-        )
+        return await self._stack.enter_async_context(turn.asked(CHAT, body))
 
     async def close(self) -> None:
         """Let go of the upstream; in the middle of an answer this aborts it there."""
@@ -112,7 +110,6 @@ class StreamedTurn:
             if not again:
                 self._tail = reader.tail()
                 return
-            await self._stack.aclose()
             response = await self.open()
             if response.status != 200:
                 raise UpstreamProtocol(
@@ -137,6 +134,7 @@ class StreamedTurn:
                     return
         if not reader.ended:
             raise UpstreamUnavailable("the model server broke off its stream")
+        await self._stack.aclose()
         reader.catch_up()
         await self.turn.collect()
 
@@ -156,9 +154,7 @@ class StreamedTurn:
             return
         resumed = False
         try:
-            async with turn.gateway.client.request(
-                "POST", COMPLETIONS, body=orjson.dumps(body), headers=turn.headers
-            ) as response:
+            async with turn.asked(COMPLETIONS, orjson.dumps(body)) as response:
                 if response.status != 200:
                     detail = (await response.read())[:300].decode(errors="replace")
                     raise UpstreamProtocol(f"resuming answered {response.status}: {detail}")

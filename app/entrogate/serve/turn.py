@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import numpy as np
 import orjson
 
@@ -31,6 +33,9 @@ from entrogate.upstream.handshake import Capabilities
 from entrogate.upstream.resume import resume_request
 from entrogate.wire.history import EarlierCall, call_key, last_called
 from entrogate.wire.request import ChatRequest
+
+if TYPE_CHECKING:  # it needs the extra `otel`
+    from entrogate.serve.turn_spans import TurnSpans
 
 _log = logging.getLogger("entrogate.serve")
 
@@ -84,6 +89,21 @@ class Turn:
     legs_done: int = 0
     heads: list[TurnHead] = field(default_factory=list[TurnHead])
     records: list[TurnRecord] = field(default_factory=list[TurnRecord])
+    spans: TurnSpans | None = None  # None: turns are not traced
+
+    @asynccontextmanager
+    async def asked(self, path: str, body: bytes) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """vLLM's answer to a request of this turn; leaving the block before its end aborts it."""
+        headers = self.headers
+        with ExitStack() as traced:
+            if self.spans is not None:
+                headers = traced.enter_context(self.spans.request(self, path))
+            async with self.gateway.client.request(
+                "POST", path, body=body, headers=headers
+            ) as response:
+                if self.spans is not None and response.status != 200:
+                    self.spans.refused(response.status)
+                yield response
 
     def new_choice(self, index: int) -> Choice:
         """The accumulator of choice ``index`` of the current leg."""
@@ -150,6 +170,11 @@ class Turn:
     def let_go(self) -> None:
         """The turn needs its weights no more. Safe to call twice."""
         self.lease.release()
+
+    def end_spans(self) -> None:
+        """No leg will be recorded any more. Safe to call twice."""
+        if self.spans is not None:
+            self.spans.end()
 
     async def collect(self) -> None:
         """The current leg's answer is complete: take over its capture and check the count."""
@@ -235,6 +260,8 @@ class Turn:
         records = [
             turn_record(self, leg, choice, final=final) for _, choice in sorted(leg.choices.items())
         ]
+        if self.spans is not None:
+            self.spans.leg_done(self, records)
         if not records:
             return
         metrics = self.gateway.metrics

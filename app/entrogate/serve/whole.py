@@ -80,9 +80,7 @@ async def _ask(turn: Turn) -> Answer:
     body = turn.upstream_body()
     if not turn.legs_done:
         turn.gateway.metrics.observe_gateway(time.perf_counter() - turn.received)
-    async with turn.gateway.client.request(
-        "POST", CHAT, body=body, headers=turn.headers
-    ) as response:
+    async with turn.asked(CHAT, body) as response:
         return Answer(
             status=response.status,
             body=await response.read(),
@@ -116,9 +114,7 @@ async def _resume(turn: Turn, choice: Choice) -> dict[str, Any] | None:
         choice.finish_reason = "length"
         return {"finish_reason": "length", "stop_reason": None}
     try:
-        async with turn.gateway.client.request(
-            "POST", COMPLETIONS, body=orjson.dumps(request), headers=turn.headers
-        ) as response:
+        async with turn.asked(COMPLETIONS, orjson.dumps(request)) as response:
             raw = await response.read()
             if response.status != 200:
                 raise UpstreamProtocol(f"resuming answered {response.status}: {raw[:300]!r}")

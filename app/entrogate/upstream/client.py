@@ -14,6 +14,7 @@ from entrogate.settings import UpstreamSettings
 
 # uvicorn, and so vLLM, closes an idle connection after 5 s: let go of it first.
 _KEEPALIVE_SECONDS = 4.0
+_TRACE_HEADERS = ("traceparent", "tracestate")
 _USERINFO = re.compile(r"^([^/]*://)?[^/]*@")
 
 
@@ -58,8 +59,15 @@ class UpstreamClient:
             await self._session.close()
 
     def headers(self, client_headers: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Headers for vLLM: our key if we have one, else the client's own authorisation."""
+        """Headers for vLLM: our key if we have one, else the client's own authorisation.
+
+        The client's trace goes on in vLLM.
+        """
         headers = {"content-type": "application/json"}
+        if client_headers is not None:
+            headers |= {
+                name: client_headers[name] for name in _TRACE_HEADERS if name in client_headers
+            }
         if self._settings.api_key is not None:
             headers["authorization"] = f"Bearer {self._settings.api_key.get_secret_value()}"
         elif client_headers is not None and "authorization" in client_headers:

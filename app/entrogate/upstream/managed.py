@@ -49,7 +49,8 @@ class ManagedVllm:
     """One vLLM server on the loopback interface, on the same port through all its restarts.
 
     ``command`` makes the server's command line from a port; without it vLLM is looked up in this
-    environment (ConfigError when it is not installed, the model is unusable or the port is taken).
+    environment (ConfigError when it is not installed, the model is unusable or the port is taken)
+    and sends its own spans to ``traces_url``.
     The server writes to ``log_file`` and is bound to this process: it ends when we do, however we
     end. It runs in a session of its own, so Ctrl-C reaches only us and we stop it in order.
     """
@@ -59,6 +60,7 @@ class ManagedVllm:
         settings: ManagedSettings,
         *,
         command: Callable[[int], list[str]] | None = None,
+        traces_url: str | None = None,
         backoff_seconds: float = 1.0,
         stop_grace_seconds: float = 20.0,
     ) -> None:
@@ -73,7 +75,7 @@ class ManagedVllm:
         self._private = Path(tempfile.gettempdir()) / f"entrogate-{secrets.token_hex(8)}"
         self.capture_address = f"ipc://{self._private}/captures"
         if command is None:
-            command = self._vllm()
+            command = self._vllm(traces_url)
         self.port = _reserve(settings.port)
         self._command = command(self.port)
         self.log_file = settings.log_file or _default_log_file(self.port)
@@ -144,14 +146,16 @@ class ManagedVllm:
             return []
         return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 
-    def _vllm(self) -> Callable[[int], list[str]]:
+    def _vllm(self, traces_url: str | None) -> Callable[[int], list[str]]:
         vllm_command.check_model(self._model)
         build = vllm_command.installed_vllm()
         self._environment = vllm_command.environment(
             os.environ, model=self._model, cpu=build.cpu, lora=self._settings.lora
         )
         self._environment[ADDRESS_VARIABLE] = self.capture_address
-        return lambda port: vllm_command.command_line(self._settings, port=port, cpu=build.cpu)
+        return lambda port: vllm_command.command_line(
+            self._settings, port=port, cpu=build.cpu, traces_url=traces_url
+        )
 
     async def _launch(self) -> asyncio.subprocess.Process:
         guard = [sys.executable, "-m", "entrogate.upstream.child", str(self._stop_grace_seconds)]

@@ -86,7 +86,9 @@ def vocabulary_size(model: str) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
-def command_line(settings: ManagedSettings, *, port: int, cpu: bool) -> list[str]:
+def command_line(
+    settings: ManagedSettings, *, port: int, cpu: bool, traces_url: str | None = None
+) -> list[str]:
     """The server's arguments; ``extra_args`` come last, and of two equal flags the last wins.
 
     On a CPU vLLM 0.32 dies of a request with a seed whose prompt it reads in pieces ("CPU Generator
@@ -112,6 +114,8 @@ def command_line(settings: ManagedSettings, *, port: int, cpu: bool) -> list[str
     if settings.lora:  # two at a time: a canary beside the version that was promoted
         command += ["--enable-lora", "--max-loras", "2"]
         command += ["--max-lora-rank", str(settings.max_lora_rank)]
+    if traces_url is not None:
+        command += ["--otlp-traces-endpoint", traces_url]
     return [*command, *settings.extra_args]
 
 
@@ -125,6 +129,8 @@ def environment(
     What ``base`` already sets stays. A model in a local folder needs no network.
     """
     added = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # For its traces: the protocol that ours go by, and a name of its own.
+    added |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_SERVICE_NAME": "vllm"}
     folder = Path(model).expanduser()
     if folder.is_dir():
         added["HF_HUB_OFFLINE"] = "1"

@@ -89,6 +89,16 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert all(f">entrogate {name}<" in commands for name in COMMANDS)
 
 
+def test_monitoring_page_lists_every_attribute_of_spans() -> None:
+    name = re.compile(r"[\"`]((?:gen_ai|entrogate|http|server|url|error)\.[a-z_.]+)[\"`]")
+    others = {"http.response.start", "entrogate.tracing"}  # a message of ASGI, and a logger
+    modules = ("observe/tracing.py", "serve/turn_spans.py")
+    sources = [(ROOT / "app" / "entrogate" / module).read_text() for module in modules]
+    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    written = set(name.findall(page.partition("## Traces")[2]))
+    assert written == {found for source in sources for found in name.findall(source)} - others
+
+
 def test_monitoring_page_lists_every_metric_with_type_and_labels() -> None:
     text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     row = re.compile(r"^\| `(entrogate_\w+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|$", re.MULTILINE)
