@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+from fastapi import FastAPI
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from entrogate import __version__
 from entrogate.cli import command_line
 from entrogate.gate.schema import Policy
+from entrogate.serve.app import TITLE, add_routes
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -96,6 +99,85 @@ def policy_page() -> str:
     return "\n".join(lines)
 
 
+def http_page() -> str:
+    """Every operation of the OpenAPI document."""
+    app = FastAPI(title=TITLE, version=__version__)
+    add_routes(app)
+    document = app.openapi()
+    lines = [
+        "# HTTP API, operation by operation",
+        "",
+        "What a running gateway says of itself under `/openapi.json`, and shows under `/docs`.",
+        "What it means stands in [HTTP API](../api.md).",
+        "",
+    ]
+    for tag in document["tags"]:
+        lines += [f"## {tag['name']}", "", tag["description"], ""]
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items():
+                if tag["name"] in operation["tags"]:
+                    lines += _operation_lines(f"{method.upper()} {path}", operation, document)
+    return "\n".join(lines)
+
+
+def _operation_lines(name: str, operation: dict[str, Any], document: dict[str, Any]) -> list[str]:
+    lines = [f"### {name}", "", operation["summary"], "", operation.get("description", ""), ""]
+    rows = [_parameter_row(_resolved(each, document)) for each in operation.get("parameters", ())]
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json")
+    if body is not None:
+        rows += _body_rows(_resolved(body["schema"], document), document)
+    if rows:
+        lines += ["| name | in | value | meaning |", "|---|---|---|---|", *rows, ""]
+    answer = operation["responses"]["200"]
+    kinds = ", ".join(f"`{kind}`" for kind in answer.get("content", {}))
+    lines += [f"200: {kinds}. {answer.get('description', '')}", ""]
+    return lines
+
+
+def _parameter_row(each: dict[str, Any]) -> str:
+    name = f"`{each['name']}`" + (" (required)" if each.get("required") else "")
+    meaning = _cell(each.get("description", ""))
+    return f"| {name} | {each['in']} | {_cell(_shape(each['schema']))} | {meaning} |"
+
+
+def _body_rows(schema: dict[str, Any], document: dict[str, Any]) -> list[str]:
+    parts = [_resolved(part, document) for part in schema.get("allOf", [schema])]
+    required = {name for part in parts for name in part.get("required", ())}
+    rows: list[str] = []
+    for part in parts:
+        for key, field in part.get("properties", {}).items():
+            name = f"`{key}`" + (" (required)" if key in required else "")
+            meaning = _cell(field.get("description", ""))
+            rows.append(f"| {name} | body | {_cell(_shape(field))} | {meaning} |")
+    return rows
+
+
+def _resolved(part: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in part:
+        return part
+    found: Any = document
+    for step in part["$ref"].removeprefix("#/").split("/"):
+        found = found[step]
+    return found
+
+
+def _shape(schema: dict[str, Any]) -> str:
+    """What a value of a request may be, in a few words."""
+    if "$ref" in schema:
+        return schema["$ref"].rpartition("/")[2]
+    for name in ("oneOf", "anyOf"):
+        if name in schema:
+            return " or ".join(dict.fromkeys(_shape(each) for each in schema[name]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    kind = schema.get("type", "anything")
+    kind = " or ".join(kind) if isinstance(kind, list) else kind
+    if kind == "array":
+        return f"list of {_shape(schema.get('items', {}))}"
+    limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "maxLength": "length ≤"}
+    return " ".join([kind, *(f"{s} {schema[k]}" for k, s in limits.items() if k in schema)])
+
+
 def _kind(field: dict[str, Any]) -> str:
     """What a value may be, in a few words."""
     if "$ref" in field:
@@ -128,4 +210,5 @@ def _cell(text: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "cli": command_page,
     "policy": policy_page,
+    "http": http_page,
 }

@@ -105,6 +105,18 @@ async def test_errors_of_the_upstream_pass_as_they_are(
         assert (got.status_code, got.content) == (status, wanted.content)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_error_in_plain_text_gets_an_envelope(gateway: Running, stream: bool) -> None:
+    got = await gateway.chat(ask({"fault": "plain_error", "status": 500}, stream=stream))
+    assert got.headers["content-type"] == "application/json"
+    assert error_of(got, 500) == {
+        "message": "the model server answered 500: Internal Server Error",
+        "type": "upstream_error",
+        "param": None,
+        "code": "upstream_error",
+    }
+
+
 async def test_a_body_that_breaks_off(gateway: Running) -> None:
     error = error_of(await gateway.chat(ask({**TEXT, "fault": "cut"})), 502)
     assert error["code"] == "upstream_unavailable"

@@ -37,6 +37,7 @@ Fault = Literal[
     "garbage",  # what comes is not JSON
     "no_logprobs",  # log-probs are null although asked for
     "no_token_ids",  # token ids are null although asked for
+    "plain_error",  # instead of an answer: a text, as a server says it that has failed altogether
     "lost_token",  # one event in the middle is missing
 ]
 

@@ -36,6 +36,7 @@ from entrogate.bench.script import (
     parse_script,
 )
 
+_MOST_CHOICES = 64  # vLLM's own limit is 16384
 _RENDERED_LIMIT = 512
 _MASK = -50.0  # a logit bias below this masks a token
 _HEADERS = {"Server": "uvicorn", "Vary": "Origin"}
@@ -142,7 +143,11 @@ class ScriptedUpstream:
             return _json(error, 500)
         answer = self._rendered.get((request.path, raw))
         if answer is None:
-            answer = self._answer(request.path, raw)
+            try:
+                answer = self._answer(request.path, raw)
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                # vLLM refuses what it cannot read field by field; here one word is enough.
+                return _json(dialect.error_body(repr(error), "BadRequestError", 400), 400)
             if isinstance(answer, web.Response):
                 return answer
             if len(self._rendered) >= _RENDERED_LIMIT:
@@ -184,6 +189,9 @@ class ScriptedUpstream:
         wish = dialect.Wish.of(body, chat=chat)
         parse_calls = chat and bool(body.get("tools")) and body.get("tool_choice") != "none"
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        n = body.get("n") or 1
+        if n > _MOST_CHOICES:
+            raise ValueError(f"n must be at most {_MOST_CHOICES}, got {n}.")
         turns = [
             generate(
                 choices[i % len(choices)],
@@ -193,13 +201,15 @@ class ScriptedUpstream:
                 partial=partial,
                 limit=limit,
             )
-            for i in range(body.get("n") or 1)
+            for i in range(n)
         ]
         step = turns[0].step
         wish = _withhold(wish, step)
         prompt_ids = self._vocabulary.encode(prompt)
         model = str(body.get("model") or self._model)
         renderer = dialect.Renderer(wish, self._vocabulary, model=model, prompt=prompt_ids)
+        if step.fault == "plain_error":
+            return web.Response(text="Internal Server Error", status=step.status)
         if step.fault == "error":
             kind = "BadRequestError" if step.status == 400 else "InternalServerError"
             return _json(dialect.error_body("scripted error", kind, step.status), step.status)

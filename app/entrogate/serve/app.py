@@ -28,6 +28,7 @@ from entrogate.serve.exporting import PeriodicExport, check_export
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring
 from entrogate.serve.messages import count_tokens, messages
+from entrogate.serve.openapi import describe_api
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.records import router
@@ -46,6 +47,7 @@ from entrogate.wire.errors import describe, error_body
 if TYPE_CHECKING:
     from entrogate.observe.tracing import Tracing
 
+TITLE = "Entrogate"
 _log = logging.getLogger("entrogate.serve")
 
 
@@ -118,14 +120,13 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         finally:
             await store.aclose()
 
-    app = FastAPI(title="Entrogate", version=__version__, lifespan=lifespan)
+    app = FastAPI(title=TITLE, version=__version__, lifespan=lifespan)
     app.state.gateway = gateway
     app.state.managed = managed
     app.state.publisher = publisher
     app.state.keyring = keyring
     app.state.token_texts = TokenTexts(gateway)
-    _add_routes(app)
-    check_routes(app.routes)
+    add_routes(app)
     app.add_middleware(AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics)
     if gateway.tracing is not None:
         from entrogate.observe.tracing import TracedRequests
@@ -135,8 +136,8 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     return app
 
 
-def _add_routes(app: FastAPI) -> None:
-    """Who may use them is said in `access.SCOPES`."""
+def add_routes(app: FastAPI) -> None:
+    """All routes and the document of them. Who may use them is said in `access.SCOPES`."""
     app.add_route(CHAT_DOOR.route, chat, methods=["POST"])
     app.add_route(RESPONSES_ROUTE, responses, methods=["POST"])
     app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"])
@@ -148,6 +149,8 @@ def _add_routes(app: FastAPI) -> None:
     app.include_router(router)
     app.include_router(status_routes)
     app.include_router(admin_routes)
+    check_routes(app.routes)
+    describe_api(app)
 
 
 def _channel(settings: Settings, url: str, managed: ManagedVllm | None) -> CaptureChannel | None:

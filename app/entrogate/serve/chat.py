@@ -149,8 +149,7 @@ async def _streamed(turn: Turn, headers: dict[str, str], door: Door) -> Response
         if upstream.status != 200:
             status, body = door.error(upstream.status, await upstream.read())
             metrics.record_request(door.route, status)
-            content_type = upstream.headers.get("content-type", "application/json")
-            return Response(body, status, {"content-type": content_type, **headers})
+            return Response(body, status, {"content-type": "application/json", **headers})
         if turn.lease.version is not None:
             headers[WEIGHTS_HEADER] = turn.lease.version
         unanswered.pop_all()

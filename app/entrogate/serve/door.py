@@ -18,7 +18,7 @@ from entrogate.serve.streaming import CHAT, StreamedTurn
 from entrogate.serve.turn import Turn
 from entrogate.serve.whole import Answer, answer_whole
 from entrogate.wire.answer import DoorAnswer
-from entrogate.wire.errors import describe
+from entrogate.wire.errors import describe, is_error_body, upstream_error_body
 from entrogate.wire.messages.errors import anthropic_error
 from entrogate.wire.sse import EventSplitter
 
@@ -26,8 +26,9 @@ RESPONSES_ROUTE = "/v1/responses"
 MESSAGES_ROUTE = "/v1/messages"
 
 
-def _unchanged(status: int, body: bytes) -> tuple[int, bytes]:
-    return status, body
+def _openai(status: int, body: bytes) -> tuple[int, bytes]:
+    """vLLM's own error as it is; in an envelope what a server says that has failed altogether."""
+    return status, body if is_error_body(body) else upstream_error_body(status, body)
 
 
 def _anthropic(status: int, body: bytes) -> tuple[int, bytes]:
@@ -37,7 +38,7 @@ def _anthropic(status: int, body: bytes) -> tuple[int, bytes]:
 
 def envelope_of(path: str) -> Envelope:
     """How errors are said to whoever asked for ``path``."""
-    return _anthropic if path.startswith(MESSAGES_ROUTE) else _unchanged
+    return _anthropic if path.startswith(MESSAGES_ROUTE) else _openai
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +91,11 @@ async def _translated(
 async def folded(turn: Turn, door: Door) -> Answer:
     """The body for the client. Raises UpstreamError when there is no answer."""
     answer = await answer_whole(turn)
-    if door.answer is None:
-        return answer
     if answer.status != 200:
         status, body = door.error(answer.status, answer.body)
         return replace(answer, status=status, body=body)
+    if door.answer is None:
+        return answer
     return replace(answer, body=door.answer.fold(answer.body))
 
 

@@ -95,7 +95,7 @@ async def send_answer(
         status, body = envelope(*describe(error))
         answer = Answer(status=status, body=body)
     on_status(answer.status)
-    all_headers = {"content-type": answer.content_type, **headers}
+    all_headers = {"content-type": "application/json", **headers}
     if answer.decision is not None:
         all_headers["x-entrogate-decision"] = answer.decision
     if answer.weight_version is not None:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from entrogate import __version__
 from entrogate.errors import EntrogateError
@@ -23,7 +23,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok", "version": __version__}
 
 
-@status_routes.get("/ready")
+@status_routes.get("/ready", responses={503: {"description": "What is missing"}})
 async def ready(request: Request) -> Response:
     """Can turns be served? 200 with what is active, or 503 with what is missing."""
     gateway: Gateway = request.app.state.gateway
@@ -57,7 +57,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready", **report})
 
 
-@status_routes.get("/metrics")
+@status_routes.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     gateway: Gateway = request.app.state.gateway

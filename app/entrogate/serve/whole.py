@@ -29,7 +29,6 @@ class Answer:
 
     status: int
     body: bytes
-    content_type: str = "application/json"
     decision: str | None = None
     weight_version: str | None = None
 
@@ -81,11 +80,7 @@ async def _ask(turn: Turn) -> Answer:
     if not turn.legs_done:
         turn.gateway.metrics.observe_gateway(time.perf_counter() - turn.received)
     async with turn.asked(CHAT, body) as response:
-        return Answer(
-            status=response.status,
-            body=await response.read(),
-            content_type=response.headers.get("content-type", "application/json"),
-        )
+        return Answer(status=response.status, body=await response.read())
 
 
 def _take(turn: Turn, raw: bytes) -> None:

@@ -25,6 +25,23 @@ def error_body(
     return orjson.dumps({"error": error})
 
 
+def is_error_body(body: bytes) -> bool:
+    """Does ``body`` say an error in OpenAI's way, or in vLLM's older one?"""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(said, dict) and ("error" in said or "message" in said)
+
+
+def upstream_error_body(status: int, body: bytes) -> bytes:
+    """The envelope for what a model server answered with ``status`` and a text of its own."""
+    said = body[:300].decode(errors="replace").strip() or "nothing more"
+    message = f"the model server answered {status}: {said}"
+    kind = "invalid_request_error" if status < 500 else "upstream_error"
+    return error_body(message, kind=kind, code="upstream_error")
+
+
 # Most specific first: HTTP status, type and code of each class of error.
 _KINDS: tuple[tuple[type[EntrogateError], int, str, str], ...] = (
     (UpstreamTimeout, 504, "upstream_error", "upstream_timeout"),

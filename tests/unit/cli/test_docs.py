@@ -85,6 +85,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     policy = (tmp_path / "reference" / "policy.html").read_text(encoding="utf-8")
     assert all(f"<code>{name}</code>" in policy for name in Policy.model_fields)
+    http = (tmp_path / "reference" / "http.html").read_text(encoding="utf-8")
+    assert all(f">{said}<" in http for said in ("POST /v1/messages", "GET /v1/trajectories"))
     commands = (tmp_path / "reference" / "cli.html").read_text(encoding="utf-8")
     assert all(f">entrogate {name}<" in commands for name in COMMANDS)
 
