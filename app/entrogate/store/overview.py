@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, case, func, select
 
-from entrogate.store.schema import calls, changes, trajectories, turns
+from entrogate.store.schema import calls, changes, trajectories, turns, unindexed
 
 Rows = list[Row[*tuple[Any, ...]]]
 
@@ -52,25 +52,26 @@ def read_overview(connection: Connection, tenant: str | None, window: int) -> Ov
         func.min(turns.c.created_at).label("first"),
         func.max(turns.c.created_at).label("last"),
     )
+    name, applied = unindexed(calls.c.name), unindexed(calls.c.applied)
     return Overview(
         trajectories=rows(latest),
         decisions=rows(
-            select(calls.c.name, calls.c.applied, count)
+            select(name.label("name"), applied.label("applied"), count)
             .select_from(decided)
-            .group_by(calls.c.name, calls.c.applied)
-            .order_by(calls.c.name, calls.c.applied)
+            .group_by(name, applied)
+            .order_by(name, applied)
         ),
         changes=rows(
             select(
-                calls.c.name,
+                name.label("name"),
                 count,
                 func.count(changes.c.reduced).label("n_known"),
                 func.sum(case((changes.c.reduced, 1), else_=0)).label("n_reduced"),
                 func.avg((changes.c.delta_lower + changes.c.delta_upper) / 2).label("mean"),
             )
             .select_from(changed)
-            .group_by(calls.c.name)
-            .order_by(calls.c.name)
+            .group_by(name)
+            .order_by(name)
         ),
         policies=rows(
             select(calls.c.policy_name, calls.c.policy_version, count, *period)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from sqlalchemy import Connection, Row, RowMapping, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, RowMapping, Select, select, tuple_
 
 from entrogate.errors import UnknownRecord
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
@@ -25,10 +25,12 @@ from entrogate.store.schema import (
     toolsets,
     trajectories,
     turns,
+    unindexed,
 )
 from entrogate.types import IntArray, SpanKind
 
 MAX_PAGE = 1000
+_FEW_CALLS = 500  # a list of ids that a statement can hold
 
 _BLOBS = (
     turns.c.prompt_token_ids,
@@ -101,6 +103,8 @@ def list_trajectories(
     query = _filtered(select(trajectories, rewards.c.sparse), wanted).outerjoin(
         rewards, rewards.c.trajectory_id == trajectories.c.id
     )
+    if wanted.tool is not None or wanted.decision is not None:
+        query = query.where(_with_calls(connection, wanted))
     created_at, id_ = trajectories.c.created_at, trajectories.c.id
     if cursor is not None:
         last_created_at, last_id = _parse_cursor(cursor)
@@ -130,15 +134,23 @@ def _filtered(query: Select[*tuple[Any, ...]], wanted: Filter) -> Select[*tuple[
         query = query.where(columns.created_at >= wanted.since)
     if wanted.until is not None:
         query = query.where(columns.created_at < wanted.until)
-    if wanted.tool is not None or wanted.decision is not None:
-        called = select(calls.c.id).join(turns, turns.c.id == calls.c.turn_id)
-        called = called.where(turns.c.trajectory_id == columns.id)
-        if wanted.tool is not None:
-            called = called.where(calls.c.name == wanted.tool)
-        if wanted.decision is not None:
-            called = called.where(calls.c.applied == wanted.decision)
-        query = query.where(called.exists())
     return query
+
+
+def _with_calls(connection: Connection, wanted: Filter) -> ColumnElement[bool]:
+    """Trajectories with a wanted call.
+
+    Where many have one, a page is soon full; where few have, they are found by their calls.
+    """
+    called = select(turns.c.trajectory_id).join(calls, turns.c.id == calls.c.turn_id)
+    asked = {calls.c.name: wanted.tool, calls.c.applied: wanted.decision}
+    asked = {column: value for column, value in asked.items() if value is not None}
+    few = called.where(*(column == value for column, value in asked.items()))
+    found = connection.scalars(few.limit(_FEW_CALLS + 1)).all()
+    if len(found) <= _FEW_CALLS:
+        return trajectories.c.id.in_(set(found))
+    many = called.where(turns.c.trajectory_id == trajectories.c.id)
+    return many.where(*(unindexed(column) == value for column, value in asked.items())).exists()
 
 
 def _cursor(row: Row[*tuple[Any, ...]]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import (
     Boolean,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -18,12 +19,14 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
+    literal_column,
 )
 
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0005"
+REVISION = "0006"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -34,6 +37,12 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+def unindexed(column: Column[str]) -> ColumnElement[str]:
+    """``column``, but SQLite, which knows no statistics, does not begin with its index."""
+    return func.coalesce(column, literal_column("''"))
+
 
 trajectories = Table(
     "trajectories",
@@ -140,6 +149,8 @@ calls = Table(
     Column("policy_name", Text, nullable=False),
     Column("policy_version", Text, nullable=False),
     UniqueConstraint("turn_id", "position"),
+    Index(None, "name", "applied"),
+    Index(None, "applied"),
 )
 
 # call_id names no foreign key: the turn that proposed the call may be lost to a recording fault,

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 180, 48, 24, 8
 _MOST_MARKS = 400
+_MOST_NAMES = 16
 _WIDEST_BAR = 64.0
 
 
@@ -40,11 +41,49 @@ def bars(points: Sequence[tuple[str, float]], *, label: str) -> Markup:
         drawn += Markup(
             '<rect class="mark" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
         ).format(x, min(y, zero), width, max(1.0, abs(y - zero)))
-        if len(points) <= 16:
-            drawn += Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
-                _LEFT + (number + 0.5) * slot, _HEIGHT - 6, name[:14]
-            )
+        if len(points) <= _MOST_NAMES:
+            drawn += _named(_LEFT + (number + 0.5) * slot, name)
     return _svg(drawn, label, least, most, ())
+
+
+def stacks(
+    points: Sequence[tuple[str, Sequence[float]]], *, parts: Sequence[str], label: str
+) -> Markup:
+    """A bar for each name, of one piece for each of ``parts``; these are explained above."""
+    if not points:
+        return Markup("")
+    most = 1.15 * max(*(sum(values) for _, values in points), 1e-9)  # room for the names of parts
+    slot = (_WIDTH - _LEFT) / len(points)
+    width = min(slot * 0.6, _WIDEST_BAR)
+    drawn = Markup("")
+    for number, (name, values) in enumerate(points):
+        middle = _LEFT + (number + 0.5) * slot
+        below = 0.0
+        for part, value in enumerate(values):
+            if value <= 0:
+                continue
+            top = _y(below + value, 0.0, most)
+            drawn += _piece(part, middle - width / 2, top, width, _y(below, 0.0, most) - top)
+            below += value
+        if len(points) <= _MOST_NAMES:
+            drawn += _named(middle, name)
+    for part, name in enumerate(parts):
+        x = _LEFT + 8 + part * 90
+        drawn += _piece(part, x, _TOP, 10, 10)
+        drawn += Markup('<text x="{}" y="{}">{}</text>').format(x + 14, _TOP + 9, name)
+    return _svg(drawn, label, 0.0, most, ())
+
+
+def _piece(part: int, x: float, y: float, width: float, height: float) -> Markup:
+    return Markup(
+        '<rect class="part{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
+    ).format(part, x, y, width, height)
+
+
+def _named(middle: float, name: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+        middle, _HEIGHT - 6, name[:14]
+    )
 
 
 def bands(points: Sequence[tuple[str, float, float]], *, label: str) -> Markup:

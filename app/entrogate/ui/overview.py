@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from entrogate.ui.charts import bars, lines
+from entrogate.ui.charts import bars, lines, stacks
 
 _PERIODS = 40
 
@@ -86,9 +86,10 @@ def _decisions(rows: Sequence[Any]) -> Section:
     return Section(
         title="Decisions by tool",
         text="What became of the calls that were proposed.",
-        chart=bars(
-            [(tool, float(sum(n.values()))) for tool, n in by_tool.items()],
-            label="Calls proposed by tool",
+        chart=stacks(
+            [(tool, [n.get(action, 0) for action in actions]) for tool, n in by_tool.items()],
+            parts=actions,
+            label="Calls proposed by tool and decision",
         ),
         head=("Tool", *actions),
         rows=[(tool, *(n.get(action, 0) for action in actions)) for tool, n in by_tool.items()],
