@@ -181,10 +181,11 @@ async def test_a_policy_is_tried_and_nothing_changes(gateway: Running) -> None:
 
 
 async def test_forms_of_other_sites_are_refused(gateway: Running) -> None:
-    elsewhere = {"origin": "https://elsewhere.example"}
+    origin = {"origin": "https://elsewhere.example"}
     for path, form in (("/ui/policy", {"policy": POLICY}), ("/ui/login", {"key": "x"})):
-        answer = await gateway.client.post(path, data=form, headers=elsewhere)
-        assert answer.status_code == 403
+        for headers in (origin, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+            answer = await gateway.client.post(path, data=form, headers=headers)
+            assert answer.status_code == 403
 
 
 async def test_every_page_forbids_what_it_does_not_need(gateway: Running) -> None:
@@ -195,7 +196,7 @@ async def test_every_page_forbids_what_it_does_not_need(gateway: Running) -> Non
         assert "unsafe" not in headers["content-security-policy"]
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["referrer-policy"] == "same-origin"
 
 
 async def test_a_session_is_a_key_and_sees_its_tenant(gateway: Running, store_url: str) -> None:
@@ -284,6 +285,30 @@ async def test_the_keyboard_is_enough(gateway: Running, browser: Browser) -> Non
     await page.keyboard.press("Enter")
     assert await page.get_by_text('"segment"').first.is_visible()
     assert await page.get_by_text("lives in Berlin").first.is_visible()
+    assert said == []
+
+
+async def test_forms_are_sent(gateway: Running, browser: Browser, store_url: str) -> None:
+    """As a browser does it, which says where a form comes from."""
+    keys = Keys(gateway, store_url)
+    key = await keys.make("infer", "feedback", "read", tenant="one")
+    id_ = await recorded(gateway, **bearer(key))
+    page = await browser.new_page()
+    await page.goto(f"{gateway.url}/ui/trajectories/{id_}")
+    await page.wait_for_url("**/ui/login")
+    await page.get_by_label("API key").fill("eg_wrong")
+    await page.get_by_role("button", name="Log in").click()
+    await page.get_by_role("alert").wait_for()
+    await page.get_by_label("API key").fill(key)
+    await page.get_by_role("button", name="Log in").click()
+    await page.wait_for_url("**/ui")
+    said = watched(page)
+    await page.goto(f"{gateway.url}/ui/trajectories/{id_}")
+    assert await page.get_by_role("heading", name=id_).is_visible()
+    await page.get_by_role("link", name="Policy preview").click()
+    await page.get_by_label("Policy").fill(POLICY)
+    await page.get_by_role("button", name="Preview").click()
+    assert "2 of 2 calls in 2 turns" in await page.get_by_role("status").inner_text()
     assert said == []
 
 

@@ -212,10 +212,18 @@ def _wanted(asked: Mapping[str, str]) -> dict[str, Any]:
     return wanted
 
 
+def _is_ours(headers: Mapping[str, str]) -> bool:
+    """Does a request come from a page of ours, or from no page at all?"""
+    site = headers.get("sec-fetch-site")  # of browsers, over TLS or on this machine
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == headers.get("host")
+
+
 async def _form(request: Request) -> dict[str, str]:
     """The fields of a posted form, from our own pages only."""
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if not _is_ours(request.headers):
         raise RequestError("a form of another site", status=403, code="cross_site")
     body = await read_body(request, _gateway(request).settings.serve)
     fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)

@@ -15,7 +15,7 @@ HEADERS = {
         " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # without one a browser says of a form: from nowhere
     "cache-control": "no-store",
 }
 """Of every page: nothing but our own style and script runs, whatever a prompt may hold."""
