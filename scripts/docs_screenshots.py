@@ -1,7 +1,8 @@
 """The pictures of docs/viewer.md: pages of a running gateway, as Chromium shows them.
 
 entrogate serve --model almanac --policy balanced --allow-mode-header
-entrogate almanac eval --base-url http://127.0.0.1:8400/v1 --tasks 100 --feedback --modes observe,enforce
+entrogate almanac eval --base-url http://127.0.0.1:8400/v1 --tasks 100 \\
+    --modes observe,enforce --feedback
 python scripts/docs_screenshots.py http://127.0.0.1:8400
 """
 
