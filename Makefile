@@ -20,7 +20,12 @@ demo: $(STAMP) ## Run agents through a real vLLM with the gate off and on; write
 	@$(BIN)/entrogate demo $(ARGS)
 
 test: $(STAMP) ## Run all tests: unit, integration, and e2e on a real vLLM
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/pytest --numprocesses=auto --durations=15 tests/unit tests/integration tests/deploy
+	@$(BIN)/pytest --durations=15 tests/e2e
+else
 	@$(BIN)/pytest --durations=15 $(ARGS)
+endif
 
 lint: $(STAMP) ## Style, types, import contracts, security
 	@$(BIN)/ruff check .
