@@ -12,7 +12,6 @@ import asyncio
 import json
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -20,7 +19,7 @@ from typing import Any, Self, cast
 from aiohttp import web
 
 from entrogate.bench import dialect
-from entrogate.bench.refusals import invalid_json, lora_refusal, refusal
+from entrogate.bench.refusals import lora_refusal, refusal
 from entrogate.bench.script import (
     CALL,
     CALL_END,
@@ -35,13 +34,11 @@ from entrogate.bench.script import (
     generate,
     parse_script,
 )
+from entrogate.bench.sending import HEADERS, Answer, json_response, send
 
 _MOST_CHOICES = 64  # vLLM's own limit is 16384
 _RENDERED_LIMIT = 512
 _MASK = -50.0  # a logit bias below this masks a token
-_HEADERS = {"Server": "uvicorn", "Vary": "Origin"}
-_SSE = {**_HEADERS, "Content-Type": "text/event-stream; charset=utf-8"}
-_GARBAGE = b"<html>not what you asked for</html>"
 
 
 @dataclass(slots=True)
@@ -59,15 +56,6 @@ class Stats:
         bodies = [json.loads(body) if body else None for body in self.bodies]
         counts = {"requests": self.requests, "open": self.open, "aborted": self.aborted}
         return counts | {"paths": dict(self.paths), "bodies": bodies}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
-    """A rendered answer: events of a stream, or one body."""
-
-    parts: list[bytes]
-    step: Step
-    stream: bool
 
 
 class ScriptedUpstream:
@@ -92,7 +80,7 @@ class ScriptedUpstream:
         self._api_key = api_key
         self._max_lora_rank = max_lora_rank
         self._vocabulary = Vocabulary()
-        self._rendered: dict[tuple[str, bytes], _Answer] = {}
+        self._rendered: dict[tuple[str, bytes], Answer] = {}
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -140,14 +128,14 @@ class ScriptedUpstream:
         self.stats.traceparents.append(request.headers.get("traceparent"))
         if self.refuse_completions and request.path == "/v1/completions":
             error = dialect.error_body("EngineCore died", "InternalServerError", 500)
-            return _json(error, 500)
+            return json_response(error, 500)
         answer = self._rendered.get((request.path, raw))
         if answer is None:
             try:
                 answer = self._answer(request.path, raw)
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 # vLLM refuses what it cannot read field by field; here one word is enough.
-                return _json(dialect.error_body(repr(error), "BadRequestError", 400), 400)
+                return json_response(dialect.error_body(repr(error), "BadRequestError", 400), 400)
             if isinstance(answer, web.Response):
                 return answer
             if len(self._rendered) >= _RENDERED_LIMIT:
@@ -155,7 +143,7 @@ class ScriptedUpstream:
             self._rendered[request.path, raw] = answer
         self.stats.open += 1
         try:
-            return await _send(request, answer, self.go_on)
+            return await send(request, answer, self.go_on)
         except (asyncio.CancelledError, ConnectionResetError):
             self.stats.aborted += 1
             raise
@@ -166,13 +154,13 @@ class ScriptedUpstream:
         expected = self._api_key
         if expected is None or request.headers.get("Authorization") == f"Bearer {expected}":
             return None
-        return _json(dialect.compact({"error": "Unauthorized"}), 401)
+        return json_response(dialect.compact({"error": "Unauthorized"}), 401)
 
-    def _answer(self, path: str, raw: bytes) -> _Answer | web.Response:
+    def _answer(self, path: str, raw: bytes) -> Answer | web.Response:
         try:
             body = json.loads(raw)
         except ValueError:
-            return _json(invalid_json(), 400)
+            return json_response(invalid_json(), 400)
         chat = path.endswith("/chat/completions")
         refused = refusal(
             body,
@@ -182,7 +170,7 @@ class ScriptedUpstream:
             vocabulary=self._vocabulary.size,
         )
         if refused is not None:
-            return _json(refused.body, refused.status)
+            return json_response(refused.body, refused.status)
         prompt = self._chat_prompt(body) if chat else self._plain_prompt(body)
         choices, partial = _position(prompt)
         masked = self._masked(body)
@@ -212,14 +200,16 @@ class ScriptedUpstream:
             return web.Response(text="Internal Server Error", status=step.status)
         if step.fault == "error":
             kind = "BadRequestError" if step.status == 400 else "InternalServerError"
-            return _json(dialect.error_body("scripted error", kind, step.status), step.status)
+            return json_response(
+                dialect.error_body("scripted error", kind, step.status), step.status
+            )
         if wish.stream:
             events = renderer.chat_events(turns) if chat else renderer.completion_events(turns)
             if step.fault == "lost_token":
                 del events[len(events) // 2]
-            return _Answer(parts=events, step=step, stream=True)
+            return Answer(parts=events, step=step, stream=True)
         whole = renderer.chat_body(turns) if chat else renderer.completion_body(turns)
-        return _Answer(parts=[whole], step=step, stream=False)
+        return Answer(parts=[whole], step=step, stream=False)
 
     def _masked(self, body: dict[str, Any]) -> bool:
         bias = cast("dict[str, float]", body.get("logit_bias") or {})
@@ -251,7 +241,7 @@ class ScriptedUpstream:
             card | {"id": name, "root": folder, "parent": self._model, "max_model_len": None}
             for name, folder in self.adapters.items()
         ]
-        return _json(dialect.compact({"object": "list", "data": [card, *adapters]}))
+        return json_response(dialect.compact({"object": "list", "data": [card, *adapters]}))
 
     async def _load_adapter(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -259,10 +249,10 @@ class ScriptedUpstream:
         self.stats.paths[request.path] += 1
         if name in self.adapters:
             message = f"The lora adapter '{name}' has already been loaded."
-            return _json(dialect.error_body(message, "InvalidUserInput", 400), 400)
+            return json_response(dialect.error_body(message, "InvalidUserInput", 400), 400)
         refused = lora_refusal(Path(folder), max_rank=self._max_lora_rank or 0)
         if refused is not None:
-            return _json(refused.body, refused.status)
+            return json_response(refused.body, refused.status)
         self.adapters[name] = folder
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
@@ -271,109 +261,36 @@ class ScriptedUpstream:
         self.stats.paths[request.path] += 1
         if self.adapters.pop(name, None) is None:
             message = f"The lora adapter '{name}' cannot be found."
-            return _json(dialect.error_body(message, "NotFoundError", 404), 404)
+            return json_response(dialect.error_body(message, "NotFoundError", 404), 404)
         self._rendered.clear()  # what runs goes on, but the name is gone
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _no_route(self, _: web.Request) -> web.Response:
-        return _json(dialect.compact({"detail": "Not Found"}), 404)
+        return json_response(dialect.compact({"detail": "Not Found"}), 404)
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.Response(headers=_HEADERS)
+        return web.Response(headers=HEADERS)
 
     async def _version(self, _: web.Request) -> web.Response:
-        return _json(dialect.compact({"version": "0.32.0"}))
+        return json_response(dialect.compact({"version": "0.32.0"}))
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
         text = self._chat_prompt(body) if "messages" in body else body["prompt"]
         tokens = self._vocabulary.encode(text)
         answer = {"count": len(tokens), "max_model_len": self._max_model_len}
-        return _json(dialect.compact(answer | {"tokens": tokens, "token_strs": None}))
+        return json_response(dialect.compact(answer | {"tokens": tokens, "token_strs": None}))
 
     async def _detokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
-        return _json(dialect.compact({"prompt": self._vocabulary.decode(body["tokens"])}))
+        return json_response(dialect.compact({"prompt": self._vocabulary.decode(body["tokens"])}))
 
     async def _stats(self, _: web.Request) -> web.Response:
-        return _json(dialect.compact(self.stats.as_dict()))
+        return json_response(dialect.compact(self.stats.as_dict()))
 
     async def _reset(self, _: web.Request) -> web.Response:
         self.stats = Stats(open=self.stats.open)
-        return _json(b"{}")
-
-
-async def _send(request: web.Request, answer: _Answer, go_on: asyncio.Event) -> web.StreamResponse:
-    step = answer.step
-    parts = dialect.fresh_ids(answer.parts, request.headers.get("X-Request-Id"))
-    if not answer.stream:
-        return await _send_body(request, parts[0], step, go_on)
-    response = web.StreamResponse(headers=_SSE)
-    await response.prepare(request)
-    until = len(parts) if step.fault is None else min(step.at, len(parts))
-    for part in parts[:until]:
-        await response.write(part)
-        # Lets the other streams send theirs: an engine samples one token for each of them.
-        await asyncio.sleep(step.delay)
-    if step.fault == "stall":
-        await go_on.wait()
-    if step.fault is not None:
-        await _break_stream(request, response, step, parts[until:])
-    if step.fault != "cut":
-        await response.write_eof()
-    return response
-
-
-async def _break_stream(
-    request: web.Request, response: web.StreamResponse, step: Step, rest: Sequence[bytes]
-) -> None:
-    match step.fault:
-        case "cut":
-            _cut(request)
-        case "sse_error":
-            await response.write(dialect.error_event("scripted error", "InternalServerError", 500))
-            await response.write(dialect.DONE)
-        case "garbage":
-            await response.write(b"data: " + _GARBAGE + b"\n\n")
-        case "end":
-            pass
-        case _:
-            for part in rest:
-                await response.write(part)
-
-
-async def _send_body(
-    request: web.Request, body: bytes, step: Step, go_on: asyncio.Event
-) -> web.StreamResponse:
-    if step.delay:
-        await asyncio.sleep(step.delay)
-    match step.fault:
-        case "cut":
-            response = web.StreamResponse(headers=_HEADERS | {"Content-Type": "application/json"})
-            response.content_length = len(body)
-            await response.prepare(request)
-            await response.write(body[: len(body) // 2])
-            _cut(request)
-            return response
-        case "stall":
-            await go_on.wait()
-        case "garbage" | "end":
-            return web.Response(body=_GARBAGE, headers=_HEADERS, content_type="text/html")
-        case "sse_error":
-            error = dialect.error_body("scripted error", "InternalServerError", 500)
-            return _json(error, 500)
-        case _:
-            pass
-    return _json(body)
-
-
-def _cut(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
-
-
-def _json(body: bytes, status: int = 200) -> web.Response:
-    return web.Response(body=body, status=status, headers=_HEADERS, content_type="application/json")
+        return json_response(b"{}")
 
 
 def _withhold(wish: dialect.Wish, step: Step) -> dialect.Wish:
