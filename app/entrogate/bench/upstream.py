@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 from aiohttp import web
 
 from entrogate.bench import dialect
-from entrogate.bench.refusals import lora_refusal, refusal
+from entrogate.bench.refusals import invalid_json, lora_refusal, refusal
 from entrogate.bench.script import (
     CALL,
     CALL_END,
