@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from entrogate.bench.processes import free_port
 from entrogate.bench.upstream import ScriptedUpstream
+from entrogate.errors import ConfigError
+from entrogate.settings import TracingSettings
 from tests.collector import Collector, Seen, collector
 from tests.integration.conftest import Start
 from tests.integration.harness import (
@@ -24,6 +29,8 @@ from tests.integration.harness import (
     follow_up,
     message_of,
     policy_file,
+    running,
+    settings,
 )
 
 SECRET = "a-static-secret-1"
@@ -249,8 +256,6 @@ async def test_a_collector_that_is_away(
 async def test_a_stop_sends_what_is_left(
     upstream: ScriptedUpstream, otel: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.integration.harness import running, settings
-
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
     chosen = settings(upstream.url, tmp_path, tracing={"otlp_endpoint": otel.endpoint})
     async with running(chosen) as gateway:
@@ -260,10 +265,6 @@ async def test_a_stop_sends_what_is_left(
 
 
 def test_an_endpoint_has_to_be_a_url() -> None:
-    from pydantic import ValidationError
-
-    from entrogate.settings import TracingSettings
-
     for wrong in ("collector:4318", "grpc://collector:4317", "http://", ""):
         with pytest.raises(ValidationError, match="want the URL of a collector"):
             TracingSettings(otlp_endpoint=wrong)
@@ -276,3 +277,17 @@ async def test_httpx_is_not_what_sends_traceparent() -> None:
     """Or the tests above would prove nothing."""
     async with httpx.AsyncClient() as client:
         assert "traceparent" not in client.build_request("POST", "http://x").headers
+
+
+async def test_without_the_extra_it_is_said_in_one_line(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "entrogate.observe.tracing", None)
+    with pytest.raises(ConfigError, match=r"pip install 'entrogate\[otel\]'"):
+        await start(tracing={"otlp_endpoint": "http://127.0.0.1:4318"})
+
+
+def test_nothing_of_it_is_loaded_where_it_is_off() -> None:
+    program = "import sys, entrogate.serve.cli; print('opentelemetry' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
