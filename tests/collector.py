@@ -33,6 +33,17 @@ from entrogate.bench.processes import free_port
 KINDS = {Span.SPAN_KIND_SERVER: "server", Span.SPAN_KIND_CLIENT: "client"}
 
 
+def _agent() -> Path | None:
+    found = find_spec("rotel")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "rotel-agent"
+
+
+AGENT = _agent()
+REQUIRED = os.environ.get("ENTROGATE_REQUIRE_COLLECTOR") == "1"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """A span that came through the collector."""
@@ -71,15 +82,12 @@ class Collector:
 @contextmanager
 def collector(folder: Path) -> Iterator[Collector]:
     """Where there is none, the test is skipped, or fails if ENTROGATE_REQUIRE_COLLECTOR is 1."""
-    found = find_spec("rotel")
-    if found is None or found.origin is None:
-        must = os.environ.get("ENTROGATE_REQUIRE_COLLECTOR") == "1"
-        (pytest.fail if must else pytest.skip)("no collector: install the extra collector")
-    agent = Path(found.origin).parent / "rotel-agent"
+    if AGENT is None:
+        (pytest.fail if REQUIRED else pytest.skip)("no collector: install the extra collector")
     with ExitStack() as stack:
         running = Collector(endpoint=f"http://127.0.0.1:{free_port()}")
         sink = stack.enter_context(_sink(running.raw))
-        command = [agent, "start", "--otlp-http-endpoint", running.endpoint.removeprefix("http://")]
+        command = [AGENT, "start", "--otlp-http-endpoint", running.endpoint.removeprefix("http://")]
         command += ["--otlp-grpc-endpoint", f"127.0.0.1:{free_port()}", "--batch-timeout", "50ms"]
         command += ["--exporter", "otlp", "--otlp-exporter-endpoint", sink]
         command += ["--otlp-exporter-protocol", "http"]

@@ -25,6 +25,7 @@ from entrogate.bench.processes import child, free_port
 from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
+from tests.collector import AGENT, Collector, collector
 
 MODEL = Path(entrogate.__file__).parent / "almanac" / "model"
 NAME = "almanac"
@@ -57,13 +58,26 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def vllm(captures: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Generator[Collector | None]:
+    """Where the vLLM of `vllm` sends its traces."""
+    if AGENT is None:
+        yield None
+        return
+    with collector(tmp_path_factory.mktemp("traces")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def vllm(
+    captures: str, traces: Collector | None, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[str]:
     """URL of a bare vLLM that serves the bundled model."""
     if importlib.util.find_spec("vllm") is None and not os.environ.get("CI"):
         pytest.skip("vLLM is not installed here")
     if not (MODEL / "config.json").is_file():
         pytest.skip("the bundled model has not been built")
-    with serve_vllm(captures, tmp_path_factory.mktemp("vllm") / "vllm.log") as url:
+    traced = () if traces is None else ("--otlp-traces-endpoint", f"{traces.endpoint}/v1/traces")
+    with serve_vllm(captures, tmp_path_factory.mktemp("vllm") / "vllm.log", *traced) as url:
         yield url
 
 

@@ -76,6 +76,18 @@ def test_lora_is_switched_on_together_with_loading_at_run_time() -> None:
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in plain
 
 
+def test_a_server_of_ours_sends_its_traces_where_ours_go() -> None:
+    settings = ManagedSettings(model="a/b")
+    command = vllm_command.command_line(
+        settings, port=1, cpu=False, traces_url="http://c/v1/traces"
+    )
+    assert command[-2:] == ["--otlp-traces-endpoint", "http://c/v1/traces"]
+    assert "--otlp-traces-endpoint" not in vllm_command.command_line(settings, port=1, cpu=False)
+    variables = vllm_command.environment({}, model="a/b", cpu=False)
+    assert variables["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert variables["OTEL_SERVICE_NAME"] == "vllm"
+
+
 def test_environment_never_overrides_the_users(model: Path) -> None:
     base = {"VLLM_CPU_KVCACHE_SPACE": "7", "PATH": "/bin"}
     made = vllm_command.environment(base, model=str(model), cpu=True)
