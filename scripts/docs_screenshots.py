@@ -20,7 +20,7 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-CALMER = (ROOT / "policies" / "balanced.yaml").read_text(encoding="utf-8")
+POLICY = (ROOT / "policies" / "balanced.yaml").read_text(encoding="utf-8")
 
 
 def main(url: str) -> None:
@@ -44,7 +44,7 @@ def main(url: str) -> None:
         save(shown, "viewer-list")
         shown = page("dark", 1000)
         shown.goto(f"{url}/ui/policy")
-        shown.get_by_label("Policy").fill(CALMER.replace("threshold: 1.5", "threshold: 3.0"))
+        shown.get_by_label("Policy").fill(POLICY.replace("threshold: 1.5", "threshold: 3.0"))
         shown.get_by_role("button", name="Preview").click()
         shown.get_by_role("status").wait_for()
         save(shown, "viewer-policy")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -41,7 +41,12 @@ def _agent() -> Path | None:
 
 
 AGENT = _agent()
-REQUIRED = os.environ.get("ENTROGATE_REQUIRE_COLLECTOR") == "1"
+_REQUIRED = os.environ.get("ENTROGATE_REQUIRE_COLLECTOR") == "1"
+
+
+def go_without() -> NoReturn:
+    """There is no collector: the test is skipped, or fails if it must run."""
+    (pytest.fail if _REQUIRED else pytest.skip)("no collector: install the extra collector")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +88,7 @@ class Collector:
 def collector(folder: Path) -> Iterator[Collector]:
     """Where there is none, the test is skipped, or fails if ENTROGATE_REQUIRE_COLLECTOR is 1."""
     if AGENT is None:
-        (pytest.fail if REQUIRED else pytest.skip)("no collector: install the extra collector")
+        go_without()
     with ExitStack() as stack:
         running = Collector(endpoint=f"http://127.0.0.1:{free_port()}")
         sink = stack.enter_context(_sink(running.raw))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 from opentelemetry import trace
@@ -19,6 +19,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from entrogate import __version__
@@ -56,7 +57,7 @@ class Tracing:
         flush.start()
         await asyncio.to_thread(flush.join, _STOP_SECONDS)
 
-    def extract(self, headers: dict[str, str]) -> Context:
+    def extract(self, headers: Mapping[str, str]) -> Context:
         """Where the trace of a request begins: at the client's span if it sent one."""
         return self._propagator.extract(headers, Context())
 
@@ -103,10 +104,9 @@ class TracedRequests:
             await self._app(scope, receive, send)
             return
         method: str = scope["method"]
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in _sent(scope)}
         span = self._tracing.tracer.start_span(
             method,
-            context=self._tracing.extract(headers),
+            context=self._tracing.extract(Headers(scope=scope)),
             kind=trace.SpanKind.SERVER,
             attributes={"http.request.method": method, "url.path": scope["path"]},
         )
@@ -153,8 +153,3 @@ class _Outcome:
         if error is not None:
             span.set_attribute("error.type", error)
             span.set_status(trace.StatusCode.ERROR)
-
-
-def _sent(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The headers of a request that say where its trace comes from."""
-    return [(n, v) for n, v in scope["headers"] if n in (b"traceparent", b"tracestate")]

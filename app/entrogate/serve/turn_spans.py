@@ -17,14 +17,15 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from entrogate.observe.tracing import Tracing
+from entrogate.serve.streaming import CHAT, COMPLETIONS
 from entrogate.types import CallRecord, SegmentStats, TurnRecord
 
 if TYPE_CHECKING:
     from entrogate.serve.turn import Turn
 
-PROVIDER = "vllm"
-DECISION_EVENT = "entrogate.decision"
-_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
+_PROVIDER = "vllm"
+_DECISION_EVENT = "entrogate.decision"
+_OPERATIONS = {CHAT: "chat", COMPLETIONS: "text_completion"}
 _PARAMETERS = {
     "max_tokens": "gen_ai.request.max_tokens",
     "max_completion_tokens": "gen_ai.request.max_tokens",
@@ -112,7 +113,7 @@ def _request_attributes(turn: Turn, operation: str, model: str) -> dict[str, Att
     where = urlsplit(turn.gateway.client.base_url)
     found: dict[str, AttributeValue] = {
         "gen_ai.operation.name": operation,
-        "gen_ai.provider.name": PROVIDER,
+        "gen_ai.provider.name": _PROVIDER,
         "gen_ai.request.model": model,
         "gen_ai.conversation.id": turn.link.trajectory_id,
         "server.address": where.hostname or "",
@@ -146,7 +147,7 @@ def _describe(asked: _Asked, turn: Turn, records: Sequence[TurnRecord]) -> None:
     span.set_attributes(_turn_attributes(records[0]))
     for record in records:
         for call in record.calls:
-            span.add_event(DECISION_EVENT, _decision(call), timestamp=asked.ended_at)
+            span.add_event(_DECISION_EVENT, _decision(call), timestamp=asked.ended_at)
 
 
 def _turn_attributes(record: TurnRecord) -> dict[str, AttributeValue]:
