@@ -29,8 +29,8 @@ from entrogate.serve.respond import (
 )
 from entrogate.serve.streaming import StreamedTurn
 from entrogate.serve.turn import Leg, Turn
-from entrogate.serve.weights import Lease
 from entrogate.types import TurnHead
+from entrogate.weights.leases import Lease
 from entrogate.wire.history import earlier_calls
 from entrogate.wire.request import ChatRequest, parse_chat
 

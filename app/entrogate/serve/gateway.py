@@ -13,13 +13,13 @@ from entrogate.errors import RequestError
 from entrogate.gate.policy import Policy
 from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
-from entrogate.serve.weights import Weights
 from entrogate.settings import Settings
 from entrogate.store import Store
 from entrogate.types import Mode
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.handshake import Capabilities, ask_capabilities
+from entrogate.weights.leases import Weights
 
 if TYPE_CHECKING:  # it needs the extra `otel`
     from entrogate.observe.tracing import Tracing

@@ -20,13 +20,13 @@ from entrogate.errors import (
     UpstreamError,
     UpstreamUnavailable,
 )
-from entrogate.serve.routing import add, find, roll_back, set_share
-from entrogate.serve.weights import Weights
 from entrogate.settings import WeightsSettings
 from entrogate.store import Store
 from entrogate.types import PublishedWeights, WeightsState
 from entrogate.upstream.adapters import VllmAdapters
 from entrogate.upstream.lora import Adapter
+from entrogate.weights.leases import Weights
+from entrogate.weights.routing import add, find, roll_back, set_share
 
 _log = logging.getLogger("entrogate.serve")
 _RETRY_SECONDS = 30.0  # between two tries to load what vLLM refused

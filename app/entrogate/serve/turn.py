@@ -26,11 +26,11 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.judge import Judge
 from entrogate.serve.linkage import Link
 from entrogate.serve.recording import turn_record
-from entrogate.serve.weights import Lease
 from entrogate.types import Action, CallRecord, Decision, TurnHead, TurnRecord
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.handshake import Capabilities
 from entrogate.upstream.resume import resume_request
+from entrogate.weights.leases import Lease
 from entrogate.wire.history import EarlierCall, call_key, last_called
 from entrogate.wire.request import ChatRequest
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrogate.errors import RequestError
-from entrogate.serve.routing import Routes, add, find, roll_back, set_share
-from entrogate.serve.weights import Weights
 from entrogate.types import PublishedWeights, WeightsState
+from entrogate.weights.leases import Weights
+from entrogate.weights.routing import Routes, add, find, roll_back, set_share
 
 TRAJECTORIES = [f"traj_{i:06d}" for i in range(20_000)]
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from entrogate.serve.routing import Routes, Target
 from entrogate.types import BASE_WEIGHTS, PublishedWeights
+from entrogate.weights.routing import Routes, Target
 
 
 @dataclass(slots=True, kw_only=True)

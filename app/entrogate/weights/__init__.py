@@ -1,0 +1,1 @@
+"""Which weights answer: routing by share, and the turns that hold each version in use."""
