@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from entrogate.segments.spans import starts_in_reasoning
+
 FORMAT = 1
 STATISTICS = (
     "entropy_max",
@@ -23,7 +25,6 @@ STATISTICS = (
 _TAIL_SHARE = 0.1
 _LAST_WINDOW = 8
 _FIXED = 10  # numbers before the blank ids
-_PROMPT_END = 4  # an open think marker there begins the turn in reasoning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +106,10 @@ class GateState:
     def begin(cls, numbers: Sequence[float], prompt_token_ids: Sequence[int]) -> Self:
         """The state before the first token, of packed numbers."""
         unpacked = unpack(numbers)
-        return cls(unpacked, unpacked.think_open_id in prompt_token_ids[-_PROMPT_END:])
+        starts = starts_in_reasoning(
+            prompt_token_ids, unpacked.think_open_id, unpacked.think_close_id
+        )
+        return cls(unpacked, starts)
 
     def take(self, token_id: int, entropy: float, margin: float) -> None:
         """One more sampled token of the choice, with what was measured where it was sampled."""

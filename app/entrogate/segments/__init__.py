@@ -1,5 +1,21 @@
 """Tokens to reasoning, call, answer and control spans."""
 
-from entrogate.segments.spans import Markers, decision_position, find_spans, reasoning_ranges
+from entrogate.segments.spans import (
+    CALL_MARKER_MISSING,
+    Markers,
+    call_gap,
+    decision_position,
+    find_spans,
+    reasoning_ranges,
+    starts_in_reasoning,
+)
 
-__all__ = ["Markers", "decision_position", "find_spans", "reasoning_ranges"]
+__all__ = [
+    "CALL_MARKER_MISSING",
+    "Markers",
+    "call_gap",
+    "decision_position",
+    "find_spans",
+    "reasoning_ranges",
+    "starts_in_reasoning",
+]

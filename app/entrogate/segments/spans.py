@@ -42,6 +42,27 @@ class Markers:
         return self.end.union(i for i in named if i is not None)
 
 
+CALL_MARKER_MISSING = "call_marker_missing"
+_PROMPT_END = 4  # tokens: the longest of what a template opens an answer with
+
+
+def starts_in_reasoning(
+    prompt_token_ids: Sequence[int] | IntArray, think_open: int | None, think_close: int | None
+) -> bool:
+    """Does the prompt end inside an open think marker?
+
+    True where the last marker among the prompt's last tokens opens: a template that puts an empty
+    ``<think></think>`` there has closed it. Further back a marker may stand in somebody's text.
+    """
+    end = prompt_token_ids[-_PROMPT_END:]
+    for token in reversed(end.tolist() if isinstance(end, np.ndarray) else end):
+        if token == think_close:
+            return False
+        if token == think_open:
+            return True
+    return False
+
+
 def find_spans(
     token_ids: Sequence[int] | IntArray,
     markers: Markers,
@@ -86,6 +107,21 @@ def decision_position(spans: Sequence[Span]) -> int | None:
             opened = before is not None and before.kind is SpanKind.CONTROL
             return span.start - 1 if opened else span.start
     return next((s.start for s in spans if s.kind is SpanKind.ANSWER), None)
+
+
+def call_gap(spans: Sequence[Span], markers: Markers, *, called: bool) -> str | None:
+    """Why the segment of a finished turn cannot be told from its call; None where it can.
+
+    ``called``: the server parsed a call out of the turn. Where no single token opens a call, or a
+    call came without it (a forced tool is often written as bare JSON) and the model did not reason
+    between markers, the call's tokens pass for text: measured with them, the segment is wrong.
+    """
+    kinds = {span.kind for span in spans}
+    if not called or (markers.call_open is not None and SpanKind.CALL in kinds):
+        return None
+    if markers.call_open is not None and SpanKind.REASONING in kinds:
+        return None
+    return CALL_MARKER_MISSING
 
 
 def _closes_first(found: Sequence[tuple[int, int]], markers: Markers) -> bool:

@@ -85,6 +85,12 @@ def test_value_is_that_of_the_segment_before_the_call(
     assert state.value() == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_closed_empty_think_block_in_the_prompt_is_not_open() -> None:
+    packed = numbers().pack()
+    assert GateState.begin(packed, [9, OPEN, BLANK]).thinking
+    assert not GateState.begin(packed, [9, OPEN, BLANK, CLOSE, BLANK]).thinking
+
+
 def test_suppresses_where_certain_and_long_enough() -> None:
     certain = [(OPEN, 0.0), (TEXT, 0.2), (TEXT, 0.9), (CLOSE, 5.0), (BLANK, 3.0)]
     assert after(numbers(), certain).suppresses()

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrogate.segments import Markers, decision_position, find_spans, reasoning_ranges
+from entrogate.segments import (
+    CALL_MARKER_MISSING,
+    Markers,
+    call_gap,
+    decision_position,
+    find_spans,
+    reasoning_ranges,
+    starts_in_reasoning,
+)
 from entrogate.types import Span, SpanKind
 
 THINK, END_THINK, CALL, END_CALL, EOS = 1, 2, 3, 4, 5
@@ -136,3 +144,39 @@ def test_against_one_token_at_a_time(ids, stopped):
     assert drawn(spans) == one_at_a_time(ids, stopped=stopped)
     assert [s.start for s in spans] == [0, *[s.stop for s in spans]][: len(spans)]
     assert all(a.kind is not b.kind for a, b in itertools.pairwise(spans))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "starts"),
+    [
+        ("", False),
+        ("hello", False),
+        ("hi<", True),
+        ("hi<n", True),
+        ("hi<n>n", False),  # the form of a template that was told not to think
+        ("hi<>", False),
+        ("hi>n<n", True),
+        ("a<bcdef", False),  # in somebody's text
+    ],
+)
+def test_starts_in_reasoning_where_the_last_marker_of_the_prompts_end_opens(prompt, starts):
+    ids = ids_of(prompt)
+    assert starts_in_reasoning(ids, THINK, END_THINK) is starts
+    assert starts_in_reasoning(np.array(ids, dtype=np.int32), THINK, END_THINK) is starts
+    assert not starts_in_reasoning(ids, None, None)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "markers", "gap"),
+    [
+        ("so{json}$", Markers(), CALL_MARKER_MISSING),
+        ("<so>{json}$", Markers(think_open=THINK, think_close=END_THINK), CALL_MARKER_MISSING),
+        ("{json}$", MARKERS, CALL_MARKER_MISSING),  # a forced tool
+        ("<so>{json}$", MARKERS, None),  # the reasoning is known, and is all that is measured
+        ("so(json)$", MARKERS, None),
+    ],
+)
+def test_a_call_that_no_marker_opens_is_a_gap(tokens, markers, gap):
+    spans = find_spans(ids_of(tokens), markers, stopped=True)
+    assert call_gap(spans, markers, called=True) == gap
+    assert call_gap(spans, markers, called=False) is None
