@@ -71,10 +71,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "policy": LazyCommand(
         target="entrogate.gate.cli:policy",
         help="Check a policy file, or replay one over the store.",
-        children={"replay": "entrogate.store.cli:replay"},
+        children={"replay": "entrogate.store.read.cli:replay"},
     ),
     "trajectories": LazyCommand(
-        target="entrogate.store.cli:trajectories",
+        target="entrogate.store.read.cli:trajectories",
         help="List and show recorded trajectories.",
     ),
     "prune": LazyCommand(
@@ -82,11 +82,11 @@ COMMANDS: Mapping[str, LazyCommand] = {
         help="Delete old trajectories from the store.",
     ),
     "keys": LazyCommand(
-        target="entrogate.store.keys_cli:keys",
+        target="entrogate.store.admin.keys_cli:keys",
         help="Make, list and revoke API keys.",
     ),
     "store": LazyCommand(
-        target="entrogate.store.maintenance:store",
+        target="entrogate.store.admin.cli:store",
         help="Migrate the store's database, or copy it while it is in use.",
     ),
     "export": LazyCommand(

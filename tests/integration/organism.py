@@ -25,9 +25,10 @@ from entrogate.label.change import entropy_change
 from entrogate.segments.spans import Markers, find_spans, reasoning_ranges
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from entrogate.store.settled import Settling, Wanted
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.settled import Settling
 from entrogate.types import Capture, Estimator, IntArray, TurnHead, TurnRecord
-from tests.unit.store.records import calls_of, features, turn
+from tests.unit.store.made import calls_of, features, turn
 
 MODEL = Path(entrogate.almanac.__file__).parent / "model"
 _LONGEST_TURN = 120
@@ -182,7 +183,9 @@ def exported(organism: Organism, folder: Path, *, tasks: int, runs: int) -> str:
         await store.start()
         await play(store, organism, tasks=tasks, runs=runs)
         with Dataset.writing(str(folder / "data")) as dataset:
-            export_settled(store, dataset, settling=Settling(), wanted=Wanted(), now=4e9)
+            export_settled(
+                store, dataset, settling=Settling(), wanted=TrajectoryFilter(complete=True), now=4e9
+            )
         await store.aclose()
 
     asyncio.run(work())

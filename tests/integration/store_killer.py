@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from tests.unit.store.records import allowed_call, sequence, turn
+from tests.unit.store.made import allowed_call, sequence, turn
 
 AGENTS = 8
 

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from entrogate.access import Scope, digest_of, qualified
 from entrogate.serve.access import SCOPES, check_routes
 from entrogate.settings import StoreSettings
-from entrogate.store.cli import trajectories as trajectories_command
+from entrogate.store.admin.keys_cli import keys as keys_command
 from entrogate.store.database import Database
-from entrogate.store.keys_cli import keys as keys_command
+from entrogate.store.read.cli import trajectories as trajectories_command
 from entrogate.store.schema import api_keys
 from tests.integration.conftest import Start
 from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses

@@ -31,10 +31,11 @@ from entrogate.export.known import Known
 from entrogate.export.labelling import Judgements
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from entrogate.store.settled import Settling, Wanted
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.settled import Settling
 from entrogate.types import TurnRecord
 from tests.integration.limits import limited_files
-from tests.unit.store.records import allowed_call, change, sequence, turn
+from tests.unit.store.made import allowed_call, change, sequence, turn
 
 ROOT = Path(__file__).parents[2]
 LATER = 4e9  # by then everything has settled
@@ -67,8 +68,9 @@ async def add_run(
 
 
 def export(store: Store, folder: Path, *, now: float = LATER, **wanted: Any) -> Any:
+    taken = replace(TrajectoryFilter(complete=True), **wanted)
     with Dataset.writing(str(folder)) as dataset:
-        return export_settled(store, dataset, settling=SETTLING, wanted=Wanted(**wanted), now=now)
+        return export_settled(store, dataset, settling=SETTLING, wanted=taken, now=now)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -175,7 +177,7 @@ async def test_pages_and_batches_lose_nothing(store: Store) -> None:
         await store.commit_turns([turn(name, created_at=1.0, duration_seconds=1.0)])
 
     def ids(**sizes: Any) -> list[str]:
-        found = store.iter_settled(SETTLING, Wanted(), now=LATER, **sizes)
+        found = store.iter_settled(SETTLING, TrajectoryFilter(complete=True), now=LATER, **sizes)
         return [each.cursor.trajectory_id for each, _ in found]
 
     assert ids() == ["a1", "b1", "c1", "d1", "e1"]
@@ -188,13 +190,15 @@ async def test_what_changes_between_listing_and_reading_settles_anew(store: Stor
     now = time.time()
     for name in ("a1", "b1", "c1"):
         await add_run(store, name, created_at=now - 10)
-    found = store.iter_settled(SETTLING, Wanted(), now=now + 60, batch=1)
+    found = store.iter_settled(SETTLING, TrajectoryFilter(complete=True), now=now + 60, batch=1)
     first, _ = next(found)
     assert first.cursor.trajectory_id == "a1"
     await asyncio.sleep(0.02)
     await store.add_feedback(trajectory_id="b1", score=0.0)
     assert [each.cursor.trajectory_id for each, _ in found] == ["c1"]
-    again = store.iter_settled(SETTLING, Wanted(), now=now + 90, after=first.cursor)
+    again = store.iter_settled(
+        SETTLING, TrajectoryFilter(complete=True), now=now + 90, after=first.cursor
+    )
     assert [each.cursor.trajectory_id for each, _ in again] == ["c1", "b1"]
 
 
@@ -238,8 +242,8 @@ async def test_filters(store: Store, tmp_path: Path) -> None:
         return sorted(row["trajectory_id"] for row in rows(tmp_path / name))
 
     assert ids("all") == ["a1", "b1", "d1"]
-    assert ids("judged", with_outcome_only=True) == ["a1", "d1"]
-    assert ids("gaps", complete_only=False) == ["a1", "b1", "c1", "d1"]
+    assert ids("judged", has_outcome=True) == ["a1", "d1"]
+    assert ids("gaps", complete=None) == ["a1", "b1", "c1", "d1"]
     assert ids("model", model="other") == ["d1"]
     assert ids("none", since=LATER) == []
 

@@ -27,11 +27,12 @@ from entrogate.export.formats import FORMATS
 from entrogate.label.worth import Labelling
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from entrogate.store.cli import opened
-from entrogate.store.settled import Settling, Wanted
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.options import opened
+from entrogate.store.read.settled import Settling
 from entrogate.train.data import label_rows, read_rows
 from entrogate.types import Span, SpanKind
-from tests.unit.store.records import allowed_call, capture, change, turn
+from tests.unit.store.made import allowed_call, capture, change, turn
 
 SPANS = slice(5, 11), slice(16, 22)  # the sampled tokens of the two turns of a run
 SAMPLED = [1, 0, 1, 1, 1, 1]  # the second token of a turn was altered
@@ -86,13 +87,14 @@ def url(store_url: str) -> str:
 def data(url: str, tmp_path: Path) -> Path:
     """Six runs, one with a gap in its capture; two parts, since they settled on two days."""
     filled(url, three_and_more)
-    return exported(url, tmp_path / "data", complete_only=False)
+    return exported(url, tmp_path / "data", complete=None)
 
 
-def exported(url: str, out: Path, **wanted: Any) -> Path:
+def exported(url: str, out: Path, *, complete: bool | None = True) -> Path:
     """All that is stored, as if everything had settled."""
     with opened(url) as store, Dataset.writing(str(out)) as dataset:
-        export_settled(store, dataset, settling=Settling(), wanted=Wanted(**wanted), now=4e9)
+        wanted = TrajectoryFilter(complete=complete)
+        export_settled(store, dataset, settling=Settling(), wanted=wanted, now=4e9)
     return out
 
 

@@ -23,7 +23,7 @@ from entrogate.types import PublishedWeights, WeightsState
 from tests.integration.conftest import Start
 from tests.integration.harness import ask, calling, follow_up, message_of
 from tests.postgres import Server, connect
-from tests.unit.store.records import allowed_call, turn
+from tests.unit.store.made import allowed_call, turn
 
 WEIGHTS = PublishedWeights(
     model="m",

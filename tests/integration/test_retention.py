@@ -16,11 +16,12 @@ from entrogate.export.exporter import export_settled
 from entrogate.export.prune import prune
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from entrogate.store.admin.retention import BATCH
 from entrogate.store.database import Database
-from entrogate.store.retention import BATCH
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.settled import Settling
 from entrogate.store.schema import metadata
-from entrogate.store.settled import Settling, Wanted
-from tests.unit.store.records import allowed_call, change, turn
+from tests.unit.store.made import allowed_call, change, turn
 
 pytestmark = pytest.mark.both_stores
 
@@ -110,7 +111,7 @@ async def test_what_is_not_exported_is_kept(store: Store, store_url: str, tmp_pa
     for name in ("a", "b"):
         await add(store, name)
     with Dataset.writing(str(tmp_path / "data")) as dataset:
-        export_settled(store, dataset, settling=Settling(), wanted=Wanted())
+        export_settled(store, dataset, settling=Settling(), wanted=TrajectoryFilter(complete=True))
     await add(store, "c")
     done = await run(store_url, "--older-than", "30d", "--exported-to", str(tmp_path / "data"))
     assert "deleted 2 trajectories" in done.output

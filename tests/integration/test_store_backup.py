@@ -11,10 +11,10 @@ from sqlalchemy import make_url
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from entrogate.store.maintenance import store as store_command
+from entrogate.store.admin.cli import store as store_command
 from entrogate.store.schema import REVISION
 from tests.postgres import Server, connect
-from tests.unit.store.records import turn
+from tests.unit.store.made import turn
 
 
 async def run(*arguments: str) -> Result:

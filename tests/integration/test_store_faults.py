@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-import entrogate.store.writer as writer_module
+import entrogate.store.write.writer as writer_module
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from tests.unit.store.records import turn
+from tests.unit.store.made import turn
 
 NOBODY = 65534
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from entrogate.errors import UnknownRecord
 from entrogate.gate.policy import parse_policy
 from entrogate.settings import StoreSettings
-from entrogate.store import Store
-from entrogate.store.cli import replay, trajectories
-from entrogate.store.replay import replay_store
+from entrogate.store import Store, TrajectoryFilter
+from entrogate.store.read.cli import replay, trajectories
+from entrogate.store.read.replay import replay_store
 from entrogate.types import Action, Mode, TurnRecord
-from tests.unit.store.records import (
+from tests.unit.store.made import (
     POLICY_TEXT,
     allowed_call,
     calls_of,
@@ -100,7 +100,7 @@ async def test_filters(store: Store) -> None:
     await store.add_feedback(trajectory_id="b", score=0.0)
 
     async def found(**wanted: Any) -> str:
-        page = await store.list_trajectories(**wanted)
+        page = await store.list_trajectories(TrajectoryFilter(**wanted))
         return "".join(item["id"] for item in page.items)
 
     assert await found() == "cba"

@@ -14,7 +14,7 @@ from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.heads import head_of_record
 from entrogate.types import ToolResult, TurnHead, TurnRecord
-from tests.unit.store.records import (
+from tests.unit.store.made import (
     allowed_call,
     calls_of,
     capture,

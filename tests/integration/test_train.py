@@ -24,13 +24,14 @@ from entrogate.export.dataset import Dataset
 from entrogate.export.exporter import export_settled
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from entrogate.store.settled import Settling, Wanted
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.settled import Settling
 from entrogate.train.data import DataError
 from entrogate.train.packing import make_pack
 from entrogate.train.trainer import train
 from tests.integration.limits import limited_files
 from tests.integration.train_worker import VOCABULARY, sequences, settings
-from tests.unit.store.records import capture, turn
+from tests.unit.store.made import capture, turn
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -265,7 +266,9 @@ async def exported(store_url: str, folder: Path) -> str:
             await store.commit_turns([record])
             await store.add_feedback(trajectory_id=name, score=score)
     with Dataset.writing(str(folder)) as dataset:
-        export_settled(store, dataset, settling=Settling(), wanted=Wanted(), now=4e9)
+        export_settled(
+            store, dataset, settling=Settling(), wanted=TrajectoryFilter(complete=True), now=4e9
+        )
     await store.aclose()
     return str(folder)
 

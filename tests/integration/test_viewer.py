@@ -17,7 +17,7 @@ from playwright.async_api import Browser, Page, async_playwright
 from entrogate.errors import ConfigError
 from entrogate.gate.policy import parse_policy
 from entrogate.serve import viewer
-from entrogate.store import reading
+from entrogate.store import filters
 from entrogate.ui.runs import level_of
 from tests.integration.conftest import Start
 from tests.integration.harness import (
@@ -75,12 +75,12 @@ def rows(page: httpx.Response) -> list[str]:
 
 
 @pytest.mark.both_stores
-@pytest.mark.parametrize("few", [reading._FEW_CALLS, 0])
+@pytest.mark.parametrize("few", [filters._FEW_CALLS, 0])
 async def test_lists_filter_sort_and_page(
     gateway: Running, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     monkeypatch.setattr(viewer, "PAGE", 2)
-    monkeypatch.setattr(reading, "_FEW_CALLS", few)
+    monkeypatch.setattr(filters, "_FEW_CALLS", few)
     made = [await recorded(gateway) for _ in range(3)]
     plain = await gateway.chat(ask({"content": "Hello."}, tools=False))
     made.append(plain.headers["x-entrogate-trajectory-id"])

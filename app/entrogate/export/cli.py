@@ -17,13 +17,14 @@ from entrogate.export.dataset import Dataset, check_writable
 from entrogate.export.exporter import Summary, export_settled
 from entrogate.export.formats import FORMATS
 from entrogate.export.hashes import ModelHashes, hashes_of
-from entrogate.export.labelled import label_dataset
+from entrogate.export.label_copy import label_dataset
 from entrogate.export.targets import appears_whole
 from entrogate.label.credit import Baseline
 from entrogate.label.rewards import RewardOptions, Rule
 from entrogate.label.worth import DenseName, Labelling, RewardName
-from entrogate.store.cli import opened, store_option
-from entrogate.store.settled import Settling, Wanted
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.options import opened, store_option
+from entrogate.store.read.settled import Settling
 
 _MODES = ["observe", "enforce", "explore"]
 _NATIVE = "native"
@@ -52,12 +53,13 @@ def _default(name: str) -> dict[str, Any]:
     "--patience", default=3600.0, show_default=True, help="Seconds to wait for an outcome."
 )
 @click.option("--tenant", help="Only this tenant's ('': the default one's).")
+@click.option("--task", "task_id", help="Only this task.")
 @click.option("--model", help="Only this model.")
 @click.option("--mode", type=click.Choice(_MODES), help="Only this mode of the gate.")
 @click.option("--weight-version", help="Only trajectories with turns of these weights.")
 @click.option("--since", type=click.DateTime(), help="Only those begun then or later (UTC).")
 @click.option("--until", type=click.DateTime(), help="Only those begun before (UTC).")
-@click.option("--outcome-only", "with_outcome_only", is_flag=True, help="Only with an outcome.")
+@click.option("--outcome-only", is_flag=True, help="Only with an outcome.")
 @click.option("--incomplete", is_flag=True, help="Those with a gap in their capture, too.")
 @click.option(
     "--model-folder",
@@ -75,6 +77,7 @@ def export(
     patience: float,
     model_folder: Path | None,
     incomplete: bool,
+    outcome_only: bool,
     **filters: Any,
 ) -> None:
     """Add to a dataset every trajectory that has settled since the last time, each exactly once.
@@ -89,7 +92,11 @@ def export(
     for name in ("since", "until"):
         moment = filters[name]
         filters[name] = None if moment is None else moment.replace(tzinfo=UTC).timestamp()
-    wanted = Wanted(complete_only=not incomplete, **filters)
+    wanted = TrajectoryFilter(
+        complete=None if incomplete else True,
+        has_outcome=True if outcome_only else None,
+        **filters,
+    )
     hashes = hashes_of(model_folder) if model_folder is not None else ModelHashes()
     with opened(url) as store:
 

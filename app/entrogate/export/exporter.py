@@ -19,7 +19,8 @@ from entrogate.export.known import Known
 from entrogate.export.sequences import rows_of
 from entrogate.export.tables import Row, to_table
 from entrogate.store import Store
-from entrogate.store.settled import Settling, StoredTrajectory, Wanted
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.settled import Settling, StoredTrajectory
 from entrogate.types import Cursor
 
 PART_TOKENS = 2_000_000
@@ -66,7 +67,7 @@ def export_settled(
     dataset: Dataset,
     *,
     settling: Settling,
-    wanted: Wanted,
+    wanted: TrajectoryFilter,
     hashes: ModelHashes | None = None,
     now: float | None = None,
     progress: Progress | None = None,

@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from entrogate.settings import StoreSettings
-from entrogate.store.cli import store_option
+from entrogate.store.admin.retention import Expiry, Pruned
+from entrogate.store.admin.retention import prune as delete_old
 from entrogate.store.database import Database
 from entrogate.store.faults import translated
-from entrogate.store.retention import Expiry, Pruned
-from entrogate.store.retention import prune as delete_old
+from entrogate.store.options import store_option
 
 _UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([mhdw])")

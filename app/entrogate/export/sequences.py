@@ -18,8 +18,8 @@ from entrogate.export.hashes import ModelHashes
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.tables import Row
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
-from entrogate.store.reading import prompts_of
-from entrogate.store.settled import AnyRow, StoredTrajectory
+from entrogate.store.read.settled import AnyRow, StoredTrajectory
+from entrogate.store.read.trajectory import prompts_of
 from entrogate.types import EntropyChange, Estimator, FloatArray, IntArray, Span, SpanKind
 
 IGNORED = -100  # what a label of a token that is not trained on says

@@ -31,10 +31,10 @@ from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
-from entrogate.serve.records import router
 from entrogate.serve.responses import response, responses
 from entrogate.serve.status import status_routes
 from entrogate.serve.token_texts import TokenTexts
+from entrogate.serve.trajectories import router
 from entrogate.serve.viewer import VIEWER
 from entrogate.settings import Settings
 from entrogate.store import Store

@@ -13,7 +13,7 @@ import httpx
 
 from entrogate.errors import ConfigError, UpstreamError, UpstreamUnavailable
 from entrogate.settings import ServeSettings
-from entrogate.store.show import table
+from entrogate.store.read.show import table
 from entrogate.upstream.adapters import VllmAdapters
 from entrogate.upstream.lora import Adapter
 

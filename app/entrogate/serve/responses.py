@@ -18,7 +18,7 @@ from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import RESPONSES_ROUTE, Door
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import read_body
-from entrogate.store.conversation import Conversation
+from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
 from entrogate.wire.request import parse_json_object
 from entrogate.wire.responses.answer import ResponsesAnswer

@@ -21,7 +21,8 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.serve.respond import read_body
 from entrogate.serve.token_texts import TokenTexts
-from entrogate.store.replay import replay_turns
+from entrogate.store import TrajectoryFilter
+from entrogate.store.read.replay import replay_turns
 from entrogate.ui.charts import bands
 from entrogate.ui.overview import sections
 from entrogate.ui.pages import HEADERS, page
@@ -57,7 +58,10 @@ async def trajectories(request: Request) -> Response:
     problem, items, next_cursor = None, [], None
     try:
         found = await _gateway(request).store.list_trajectories(
-            limit=PAGE, cursor=cursor, tenant=caller_of(request).sees, **_wanted(asked)
+            _wanted(asked, caller_of(request).sees),
+            limit=PAGE,
+            cursor=cursor,
+            oldest_first=_oldest_first(asked),
         )
     except ValueError as error:
         problem = str(error)
@@ -193,8 +197,16 @@ def _trajectory_page(found: dict[str, Any], texts: Mapping[int, str] | None) -> 
     )
 
 
-def _wanted(asked: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `list_trajectories`. Raises ValueError for a name or value that is none."""
+def _oldest_first(asked: Mapping[str, str]) -> bool:
+    """Raises ValueError for an order that there is not."""
+    sort = asked.get("sort", "newest")
+    if sort not in ("newest", "oldest"):
+        raise ValueError(f"sort is {sort!r}; want newest or oldest")
+    return sort == "oldest"
+
+
+def _wanted(asked: Mapping[str, str], tenant: str | None) -> TrajectoryFilter:
+    """Raises ValueError for a name or value that is none."""
     wanted: dict[str, Any] = {}
     for name, value in asked.items():
         if name in ("has_outcome", "complete"):
@@ -203,13 +215,9 @@ def _wanted(asked: Mapping[str, str]) -> dict[str, Any]:
             wanted[name] = _YES[value]
         elif name in ("task_id", "model", "mode", "tool", "decision"):
             wanted[name] = value
-        elif name == "sort":
-            if value not in ("newest", "oldest"):
-                raise ValueError(f"sort is {value!r}; want newest or oldest")
-            wanted["oldest_first"] = value == "oldest"
-        else:
+        elif name != "sort":
             raise ValueError(f"{name!r} is nothing to filter by")
-    return wanted
+    return TrajectoryFilter(tenant=tenant, **wanted)
 
 
 def _is_ours(headers: Mapping[str, str]) -> bool:

@@ -1,7 +1,12 @@
-"""The durable record: schema, migrations, group-commit writer, reading, replay."""
+"""The durable record of all turns: `Store` is how the rest of Entrogate uses it.
 
-from entrogate.store.decisions import DecidedCall, DecidedTurn
-from entrogate.store.reading import Page
+Rooms: ``write`` (the writer and what it writes), ``read``, ``admin`` (keys, copies, migrations,
+retention). What they share stands here: the schema, the databases, what a filter is.
+"""
+
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.decisions import DecidedCall, DecidedTurn
+from entrogate.store.read.listing import Page
 from entrogate.store.store import Store
 
-__all__ = ["DecidedCall", "DecidedTurn", "Page", "Store"]
+__all__ = ["DecidedCall", "DecidedTurn", "Page", "Store", "TrajectoryFilter"]

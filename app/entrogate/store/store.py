@@ -13,16 +13,9 @@ from sqlalchemy import Connection
 from entrogate.access import Key, belongs
 from entrogate.errors import StoreError, UnknownRecord
 from entrogate.settings import StoreSettings
-from entrogate.store.conversation import Conversation, read_answer, read_conversation
+from entrogate.store.admin.keys import note_uses, read_keys
 from entrogate.store.database import Database
-from entrogate.store.decisions import (
-    DecidedTurn,
-    read_decisions,
-    read_latest_decisions,
-    read_policy,
-    remember_policy,
-)
-from entrogate.store.feedback import Feedback, add_feedback
+from entrogate.store.filters import EVERY, TrajectoryFilter
 from entrogate.store.heads import (
     HeadCache,
     head_of_record,
@@ -30,24 +23,34 @@ from entrogate.store.heads import (
     read_head_of_fingerprint,
     read_head_of_trajectory,
 )
-from entrogate.store.keys import note_uses, read_keys
-from entrogate.store.overview import Overview, read_overview
-from entrogate.store.reading import (
-    Filter,
-    Page,
-    get_trajectory,
-    list_trajectories,
-    toolset_texts,
+from entrogate.store.read.conversation import Conversation, read_answer, read_conversation
+from entrogate.store.read.decisions import (
+    DecidedTurn,
+    read_decisions,
+    read_latest_decisions,
+    read_policy,
 )
-from entrogate.store.settled import (
+from entrogate.store.read.listing import Page, list_trajectories
+from entrogate.store.read.overview import Overview, read_overview
+from entrogate.store.read.settled import (
     Settling,
     StoredTrajectory,
-    Wanted,
     list_settled,
     read_settled,
 )
-from entrogate.store.weights import ChangeWeights, change_weights, delete_weights, read_weights
-from entrogate.store.writer import Batch, Deferred, Job, Writer
+from entrogate.store.read.trajectory import (
+    get_trajectory,
+    toolset_texts,
+)
+from entrogate.store.write.feedback import Feedback, add_feedback
+from entrogate.store.write.policies import remember_policy
+from entrogate.store.write.weights import (
+    ChangeWeights,
+    change_weights,
+    delete_weights,
+    read_weights,
+)
+from entrogate.store.write.writer import Batch, Deferred, Job, Writer
 from entrogate.types import Cursor, Mode, PublishedWeights, StoredAnswer, TurnHead, TurnRecord
 
 T = TypeVar("T")
@@ -232,36 +235,16 @@ class Store:
 
     async def list_trajectories(
         self,
+        wanted: TrajectoryFilter = EVERY,
         *,
         limit: int = 50,
         cursor: str | None = None,
-        tenant: str | None = None,
-        task_id: str | None = None,
-        model: str | None = None,
-        mode: str | None = None,
-        has_outcome: bool | None = None,
-        complete: bool | None = None,
-        since: float | None = None,
-        until: float | None = None,
-        tool: str | None = None,
-        decision: str | None = None,
         oldest_first: bool = False,
     ) -> Page:
         """A page of summaries, newest first. ValueError for a bad limit or cursor."""
-        wanted = Filter(
-            tenant=tenant,
-            task_id=task_id,
-            model=model,
-            mode=mode,
-            has_outcome=has_outcome,
-            complete=complete,
-            since=since,
-            until=until,
-            tool=tool,
-            decision=decision,
-            oldest_first=oldest_first,
+        return await self._read(
+            list_trajectories, wanted, limit=limit, cursor=cursor, oldest_first=oldest_first
         )
-        return await self._read(list_trajectories, wanted, limit=limit, cursor=cursor)
 
     async def get_trajectory(
         self, trajectory_id: str, *, tokens: bool = False, tenant: str | None = None
@@ -296,7 +279,7 @@ class Store:
     def iter_settled(
         self,
         settling: Settling,
-        wanted: Wanted,
+        wanted: TrajectoryFilter,
         *,
         now: float,
         after: Cursor | None = None,

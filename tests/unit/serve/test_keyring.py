@@ -15,8 +15,8 @@ from entrogate.errors import UnknownRecord
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.settings import AccessSettings, StoreSettings
 from entrogate.store import Store
+from entrogate.store.admin.keys import add_key, read_keys
 from entrogate.store.database import Database
-from entrogate.store.keys import add_key, read_keys
 from entrogate.store.schema import api_keys
 
 SECRET = new_secret()
@@ -188,7 +188,7 @@ async def test_the_last_use_is_kept(keyring: Keyring, database: Database) -> Non
 
 
 def test_an_unknown_key_is_not_revoked(database: Database) -> None:
-    from entrogate.store.keys import revoke_key
+    from entrogate.store.admin.keys import revoke_key
 
     with database.writer.begin() as connection, pytest.raises(UnknownRecord):
         revoke_key(connection, "key_none", 1.0)

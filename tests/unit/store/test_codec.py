@@ -25,7 +25,7 @@ from entrogate.store.codec import (
     unpack_ints,
 )
 from entrogate.types import Span, SpanKind
-from tests.unit.store.records import change, segment
+from tests.unit.store.made import change, segment
 
 
 @given(arrays(np.int32, st.integers(0, 50)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from entrogate.store.feedback import Feedback
+from entrogate.store.write.feedback import Feedback
 
 
 def feedback(**changed: Any) -> Feedback:

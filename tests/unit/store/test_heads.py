@@ -2,7 +2,7 @@
 
 from entrogate.store.heads import HeadCache, Lru, has_calls, head_of_record
 from entrogate.types import Action
-from tests.unit.store.records import allowed_call, calls_of, features, segment, turn
+from tests.unit.store.made import allowed_call, calls_of, features, segment, turn
 
 
 def test_lru_forgets_what_was_not_used_for_longest() -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from entrogate.store.heads import head_of_record
-from entrogate.store.placement import Extent, Place, Placement
+from entrogate.store.write.placement import Extent, Place, Placement
 from entrogate.types import TurnHead, TurnRecord
-from tests.unit.store.records import sequence, turn
+from tests.unit.store.made import sequence, turn
 
 
 def head(record: TurnRecord) -> TurnHead:

@@ -18,7 +18,7 @@ from entrogate.store.database import Database
 from entrogate.store.migrate import current_revision, downgrade
 from entrogate.store.schema import REVISION, metadata
 from entrogate.store.url import parse_url
-from entrogate.store.weights import change_weights, delete_weights, read_weights
+from entrogate.store.write.weights import change_weights, delete_weights, read_weights
 from entrogate.types import PublishedWeights, WeightsState
 
 

@@ -13,8 +13,8 @@ from sqlalchemy import Connection, select
 
 from entrogate.errors import UnknownRecord
 from entrogate.label.f1 import squad_f1
-from entrogate.store.rewards import refresh_rewards
 from entrogate.store.schema import calls, feedback, trajectories, turns
+from entrogate.store.write.rewards import refresh_rewards
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

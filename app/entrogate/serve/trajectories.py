@@ -12,7 +12,8 @@ from entrogate.errors import RequestError
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import BoundedRoute
-from entrogate.types import Mode
+from entrogate.store import TrajectoryFilter
+from entrogate.types import Action, Mode
 from entrogate.wire.answer import chat_id
 
 router = APIRouter(prefix="/v1", route_class=BoundedRoute)
@@ -65,20 +66,28 @@ async def trajectories(
     complete: bool | None = None,
     since: float | None = None,
     until: float | None = None,
+    weight_version: str | None = None,
+    tool: str | None = None,
+    decision: Action | None = None,
 ) -> dict[str, Any]:
     """A page of trajectories, newest first; ``next_cursor`` leads to the next one."""
     try:
         page = await _gateway(request).store.list_trajectories(
+            TrajectoryFilter(
+                tenant=_tenant(caller_of(request), tenant),
+                task_id=task_id,
+                model=model,
+                mode=mode,
+                has_outcome=has_outcome,
+                complete=complete,
+                since=since,
+                until=until,
+                weight_version=weight_version,
+                tool=tool,
+                decision=decision,
+            ),
             limit=limit,
             cursor=cursor,
-            tenant=_tenant(caller_of(request), tenant),
-            task_id=task_id,
-            model=model,
-            mode=mode,
-            has_outcome=has_outcome,
-            complete=complete,
-            since=since,
-            until=until,
         )
     except ValueError as error:
         raise RequestError(str(error)) from None

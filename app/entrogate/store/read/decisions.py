@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,16 +105,6 @@ def _decided_call(row: Row[*tuple[Any, ...]]) -> DecidedCall:
             policy_version=row.policy_version,
         ),
     )
-
-
-def remember_policy(
-    connection: Connection, version: str, name: str, mode: str, content: str
-) -> None:
-    """Insert the policy unless its version is there: a version is a hash of the content."""
-    known = select(policies.c.version).where(policies.c.version == version)
-    if connection.execute(known).first() is None:
-        row = {"version": version, "name": name, "mode": mode, "content": content}
-        connection.execute(policies.insert(), row | {"created_at": time.time()})
 
 
 def read_policy(connection: Connection, version: str) -> str | None:

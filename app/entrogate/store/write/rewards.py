@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-from sqlalchemy import Connection, Row, delete, select
+from sqlalchemy import Connection, delete, select
 
 from entrogate.label.rewards import RewardOptions, trajectory_rewards
 from entrogate.store.codec import load_change
+from entrogate.store.paths import TurnRow, judged_path
 from entrogate.store.schema import call_rewards, changes, feedback, rewards, turns
 from entrogate.types import EntropyChange
-
-TurnRow: TypeAlias = "Row[*tuple[Any, ...]]"  # id, parent_id, has_calls
 
 OPTIONS = RewardOptions()
 """What the paper leaves open, as stored with every reward."""
@@ -61,25 +60,6 @@ def refresh_rewards(connection: Connection, trajectory_id: str) -> dict[str, Any
     if dense:
         connection.execute(call_rewards.insert(), dense)
     return row | {"dense": list(computed.dense)}
-
-
-def judged_path(rows: Sequence[TurnRow], turn_id: str | None) -> list[Row[*tuple[Any, ...]]]:
-    """The turns from a first one to the last that descends from ``turn_id`` (None: of them all).
-
-    ``rows`` are the turns of the trajectory in the order of their index.
-    """
-    by_id = {row.id: row for row in rows}
-    last = rows[-1]
-    if turn_id is not None:
-        descends = {turn_id}
-        for row in rows:
-            if row.parent_id in descends:
-                descends.add(row.id)
-        last = next(row for row in reversed(rows) if row.id in descends)
-    path = [last]
-    while (parent := by_id.get(path[-1].parent_id)) is not None:
-        path.append(parent)
-    return path[::-1]
 
 
 def _labels(

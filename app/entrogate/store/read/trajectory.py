@@ -1,20 +1,18 @@
-"""Reading trajectories back: pages of summaries, and one trajectory as a JSON-able dict."""
+"""One trajectory, read back whole as a JSON-able dict."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
-from sqlalchemy import ColumnElement, Connection, Row, RowMapping, Select, select, tuple_
+from sqlalchemy import Connection, Row, RowMapping, select
 
 from entrogate.errors import UnknownRecord
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
+from entrogate.store.read.listing import summary
 from entrogate.store.schema import (
     call_rewards,
     calls,
@@ -25,12 +23,8 @@ from entrogate.store.schema import (
     toolsets,
     trajectories,
     turns,
-    unindexed,
 )
 from entrogate.types import IntArray, SpanKind
-
-MAX_PAGE = 1000
-_FEW_CALLS = 500  # a list of ids that a statement can hold
 
 _BLOBS = (
     turns.c.prompt_token_ids,
@@ -42,8 +36,6 @@ _BLOBS = (
     turns.c.tail_mass,
     turns.c.p_tool_call,
 )
-# As plain strings: SQLAlchemy's names are a subclass that orjson refuses as keys.
-_TRAJECTORY = tuple(str(column.name) for column in trajectories.c)
 _SUMMARY = tuple(column for column in turns.c if column not in _BLOBS)
 _SCALARS = (
     "turn_index",
@@ -69,109 +61,6 @@ _SCALARS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """Which trajectories to list; None asks for nothing. Times bound ``created_at``."""
-
-    tenant: str | None = None
-    task_id: str | None = None
-    model: str | None = None
-    mode: str | None = None
-    has_outcome: bool | None = None
-    complete: bool | None = None
-    since: float | None = None
-    until: float | None = None
-    tool: str | None = None  # with a call of it
-    decision: str | None = None  # with a call that became so
-    oldest_first: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """Trajectory summaries, newest first; ``next_cursor`` is None on the last page."""
-
-    items: list[dict[str, Any]]
-    next_cursor: str | None
-
-
-def list_trajectories(
-    connection: Connection, wanted: Filter, *, limit: int, cursor: str | None
-) -> Page:
-    """One page. Raises ValueError for a limit or a cursor that cannot be used."""
-    if not 1 <= limit <= MAX_PAGE:
-        raise ValueError(f"limit is {limit}, it must be between 1 and {MAX_PAGE}")
-    query = _filtered(select(trajectories, rewards.c.sparse), wanted).outerjoin(
-        rewards, rewards.c.trajectory_id == trajectories.c.id
-    )
-    if wanted.tool is not None or wanted.decision is not None:
-        query = query.where(_with_calls(connection, wanted))
-    created_at, id_ = trajectories.c.created_at, trajectories.c.id
-    if cursor is not None:
-        last_created_at, last_id = _parse_cursor(cursor)
-        last = tuple_(last_created_at, last_id)
-        place = tuple_(created_at, id_)
-        query = query.where(place > last if wanted.oldest_first else place < last)
-    order = (created_at, id_) if wanted.oldest_first else (created_at.desc(), id_.desc())
-    rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
-    items = [_summary(row) | {"sparse_reward": row.sparse} for row in rows[:limit]]
-    more = len(rows) > limit
-    return Page(items=items, next_cursor=_cursor(rows[limit - 1]) if more else None)
-
-
-def _filtered(query: Select[*tuple[Any, ...]], wanted: Filter) -> Select[*tuple[Any, ...]]:
-    columns = trajectories.c
-    for name in ("tenant", "task_id", "model", "mode"):
-        value = getattr(wanted, name)
-        if value is not None:
-            query = query.where(columns[name] == value)
-    if wanted.has_outcome is not None:
-        known = columns.outcome.is_not(None)
-        query = query.where(known if wanted.has_outcome else ~known)
-    if wanted.complete is not None:
-        complete = columns.incomplete_reason.is_(None)
-        query = query.where(complete if wanted.complete else ~complete)
-    if wanted.since is not None:
-        query = query.where(columns.created_at >= wanted.since)
-    if wanted.until is not None:
-        query = query.where(columns.created_at < wanted.until)
-    return query
-
-
-def _with_calls(connection: Connection, wanted: Filter) -> ColumnElement[bool]:
-    """Trajectories with a wanted call.
-
-    Where many have one, a page is soon full; where few have, they are found by their calls.
-    """
-    called = select(turns.c.trajectory_id).join(calls, turns.c.id == calls.c.turn_id)
-    asked = {calls.c.name: wanted.tool, calls.c.applied: wanted.decision}
-    asked = {column: value for column, value in asked.items() if value is not None}
-    few = called.where(*(column == value for column, value in asked.items()))
-    found = connection.scalars(few.limit(_FEW_CALLS + 1)).all()
-    if len(found) <= _FEW_CALLS:
-        return trajectories.c.id.in_(set(found))
-    many = called.where(turns.c.trajectory_id == trajectories.c.id)
-    return many.where(*(unindexed(column) == value for column, value in asked.items())).exists()
-
-
-def _cursor(row: Row[*tuple[Any, ...]]) -> str:
-    return base64.urlsafe_b64encode(f"{row.created_at!r} {row.id}".encode()).decode()
-
-
-def _parse_cursor(cursor: str) -> tuple[float, str]:
-    try:
-        created_at, _, id_ = base64.urlsafe_b64decode(cursor).decode().partition(" ")
-        return float(created_at), id_
-    except (binascii.Error, ValueError):
-        raise ValueError("cursor is not one that an earlier page gave as next_cursor") from None
-
-
-def _summary(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
-    fields = {name: getattr(row, name) for name in _TRAJECTORY}
-    fields["metadata"] = _parsed(fields["metadata"])
-    fields["complete"] = fields["incomplete_reason"] is None
-    return fields
-
-
 def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) -> dict[str, Any]:
     """Everything stored of one trajectory; token arrays only with ``tokens``.
 
@@ -186,7 +75,7 @@ def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) 
     ).all()
     parts = _Parts(connection, trajectory_id)
     prompts = prompts_of(turn_rows) if tokens else {}
-    fields = _summary(row)
+    fields = summary(row)
     fields["turns"] = [_turn(turn, parts, prompts.get(turn.id)) for turn in turn_rows]
     texts = toolset_texts(connection, turn_rows)
     fields["toolsets"] = {id_.hex(): _parsed(text) for id_, text in texts.items()}

@@ -26,9 +26,10 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 
 from entrogate.store import postgres
 from entrogate.store.heads import head_of_record
-from entrogate.store.placement import Extent, Place, Placement, Tail
-from entrogate.store.rewards import refresh_rewards
-from entrogate.store.rows import (
+from entrogate.store.schema import calls, changes, results, toolsets, trajectories, turns
+from entrogate.store.write.placement import Extent, Place, Placement, Tail
+from entrogate.store.write.rewards import refresh_rewards
+from entrogate.store.write.rows import (
     SUMS,
     Row,
     call_rows,
@@ -39,7 +40,6 @@ from entrogate.store.rows import (
     trajectory_row,
     turn_row,
 )
-from entrogate.store.schema import calls, changes, results, toolsets, trajectories, turns
 from entrogate.types import TurnHead, TurnRecord
 
 _KNOWN_TOOLSETS = 4096

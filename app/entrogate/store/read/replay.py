@@ -11,7 +11,7 @@ from entrogate.gate.decide import decide_turn
 from entrogate.gate.policy import parse_policy
 from entrogate.gate.reasons import Reason
 from entrogate.gate.schema import Policy
-from entrogate.store.decisions import DecidedTurn
+from entrogate.store.read.decisions import DecidedTurn
 from entrogate.store.store import Store
 from entrogate.types import Decision
 

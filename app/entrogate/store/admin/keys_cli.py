@@ -15,11 +15,11 @@ from sqlalchemy import Connection
 
 from entrogate.access import SHOWN_CHARACTERS, Key, Scope, check_tenant, digest_of, new_secret
 from entrogate.settings import StoreSettings
-from entrogate.store.cli import store_option
+from entrogate.store.admin.keys import add_key, read_keys, revoke_key
 from entrogate.store.database import Database
 from entrogate.store.faults import translated
-from entrogate.store.keys import add_key, read_keys, revoke_key
-from entrogate.store.show import table, time_text
+from entrogate.store.options import store_option
+from entrogate.store.read.show import table, time_text
 
 T = TypeVar("T")
 

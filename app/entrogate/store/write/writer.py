@@ -27,8 +27,8 @@ from sqlalchemy import Connection, Engine
 
 from entrogate.errors import EntrogateError, StoreError
 from entrogate.store.faults import is_database_error, is_passing, store_error
-from entrogate.store.tables import TurnTables
 from entrogate.store.transactions import Transactions
+from entrogate.store.write.turns import TurnTables
 from entrogate.types import TurnHead, TurnRecord
 
 T = TypeVar("T")

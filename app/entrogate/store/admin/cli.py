@@ -13,11 +13,11 @@ from sqlalchemy import Connection
 from entrogate.settings import StoreSettings
 from entrogate.store import postgres
 from entrogate.store import sqlite as sqlite_file
-from entrogate.store.cli import store_option
 from entrogate.store.faults import translated
 from entrogate.store.migrate import current_revision
 from entrogate.store.migrate import downgrade as bring_down
 from entrogate.store.migrate import upgrade as bring_up
+from entrogate.store.options import store_option
 from entrogate.store.schema import REVISION
 from entrogate.store.url import name_of, parse_url
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +10,11 @@ import click
 import orjson
 
 from entrogate.gate.policy import load_policy
-from entrogate.settings import StoreSettings
-from entrogate.store.replay import ReplayReport, replay_store
-from entrogate.store.show import list_lines, show_lines, table
-from entrogate.store.store import Store
-
-store_option: Callable[..., Any] = click.option(
-    "--store",
-    "url",
-    envvar="ENTROGATE_STORE__URL",
-    default=StoreSettings().url,
-    show_default=True,
-    help="URL of the store.",
-)
-
-
-@contextmanager
-def opened(url: str) -> Generator[Store]:
-    """The store of this URL for reading."""
-    store = Store.open(StoreSettings(url=url), read_only=True)
-    try:
-        yield store
-    finally:
-        asyncio.run(store.aclose())
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.options import opened, store_option
+from entrogate.store.read.replay import ReplayReport, replay_store
+from entrogate.store.read.show import list_lines, show_lines, table
+from entrogate.types import Action
 
 
 @click.group()
@@ -50,13 +30,18 @@ def trajectories() -> None:
 @click.option("--task", "task_id", help="Only this task.")
 @click.option("--model", help="Only this model.")
 @click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]))
+@click.option("--weight-version", help="Only with turns of these weights.")
+@click.option("--tool", help="Only with a call of this tool.")
+@click.option("--decision", type=click.Choice([*Action]), help="Only with a call that became so.")
 @click.option("--outcome/--no-outcome", "has_outcome", default=None, help="With feedback or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_(url: str, *, as_json: bool, **wanted: Any) -> None:
+def list_(url: str, *, limit: int, cursor: str | None, as_json: bool, **wanted: Any) -> None:
     """One line per trajectory, newest first."""
     with opened(url) as store:
         try:
-            page = asyncio.run(store.list_trajectories(**wanted))
+            page = asyncio.run(
+                store.list_trajectories(TrajectoryFilter(**wanted), limit=limit, cursor=cursor)
+            )
         except ValueError as error:
             raise click.UsageError(str(error)) from None
     if as_json:

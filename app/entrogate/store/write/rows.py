@@ -12,8 +12,8 @@ from entrogate.access import tenant_of
 from entrogate.gate.features import to_json
 from entrogate.store.codec import dump_change, dump_segment, dump_spans, pack_floats, pack_ints
 from entrogate.store.heads import has_calls
-from entrogate.store.placement import Place
 from entrogate.store.schema import SCHEMA_VERSION
+from entrogate.store.write.placement import Place
 from entrogate.types import Action, TurnRecord
 
 Row = dict[str, Any]

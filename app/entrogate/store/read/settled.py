@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select
 
 from entrogate.store.codec import load_change
-from entrogate.store.rewards import judged_path
+from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.paths import judged_path
 from entrogate.store.schema import (
     call_rewards,
     calls,
@@ -43,20 +44,6 @@ class Settling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which trajectories to take; None asks for nothing. Times bound ``created_at``."""
-
-    tenant: str | None = None
-    model: str | None = None
-    mode: str | None = None
-    since: float | None = None
-    until: float | None = None
-    weight_version: str | None = None
-    with_outcome_only: bool = False
-    complete_only: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTrajectory:
     """A trajectory as stored: the row of each table, turns in the order of their index."""
 
@@ -75,7 +62,7 @@ class StoredTrajectory:
 def list_settled(
     connection: Connection,
     settling: Settling,
-    wanted: Wanted,
+    wanted: TrajectoryFilter,
     *,
     now: float,
     after: Cursor | None,
@@ -91,8 +78,7 @@ def list_settled(
         later = settled_at > after.settled_at
         same = and_(settled_at == after.settled_at, trajectories.c.id > after.trajectory_id)
         query = query.where(or_(later, same))
-    for condition in _conditions(wanted):
-        query = query.where(condition)
+    query = query.where(*wanted.conditions(connection))
     rows = connection.execute(query.order_by(settled_at, trajectories.c.id).limit(limit))
     return [Cursor(settled_at=row.settled_at, trajectory_id=row.id) for row in rows]
 
@@ -126,31 +112,6 @@ def _settled_at(settling: Settling) -> ColumnElement[float]:
         (columns.outcome.is_not(None), last + settling.quiet),
         else_=columns.updated_at + settling.patience,
     )
-
-
-def _conditions(wanted: Wanted) -> list[Any]:
-    columns = trajectories.c
-    found: list[Any] = []
-    if wanted.tenant is not None:
-        found.append(columns.tenant == wanted.tenant)
-    if wanted.model is not None:
-        found.append(columns.model == wanted.model)
-    if wanted.mode is not None:
-        found.append(columns.mode == wanted.mode)
-    if wanted.since is not None:
-        found.append(columns.created_at >= wanted.since)
-    if wanted.until is not None:
-        found.append(columns.created_at < wanted.until)
-    if wanted.weight_version is not None:
-        of_version = select(turns.c.trajectory_id).where(
-            turns.c.weight_version == wanted.weight_version
-        )
-        found.append(columns.id.in_(of_version))
-    if wanted.with_outcome_only:
-        found.append(columns.outcome.is_not(None))
-    if wanted.complete_only:
-        found.append(columns.incomplete_reason.is_(None))
-    return found
 
 
 def _with_parts(connection: Connection, rows: Sequence[AnyRow]) -> list[StoredTrajectory]:

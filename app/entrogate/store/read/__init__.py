@@ -1,0 +1,1 @@
+"""Reading: pages, one trajectory, decisions and their replay, what has settled."""

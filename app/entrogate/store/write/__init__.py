@@ -1,0 +1,1 @@
+"""Writing: the group-commit writer, turns, feedback, rewards, weights, policies."""
