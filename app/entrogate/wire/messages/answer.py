@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
-from entrogate.wire.answer import MESSAGE_PREFIX, Block, DoorAnswer, Json, named_event
+from entrogate.errors import UpstreamProtocol
+from entrogate.wire.answer import MESSAGE_PREFIX, Block, DoorAnswer, named_event
+from entrogate.wire.errors import describe
 from entrogate.wire.messages.errors import anthropic_error
+from entrogate.wire.said import Json, SaidToken
 
 # Thinking is signed where it was thought by others' models. Ours is not checked when it comes back,
 # but some clients send unsigned thinking back as plain text, which would change the prompt.
 _SIGNATURE = "entrogate-unsigned"
-_STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+_STOP_REASONS = {
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+    "refusal": "refusal",
+}
 
 
 class MessagesAnswer(DoorAnswer):
-    """One message; its id is the chat answer's behind ``msg_``."""
+    """One message; its id is the chat answer's behind ``msg_``.
+
+    Blocks come one after the other here, and a call's input in one piece, so calls are said at the
+    end of the answer: text that comes between their deltas need not wait for them.
+    """
+
+    streams_arguments = False
 
     def begun(self) -> bytes:
         usage = {"input_tokens": 0, "output_tokens": 0}  # counted when the answer ends
@@ -28,7 +44,7 @@ class MessagesAnswer(DoorAnswer):
         match block.kind:
             case "reasoning":
                 empty = {"type": "thinking", "thinking": "", "signature": ""}
-            case "text":
+            case "text" | "refusal":
                 empty = {"type": "text", "text": ""}
             case "call":
                 empty = {"type": "tool_use", "id": block.call_id, "name": block.name, "input": {}}
@@ -36,11 +52,11 @@ class MessagesAnswer(DoorAnswer):
             {"type": "content_block_start", "index": block.index, "content_block": empty}
         )
 
-    def grown(self, block: Block, text: str) -> bytes:
+    def grown(self, block: Block, text: str, tokens: Sequence[SaidToken]) -> bytes:  # noqa: ARG002
         match block.kind:
             case "reasoning":
                 return _delta(block, {"type": "thinking_delta", "thinking": text})
-            case "text":
+            case "text" | "refusal":
                 return _delta(block, {"type": "text_delta", "text": text})
             case "call":
                 return b""  # until it is whole: clients fail on what is no object
@@ -49,11 +65,13 @@ class MessagesAnswer(DoorAnswer):
         stop = named_event({"type": "content_block_stop", "index": block.index})
         if block.kind == "reasoning":
             return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
-        if block.kind == "call" and _input(block.text):
+        if block.kind == "call" and _is_object(block.text):
             return _delta(block, {"type": "input_json_delta", "partial_json": block.text}) + stop
         return stop
 
     def ended(self) -> bytes:
+        if self.broken is not None:
+            return self.failed(orjson.loads(describe(UpstreamProtocol(self.broken))[1])["error"])
         stop_reason, stop_sequence = self._stopped()
         delta: Json = {
             "type": "message_delta",
@@ -72,6 +90,8 @@ class MessagesAnswer(DoorAnswer):
         return named_event(anthropic_error(_status(error), orjson.dumps({"error": error}))[1])
 
     def body(self) -> Json:
+        if self.broken is not None:
+            raise UpstreamProtocol(self.broken)
         blocks = [_content(block) for block in self.blocks]
         message = self._message(blocks, self._usage(), *self._stopped())
         return message if self.entrogate is None else message | {"entrogate": self.entrogate}
@@ -100,6 +120,8 @@ class MessagesAnswer(DoorAnswer):
         reason = self.finish_reason
         if reason == "stop" and self.calls:
             return "tool_use", None
+        if reason == "stop" and any(block.kind == "refusal" for block in self.blocks):
+            return "refusal", None
         if reason == "stop" and isinstance(self.stop_reason, str):
             return "stop_sequence", self.stop_reason
         return (None if reason is None else _STOP_REASONS.get(reason, "end_turn")), None
@@ -128,20 +150,24 @@ def _content(block: Block) -> Json:
     match block.kind:
         case "reasoning":
             return {"type": "thinking", "thinking": block.text, "signature": _SIGNATURE}
-        case "text":
+        case "text" | "refusal":
             return {"type": "text", "text": block.text}
         case "call":
             call = {"type": "tool_use", "id": block.call_id, "name": block.name}
             return {**call, "input": _input(block.text)}
 
 
-def _input(arguments: str) -> Json:
-    """The arguments as an object; nothing of a call that was cut short, or is no object."""
+def _input(arguments: str) -> Any:
+    """The arguments as they were written, so that no number of theirs changes; else nothing."""
+    return orjson.Fragment(arguments) if _is_object(arguments) else {}
+
+
+def _is_object(arguments: str) -> bool:
+    """Not where a call was cut short, or the model wrote something else."""
     try:
-        value: object = orjson.loads(arguments)
+        return isinstance(orjson.loads(arguments), dict)
     except orjson.JSONDecodeError:
-        return {}
-    return cast("Json", value) if isinstance(value, dict) else {}
+        return False
 
 
 def _status(error: Json) -> int:

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entrogate.wire.answer import RESPONSE_PREFIX, Block, DoorAnswer, Json, named_event
+from entrogate.wire.answer import RESPONSE_PREFIX, Block, DoorAnswer, named_event
+from entrogate.wire.responses.items import delta_logprobs, item_id, item_of, part_of, repeated
+from entrogate.wire.said import Json, SaidToken
 
-_ITEM_PREFIX = {"reasoning": "rs", "text": "msg", "call": "fc"}
-# Fields of the request that the response repeats, and what they are where it did not say.
-_REPEATED: dict[str, Any] = {
-    "background": False,
-    "instructions": None,
-    "max_output_tokens": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "previous_response_id": None,
-    "reasoning": {"effort": None, "summary": None},
-    "store": True,
-    "temperature": None,
-    "text": {"format": {"type": "text"}},
-    "tool_choice": "auto",
-    "tools": [],
-    "top_p": None,
-    "truncation": "disabled",
-    "user": None,
+_INCOMPLETE = {
+    "length": "max_output_tokens",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
 }
 
 
 class ResponsesAnswer(DoorAnswer):
     """One response; its id is the chat answer's behind ``resp_``."""
 
-    def __init__(self, asked: Mapping[str, Any]) -> None:
+    streams_arguments = True
+
+    def __init__(self, asked: Mapping[str, Any], *, logprobs: bool = False) -> None:
         """``asked`` is the request, whose fields the response repeats."""
-        super().__init__()
-        self._repeated = {
-            name: default if asked.get(name) is None else asked[name]
-            for name, default in _REPEATED.items()
-        }
+        super().__init__(logprobs=logprobs)
+        self._repeated = repeated(asked, logprobs=logprobs)
         self._sequence = 0
 
     def begun(self) -> bytes:
@@ -47,33 +34,40 @@ class ResponsesAnswer(DoorAnswer):
         return created + self._event("response.in_progress", response=response)
 
     def opened(self, block: Block) -> bytes:
-        item = self._item(block, "in_progress", empty=True)
+        item = item_of(block, self.id, "in_progress", empty=True)
         added = self._event("response.output_item.added", output_index=block.index, item=item)
         if block.kind == "call":
             return added
-        return added + self._event(
-            "response.content_part.added", **self._at(block, part=True), part=_part(block, "")
-        )
+        part = part_of(block, empty=True)
+        return added + self._event("response.content_part.added", **self._at(block), part=part)
 
-    def grown(self, block: Block, text: str) -> bytes:
+    def grown(self, block: Block, text: str, tokens: Sequence[SaidToken]) -> bytes:
+        where = self._at(block)
         match block.kind:
             case "reasoning":
-                where = self._at(block, part=True)
                 return self._event("response.reasoning_text.delta", **where, delta=text)
             case "text":
-                where = self._at(block, part=True)
-                return self._event("response.output_text.delta", **where, delta=text, logprobs=[])
+                logprobs = delta_logprobs(tokens)
+                return self._event(
+                    "response.output_text.delta", **where, delta=text, logprobs=logprobs
+                )
+            case "refusal":
+                return self._event("response.refusal.delta", **where, delta=text)
             case "call":
-                where = self._at(block)
                 return self._event("response.function_call_arguments.delta", **where, delta=text)
 
     def closed(self, block: Block) -> bytes:
-        text, where = block.text, self._at(block, part=block.kind != "call")
+        text, where = block.text, self._at(block)
         match block.kind:
             case "reasoning":
                 done = self._event("response.reasoning_text.done", **where, text=text)
             case "text":
-                done = self._event("response.output_text.done", **where, text=text, logprobs=[])
+                logprobs = delta_logprobs(block.tokens)
+                done = self._event(
+                    "response.output_text.done", **where, text=text, logprobs=logprobs
+                )
+            case "refusal":
+                done = self._event("response.refusal.done", **where, refusal=text)
             case "call":
                 done = self._event(
                     "response.function_call_arguments.done",
@@ -82,8 +76,8 @@ class ResponsesAnswer(DoorAnswer):
                     arguments=text,
                 )
         if block.kind != "call":
-            done += self._event("response.content_part.done", **where, part=_part(block, text))
-        item = self._item(block, self._block_status(block))
+            done += self._event("response.content_part.done", **where, part=part_of(block))
+        item = item_of(block, self.id, self._block_status(block))
         return done + self._event("response.output_item.done", output_index=block.index, item=item)
 
     def ended(self) -> bytes:
@@ -97,20 +91,24 @@ class ResponsesAnswer(DoorAnswer):
 
     def failure(self, error: Json) -> Json:
         """The response as far as it came before ``error``, as OpenAI's envelope says that."""
-        code = error.get("code") or error.get("type") or "server_error"
-        failure = {"code": str(code), "message": str(error.get("message"))}
-        output = [self._item(block, "incomplete") for block in self.blocks]
+        code = "rate_limit_exceeded" if error.get("code") == 429 else "server_error"
+        failure = {"code": code, "message": str(error.get("message"))}
+        output = [item_of(block, self.id, "incomplete") for block in self.blocks]
         return self._response("failed") | {"error": failure, "output": output}
 
     def body(self) -> Json:
-        cut = self.finish_reason == "length"
-        response = self._response("incomplete" if cut else "completed")
-        if cut:
-            response["incomplete_details"] = {"reason": "max_output_tokens"}
+        if self.broken is not None:
+            response = self.failure({"code": "server_error", "message": self.broken})
         else:
-            response["completed_at"] = int(time.time())
-        response["output"] = [self._item(b, self._block_status(b)) for b in self.blocks]
+            cut = _INCOMPLETE.get(self.finish_reason or "")
+            response = self._response("completed" if cut is None else "incomplete")
+            if cut is None:
+                response["completed_at"] = int(time.time())
+            else:
+                response["incomplete_details"] = {"reason": cut}
+        response["output"] = [item_of(b, self.id, self._block_status(b)) for b in self.blocks]
         response["usage"] = self._usage()
+        response["kv_transfer_params"] = self.kv_transfer_params
         if self.entrogate is not None:
             response["entrogate"] = self.entrogate
         return response
@@ -132,29 +130,12 @@ class ResponsesAnswer(DoorAnswer):
 
     def _block_status(self, block: Block) -> str:
         """Only the last block of an answer can have been cut short."""
-        last = block is self.blocks[-1]
-        return "incomplete" if last and self.finish_reason == "length" else "completed"
+        cut = self.finish_reason in _INCOMPLETE or self.broken is not None
+        return "incomplete" if cut and block is self.blocks[-1] else "completed"
 
-    def _item(self, block: Block, status: str, *, empty: bool = False) -> Json:
-        text = "" if empty else block.text
-        item: Json = {"id": self._item_id(block), "status": status}
-        match block.kind:
-            case "reasoning":
-                content = [] if empty else [_part(block, text)]
-                return {"type": "reasoning", **item, "summary": [], "content": content}
-            case "text":
-                content = [] if empty else [_part(block, text)]
-                return {"type": "message", **item, "role": "assistant", "content": content}
-            case "call":
-                call = {"call_id": block.call_id, "name": block.name, "arguments": text}
-                return {"type": "function_call", **item, **call}
-
-    def _item_id(self, block: Block) -> str:
-        return f"{_ITEM_PREFIX[block.kind]}_{self.id}_{block.index}"
-
-    def _at(self, block: Block, *, part: bool = False) -> Json:
-        where: Json = {"item_id": self._item_id(block), "output_index": block.index}
-        return where | {"content_index": 0} if part else where
+    def _at(self, block: Block) -> Json:
+        where: Json = {"item_id": item_id(block, self.id), "output_index": block.index}
+        return where if block.kind == "call" else where | {"content_index": 0}
 
     def _usage(self) -> Json | None:
         usage = self.usage
@@ -176,9 +157,3 @@ class ResponsesAnswer(DoorAnswer):
     def _event(self, kind: str, **fields: Any) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1
         return named_event({"type": kind, "sequence_number": number, **fields})
-
-
-def _part(block: Block, text: str) -> Json:
-    if block.kind == "reasoning":
-        return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
