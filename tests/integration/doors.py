@@ -129,6 +129,10 @@ def folded_response(events: list[dict[str, Any]]) -> dict[str, Any]:
                 item["content"].append(event["part"])
             case "output_text.delta" | "reasoning_text.delta":
                 item["content"][event["content_index"]]["text"] += event["delta"]
+            case "refusal.delta":
+                item["content"][event["content_index"]]["refusal"] += event["delta"]
+            case "refusal.done":
+                assert event["refusal"] == item["content"][event["content_index"]]["refusal"]
             case "function_call_arguments.delta":
                 item["arguments"] += event["delta"]
             case "output_text.done" | "reasoning_text.done":
