@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import orjson
 
 from entrogate.errors import UpstreamProtocol
@@ -65,7 +66,7 @@ class MessagesAnswer(DoorAnswer):
         stop = named_event({"type": "content_block_stop", "index": block.index})
         if block.kind == "reasoning":
             return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
-        if block.kind == "call" and _is_object(block.text):
+        if block.kind == "call" and _object(block.text) is not None:
             return _delta(block, {"type": "input_json_delta", "partial_json": block.text}) + stop
         return stop
 
@@ -158,16 +159,18 @@ def _content(block: Block) -> Json:
 
 
 def _input(arguments: str) -> Any:
-    """The arguments as they were written, so that no number of theirs changes; else nothing."""
-    return orjson.Fragment(arguments) if _is_object(arguments) else {}
+    """The arguments as an object; empty for a call that was cut short, or is no object."""
+    written = _object(arguments)
+    return {} if written is None else orjson.Fragment(written)
 
 
-def _is_object(arguments: str) -> bool:
-    """Not where a call was cut short, or the model wrote something else."""
+def _object(arguments: str) -> bytes | None:
+    """msgspec reads and writes integers of any size, which orjson takes for floats."""
     try:
-        return isinstance(orjson.loads(arguments), dict)
-    except orjson.JSONDecodeError:
-        return False
+        said = msgspec.json.decode(arguments)
+        return msgspec.json.encode(said) if isinstance(said, dict) else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _status(error: Json) -> int:
