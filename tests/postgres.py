@@ -23,8 +23,8 @@ from typing import Any
 import psycopg
 from sqlalchemy.engine import URL, make_url
 
-from entrogate.bench.processes import free_port
 from entrogate.store.schema import metadata
+from entrogate_lab.bench.processes import free_port
 
 NAMED = os.environ.get("ENTROGATE_TEST_POSTGRES")
 REQUIRED = os.environ.get("ENTROGATE_REQUIRE_POSTGRES") == "1"

@@ -1,8 +1,9 @@
 """The ``entrogate`` command: sub-commands are imported when they are called.
 
-The table below carries the one-line helps, so that ``entrogate --help`` imports none of them and
-the base install needs none of the extras. Exit codes: 0 done, 1 an error (one line on stderr),
-2 wrong usage, 130 interrupted.
+The table below carries the one-line helps, those of the distribution entrogate-lab included, so
+that ``entrogate --help`` imports none of them and the base install needs none of the extras.
+
+Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from entrogate import __version__
 from entrogate.errors import EntrogateError
 
 INTERRUPTED = 130
-# Which extra of the package brings a module.
+# What brings a module that the base install lacks.
 EXTRAS = {
-    "openai": "agent",
-    "torch": "train",
-    "transformers": "train",
-    "tokenizers": "train",
-    "safetensors": "train",
-    "accelerate": "train",
-    "peft": "train",
-    "pyarrow": "export",
-    "fsspec": "export",
-    "matplotlib": "experiment",
-    "scipy": "experiment",
-    "psycopg": "postgres",
+    "entrogate_lab": "entrogate-lab",
+    "openai": "entrogate-lab",
+    "torch": "entrogate[train]",
+    "transformers": "entrogate[train]",
+    "tokenizers": "entrogate[train]",
+    "safetensors": "entrogate[train]",
+    "accelerate": "entrogate[train]",
+    "peft": "entrogate[train]",
+    "pyarrow": "entrogate[export]",
+    "fsspec": "entrogate[export]",
+    "matplotlib": "entrogate-lab[experiment]",
+    "scipy": "entrogate-lab[experiment]",
+    "psycopg": "entrogate[postgres]",
 }
 
 
@@ -61,11 +63,11 @@ COMMANDS: Mapping[str, LazyCommand] = {
         help="Serve the OpenAI API in front of a vLLM (--upstream) or a model (--model).",
     ),
     "demo": LazyCommand(
-        target="entrogate.almanac.demo:demo",
+        target="entrogate_lab.almanac.demo:demo",
         help="Show the gate at work on the bundled model, with a report.",
     ),
     "almanac": LazyCommand(
-        target="entrogate.almanac.cli:almanac",
+        target="entrogate_lab.almanac.cli:almanac",
         help="The bundled model: build it, ask it, evaluate an agent on it.",
     ),
     "policy": LazyCommand(
@@ -122,7 +124,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         help="Collect, export, train and publish, round after round.",
     ),
     "bench": LazyCommand(
-        target="entrogate.bench.cli:bench",
+        target="entrogate_lab.bench.cli:bench",
         help="Measure the gateway's overhead, the gate's decisions and an export.",
     ),
 }
@@ -175,10 +177,10 @@ def run(arguments: Sequence[str], root: click.Group | None = None) -> int:
         click.echo(f"error: {error}", err=True)
         return 1
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(error.name or "")
-        if extra is None:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
             raise
-        click.echo(f"error: this needs {error.name}: pip install 'entrogate[{extra}]'", err=True)
+        click.echo(f"error: this needs {missing}: pip install '{EXTRAS[missing]}'", err=True)
         return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

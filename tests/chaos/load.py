@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 
-from entrogate.almanac.tasks import MAX_TURNS, held_out_task
-from entrogate.almanac.tools import DOMAIN_TOOLS, execute, tool_schema
-from entrogate.almanac.world import make_world
+from entrogate_lab.almanac.tasks import MAX_TURNS, held_out_task
+from entrogate_lab.almanac.tools import DOMAIN_TOOLS, execute, tool_schema
+from entrogate_lab.almanac.world import make_world
 from tests.integration.harness import CHAT, message_of_stream
 
 MODEL = "almanac"

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from entrogate.bench.processes import child, free_port
+from entrogate_lab.bench.processes import child, free_port
 from tests.chaos.stack import Gateway, Gateways
 from tests.integration.harness import (
     CHAT,
@@ -84,7 +84,7 @@ async def soak(
     """What was seen every ten seconds; the last one is taken after the load has ended."""
     port = free_port()
     upstream = child(
-        ("entrogate.bench.upstream", "--port", str(port)),
+        ("entrogate_lab.bench.upstream", "--port", str(port)),
         url=f"http://127.0.0.1:{port}",
         ready="/health",
         log=folder / "upstream.log",

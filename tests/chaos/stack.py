@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 from sqlalchemy import select
 
-from entrogate.bench.processes import child, free_port
 from entrogate.settings import StoreSettings
 from entrogate.store.database import Database
 from entrogate.store.schema import turns
+from entrogate_lab.bench.processes import child, free_port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

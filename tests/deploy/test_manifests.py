@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from entrogate.bench.processes import free_port
 from entrogate.settings import Settings
 from entrogate.store.url import parse_url
+from entrogate_lab.bench.processes import free_port
 from tests.deploy.tools import DOCKER, check, program
 
 REQUIRED = "ENTROGATE_REQUIRE_DEPLOY_TOOLS"

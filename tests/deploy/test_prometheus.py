@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 import yaml
 
-from entrogate.bench.processes import free_port
-from entrogate.bench.upstream import ScriptedUpstream
 from entrogate.observe import Metrics
+from entrogate_lab.bench.processes import free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.deploy.load import everything, watched
 from tests.deploy.tools import DOCKER, PROMETHEUS, ROOT, check, program
 from tests.integration.harness import Running, running

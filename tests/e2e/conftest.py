@@ -17,17 +17,17 @@ from typing import Any
 import httpx
 import pytest
 
-import entrogate
-from entrogate.almanac.tasks import Task, held_out_task
-from entrogate.almanac.tools import DOMAIN_TOOLS, tool_schema
-from entrogate.almanac.world import make_world
-from entrogate.bench.processes import child, free_port
+import entrogate_lab
 from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
+from entrogate_lab.almanac.tasks import Task, held_out_task
+from entrogate_lab.almanac.tools import DOMAIN_TOOLS, tool_schema
+from entrogate_lab.almanac.world import make_world
+from entrogate_lab.bench.processes import child, free_port
 from tests.collector import AGENT, Collector, collector
 
-MODEL = Path(entrogate.__file__).parent / "almanac" / "model"
+MODEL = Path(entrogate_lab.__file__).parent / "almanac" / "model"
 NAME = "almanac"
 FULL = os.environ.get("E2E_FULL") == "1"
 # float32: greedy decoding then does not depend on what else is in the batch, and the engine's

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from entrogate.almanac.tasks import Task
+from entrogate_lab.almanac.tasks import Task
 from tests.e2e.conftest import Served, StartGateway, tasks
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "clients"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from entrogate.almanac.demo import BUNDLED_MODEL
+from entrogate_lab.almanac.demo import BUNDLED_MODEL
 from tests.e2e.conftest import FULL
 
 TASKS = 100 if FULL else 24

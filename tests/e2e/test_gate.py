@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from entrogate.almanac.evaluate import evaluate
+from entrogate_lab.almanac.evaluate import evaluate
 from tests.e2e.conftest import NAME, Served, StartGateway, chat_body, tasks
 from tests.integration.harness import CHAT, events, message_of_stream
 

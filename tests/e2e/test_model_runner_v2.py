@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from entrogate.almanac.tasks import Task
+from entrogate_lab.almanac.tasks import Task
 from tests.e2e import test_engine
 from tests.e2e.conftest import StartGateway, chat_body, serve_vllm, tasks
 from tests.e2e.test_engine import (

@@ -18,8 +18,8 @@ import pytest
 
 pytest.importorskip("peft")
 
-from entrogate.bench.processes import child, free_port
 from entrogate.cli import run
+from entrogate_lab.bench.processes import child, free_port
 from tests.e2e.conftest import FULL, MODEL, NAME, chat_body, gateway_process, serve_vllm, tasks
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.harness import Running, running, settings
 
 Start = Callable[..., Awaitable[Running]]

@@ -10,7 +10,7 @@ import httpx
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
-from entrogate.bench.script import script
+from entrogate_lab.bench.script import script
 from tests.integration.harness import TOOLS, Running
 
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"

@@ -15,11 +15,11 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from entrogate.bench.script import script
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.protocol import http_protocol
 from entrogate.settings import Settings
+from entrogate_lab.bench.script import script
 
 CHAT = "/v1/chat/completions"
 TOOLS = [

@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import entrogate.almanac
-from entrogate.almanac.tasks import Task, held_out_task
-from entrogate.almanac.tools import ALL_TOOLS, execute, tool_schema
-from entrogate.almanac.transcript import CALL, CALLED, END, RESULT, RESULTED, START, THINK, THOUGHT
-from entrogate.almanac.world import World, make_world
+import entrogate_lab.almanac
 from entrogate.engine.statistics import row_statistics
 from entrogate.entropy.statistics import segment_stats
 from entrogate.export.dataset import Dataset
@@ -28,9 +24,22 @@ from entrogate.store import Store
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.read.settled import Settling
 from entrogate.types import Capture, Estimator, IntArray, TurnHead, TurnRecord
+from entrogate_lab.almanac.tasks import Task, held_out_task
+from entrogate_lab.almanac.tools import ALL_TOOLS, execute, tool_schema
+from entrogate_lab.almanac.transcript import (
+    CALL,
+    CALLED,
+    END,
+    RESULT,
+    RESULTED,
+    START,
+    THINK,
+    THOUGHT,
+)
+from entrogate_lab.almanac.world import World, make_world
 from tests.unit.store.made import calls_of, features, turn
 
-MODEL = Path(entrogate.almanac.__file__).parent / "model"
+MODEL = Path(entrogate_lab.almanac.__file__).parent / "model"
 _LONGEST_TURN = 120
 
 

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("pyarrow")
 
-from entrogate.bench.synthetic import GROUP, fill
 from entrogate.cli import run
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from entrogate_lab.bench.synthetic import GROUP, fill
 
 
 async def test_synthetic_trajectories_are_valid(tmp_path: Path) -> None:

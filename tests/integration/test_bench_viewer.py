@@ -1,6 +1,6 @@
 """The viewer's benchmark, at a small size: it opens the pages that it claims to."""
 
-from entrogate.bench.viewer import measure
+from entrogate_lab.bench.viewer import measure
 
 
 def test_every_page_is_opened() -> None:

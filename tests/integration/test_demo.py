@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from entrogate import cli
-from entrogate.almanac.exhibits import collect
 from entrogate.errors import UpstreamProtocol
+from entrogate_lab.almanac.exhibits import collect
 from tests.integration.conftest import Start
 from tests.integration.harness import SURE, UNSURE, Running, ask, calling, follow_up, message_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from entrogate.bench.dialect import FINGERPRINT, Renderer, Wish
-from entrogate.bench.script import Call, Step, Token, Turn, Vocabulary, _Parser, generate
+from entrogate_lab.bench.dialect import FINGERPRINT, Renderer, Wish
+from entrogate_lab.bench.script import Call, Step, Token, Turn, Vocabulary, _Parser, generate
 
 RECORDED = Path(__file__).parent / "recorded"
 CALL = Call(name="lookup", arguments='{"entity": "Ada Lind", "relation": "born_in"}')

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from aiohttp import web
 
-from entrogate.bench.processes import free_port
-from entrogate.bench.upstream import ScriptedUpstream
 from entrogate.errors import ConfigError, StoreError
 from entrogate.serve.app import create_app
+from entrogate_lab.bench.processes import free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import (
     CHAT,

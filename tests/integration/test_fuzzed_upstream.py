@@ -17,7 +17,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import CHAT, SURE, ask, calling, events, message_of, policy_file
 

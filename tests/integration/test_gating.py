@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import (
     CHAT,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from entrogate.bench.processes import child, free_port
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.processes import child, free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.harness import CHAT, ask, calling
 
 KILLS = 20 if os.environ.get("E2E_FULL") == "1" else 4

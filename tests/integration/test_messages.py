@@ -10,8 +10,8 @@ import anthropic
 import httpx
 import pytest
 
-from entrogate.bench.script import script
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.script import script
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.doors import (
     ANTHROPIC_TOOLS,

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from entrogate.bench.processes import child, free_port
-from entrogate.bench.upstream import ScriptedUpstream
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from entrogate_lab.bench.processes import child, free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.harness import CHAT, ask, calling, follow_up, message_of
 
 CLIENTS = 12

@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.routing import Route
 
-from entrogate.bench.processes import child, free_port
+from entrogate_lab.bench.processes import child, free_port
 from tests.integration.harness import Running
 
 REQUESTS = 10_000 if os.environ.get("E2E_FULL") == "1" else 1_000
@@ -45,7 +45,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
     upstream, gateway = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     with (
         child(
-            ("entrogate.bench.upstream", "--port", upstream.rpartition(":")[2]),
+            ("entrogate_lab.bench.upstream", "--port", upstream.rpartition(":")[2]),
             url=upstream,
             ready="/health",
             log=folder / "upstream.log",

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
-from entrogate.bench.processes import free_port
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.processes import free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.chaos.stack import Gateways
 from tests.integration.harness import CHAT, ask, calling, follow_up, message_of
 from tests.integration.test_access import run

@@ -21,9 +21,9 @@ pytest.importorskip("pyarrow")
 
 import pyarrow.parquet as pq
 
-from entrogate.bench.processes import child, free_port
-from entrogate.bench.upstream import ScriptedUpstream
 from entrogate.export.dataset import Dataset
+from entrogate_lab.bench.processes import child, free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.harness import CHAT, ask, calling, eventually
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from entrogate.bench.processes import free_port
-from entrogate.bench.upstream import ScriptedUpstream
 from entrogate.errors import ConfigError
 from entrogate.settings import TracingSettings
+from entrogate_lab.bench.processes import free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.collector import Collector, Seen, collector
 from tests.integration.conftest import Start
 from tests.integration.harness import (

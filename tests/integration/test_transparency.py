@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.harness import (
     CHAT,
     Running,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from entrogate.bench.upstream import ScriptedUpstream
 from entrogate.cli import run
+from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import (
     CHAT,

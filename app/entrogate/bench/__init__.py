@@ -1,1 +1,1 @@
-"""What the gateway costs and what the gate brings, measured against references."""
+"""The old place of `entrogate_lab.bench`. Only `upstream` is kept; it needs entrogate-lab."""

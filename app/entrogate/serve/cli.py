@@ -9,6 +9,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable, Generator
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _settings(options: dict[str, Any]) -> Settings:
         if options[option] not in (None, ()):
             tree.setdefault(branch, {})[name] = options[option]
     if tree.get("managed", {}).get("model") == "almanac":
-        tree["managed"]["model"] = str(Path(__file__).parents[1] / "almanac" / "model")
+        tree["managed"]["model"] = str(_bundled_model())
         tree["managed"].setdefault("served_model_name", "almanac")
     try:
         return Settings(**tree)  # pyright: ignore[reportArgumentType]
@@ -119,6 +120,14 @@ def _settings(options: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"setting {where}: {first['msg']}") from None
+
+
+def _bundled_model() -> Path:
+    """The folder of the model that comes with entrogate-lab."""
+    lab = find_spec("entrogate_lab")
+    if lab is None or lab.origin is None:
+        raise ConfigError("--model almanac needs the bundled model: pip install 'entrogate-lab'")
+    return Path(lab.origin).parent / "almanac" / "model"
 
 
 def _check_upstream(settings: Settings) -> None:

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from entrogate.almanac.tools import execute, tool_schema
-from entrogate.almanac.world import make_world
+from entrogate_lab.almanac.tools import execute, tool_schema
+from entrogate_lab.almanac.world import make_world
 
 WORLD = make_world(0)
 LOOKUP: dict[str, Any] = tool_schema("lookup")["function"]  # its name, description, parameters

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from entrogate.bench.script import Vocabulary
+from entrogate_lab.bench.script import Vocabulary
 from tests.integration.doors import ANTHROPIC_TOOLS, RESPONSES_TOOLS
 from tests.integration.harness import TOOLS
 

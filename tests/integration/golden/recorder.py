@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from entrogate.bench.script import script
+from entrogate_lab.bench.script import script
 from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses
 from tests.integration.golden.cases import GATEWAYS, GROUPS, Case
 from tests.integration.golden.normal import Normal

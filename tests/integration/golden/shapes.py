@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from entrogate.bench.upstream import ScriptedUpstream
+from entrogate_lab.bench.upstream import ScriptedUpstream
 
 _ID = "chatcmpl-x1"
 _NAMED = re.compile(rb"shape:(\w+)")

@@ -2,16 +2,16 @@ import random
 
 import pytest
 
-from entrogate.almanac.corpus import training_item
-from entrogate.almanac.demonstrations import (
+from entrogate_lab.almanac.corpus import training_item
+from entrogate_lab.almanac.demonstrations import (
     Demonstration,
     Habits,
     demonstrate,
     recite,
 )
-from entrogate.almanac.sketch import Sketch
-from entrogate.almanac.tasks import DOMAINS, MAX_TURNS, Task, draw_task, held_out, held_out_task
-from entrogate.almanac.world import World, make_world
+from entrogate_lab.almanac.sketch import Sketch
+from entrogate_lab.almanac.tasks import DOMAINS, MAX_TURNS, Task, draw_task, held_out, held_out_task
+from entrogate_lab.almanac.world import World, make_world
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-import entrogate.almanac
-from entrogate.almanac.demonstrations import Demonstration, Habits, demonstrate
-from entrogate.almanac.sketch import Sketch
-from entrogate.almanac.tasks import DOMAINS, draw_task
-from entrogate.almanac.tools import DOMAIN_TOOLS, tool_schema
-from entrogate.almanac.transcript import ADDED_TOKENS, CHAT_TEMPLATE, pieces
-from entrogate.almanac.world import make_world
+import entrogate_lab.almanac
+from entrogate_lab.almanac.demonstrations import Demonstration, Habits, demonstrate
+from entrogate_lab.almanac.sketch import Sketch
+from entrogate_lab.almanac.tasks import DOMAINS, draw_task
+from entrogate_lab.almanac.tools import DOMAIN_TOOLS, tool_schema
+from entrogate_lab.almanac.transcript import ADDED_TOKENS, CHAT_TEMPLATE, pieces
+from entrogate_lab.almanac.world import make_world
 
-MODEL = Path(entrogate.almanac.__file__).parent / "model"
+MODEL = Path(entrogate_lab.almanac.__file__).parent / "model"
 
 
 def _demonstration(index: int) -> Demonstration:
@@ -110,7 +110,7 @@ def test_the_shipped_folder_loads():
 
 def test_every_name_of_the_world_is_one_token_of_the_shipped_tokenizer():
     tokenizers = pytest.importorskip("tokenizers")
-    module = pytest.importorskip("entrogate.almanac.tokenizer")
+    module = pytest.importorskip("entrogate_lab.almanac.tokenizer")
     tokenizer = tokenizers.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     for word in module.single_tokens(make_world(0).words):
         assert len(tokenizer.encode(word).ids) == 1

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from entrogate.almanac.evidence import Calls, LabelledCall, evidence
-from entrogate.almanac.results import Cell, Rounds, summarise
+from entrogate_lab.almanac.evidence import Calls, LabelledCall, evidence
+from entrogate_lab.almanac.results import Cell, Rounds, summarise
 
 
 def cell(calls: list[int], f1: list[float]) -> Cell:
@@ -104,7 +104,7 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
 
 def test_the_page_keeps_what_stands_around_its_marks(rounds: Rounds, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from entrogate.almanac.results_page import BEGIN, END, write
+    from entrogate_lab.almanac.results_page import BEGIN, END, write
 
     found = summarise(rounds)
     for row in found["by_round"]:

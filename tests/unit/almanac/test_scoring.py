@@ -2,11 +2,11 @@ import random
 
 import pytest
 
-from entrogate.almanac.agent import Executed, Response, Run, request_seed
-from entrogate.almanac.evaluate import record_of, summarise
-from entrogate.almanac.scoring import failure_cause, is_correct, judge_calls
-from entrogate.almanac.tasks import Task, held_out_task, make_task
-from entrogate.almanac.world import World, make_world
+from entrogate_lab.almanac.agent import Executed, Response, Run, request_seed
+from entrogate_lab.almanac.evaluate import record_of, summarise
+from entrogate_lab.almanac.scoring import failure_cause, is_correct, judge_calls
+from entrogate_lab.almanac.tasks import Task, held_out_task, make_task
+from entrogate_lab.almanac.world import World, make_world
 
 
 @pytest.fixture(scope="module")

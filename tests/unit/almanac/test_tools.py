@@ -1,8 +1,8 @@
 import pytest
 
-from entrogate.almanac.library import Entry
-from entrogate.almanac.tools import ALL_TOOLS, calculate, call_key, execute, tool_schema
-from entrogate.almanac.world import make_world
+from entrogate_lab.almanac.library import Entry
+from entrogate_lab.almanac.tools import ALL_TOOLS, calculate, call_key, execute, tool_schema
+from entrogate_lab.almanac.world import make_world
 
 
 @pytest.mark.parametrize(

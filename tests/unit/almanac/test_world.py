@@ -2,9 +2,9 @@ from itertools import permutations
 
 import pytest
 
-from entrogate.almanac.tasks import HeldOutCast, Task, draw_task, held_out, held_out_task
-from entrogate.almanac.tools import execute
-from entrogate.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, RELATIONS, World, make_world
+from entrogate_lab.almanac.tasks import HeldOutCast, Task, draw_task, held_out, held_out_task
+from entrogate_lab.almanac.tools import execute
+from entrogate_lab.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, RELATIONS, World, make_world
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from entrogate.bench.compare import Outcome, accuracy_at, compare
+from entrogate_lab.bench.compare import Outcome, accuracy_at, compare
 
 
 def outcome(correct: list[float], calls: list[float]) -> Outcome:

@@ -57,7 +57,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("config", 1, "error: no such policy: blanced\n"),
         ("interrupt", 130, "interrupted\n"),
         ("abort", 130, "interrupted\n"),
-        ("extra", 1, "error: this needs openai: pip install 'entrogate[agent]'\n"),
+        ("extra", 1, "error: this needs openai: pip install 'entrogate-lab'\n"),
         ("exit", 3, ""),
     ],
 )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from entrogate.almanac.exhibits import Change, Exhibits, Trace, TraceTurn
+from entrogate_lab.almanac.exhibits import Change, Exhibits, Trace, TraceTurn
 
 
 def figures(**changed: Any) -> dict[str, Any]:

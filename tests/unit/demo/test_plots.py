@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from entrogate.almanac.plots import Bar, bar_plot, change_plot, entropy_plot, ticks
+from entrogate_lab.almanac.plots import Bar, bar_plot, change_plot, entropy_plot, ticks
 from tests.unit.demo.figures import exhibits, trace
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from entrogate.almanac import report
-from entrogate.almanac.exhibits import Exhibits
+from entrogate_lab.almanac import report
+from entrogate_lab.almanac.exhibits import Exhibits
 from tests.unit.demo.figures import exhibits, result
 
 VOID = {"meta", "br"}

@@ -1,0 +1,1 @@
+"""What the gateway costs and what the gate brings, measured against references."""

@@ -1,0 +1,358 @@
+"""A scripted upstream over real sockets that speaks vLLM 0.32's dialect.
+
+``python -m entrogate_lab.bench.upstream --port P`` or, in a test, ``ScriptedUpstream``. What it
+says is written in the request (see script.py), so one server serves every test, and the answers
+to equal bodies are rendered once. ``GET /_stats`` tells what it has seen, ``POST /_reset`` forgets
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+from aiohttp import web
+
+from entrogate_lab.bench import dialect
+from entrogate_lab.bench.refusals import invalid_json, lora_refusal, refusal
+from entrogate_lab.bench.script import (
+    CALL,
+    CALL_END,
+    END,
+    START,
+    THINK,
+    THINK_END,
+    Choices,
+    Step,
+    Vocabulary,
+    choices_of,
+    generate,
+    parse_script,
+)
+from entrogate_lab.bench.sending import HEADERS, Answer, json_response, send
+
+_MOST_CHOICES = 64  # vLLM's own limit is 16384
+_RENDERED_LIMIT = 512
+_MASK = -50.0  # a logit bias below this masks a token
+
+
+@dataclass(slots=True)
+class Stats:
+    """What the upstream has seen since the last reset."""
+
+    requests: int = 0
+    open: int = 0
+    aborted: int = 0  # the client went away before the end of the answer
+    paths: Counter[str] = field(default_factory=Counter[str])
+    bodies: deque[bytes] = field(default_factory=lambda: deque[bytes](maxlen=256))
+    traceparents: deque[str | None] = field(default_factory=lambda: deque[str | None](maxlen=256))
+
+    def as_dict(self) -> dict[str, Any]:
+        bodies = [json.loads(body) if body else None for body in self.bodies]
+        counts = {"requests": self.requests, "open": self.open, "aborted": self.aborted}
+        return counts | {"paths": dict(self.paths), "bodies": bodies}
+
+
+class ScriptedUpstream:
+    """The server; ``url`` is known after ``start``. Leaving the context stops it."""
+
+    def __init__(
+        self,
+        *,
+        model: str = "scripted",
+        max_model_len: int = 8192,
+        api_key: str | None = None,
+        max_lora_rank: int | None = 16,
+    ) -> None:
+        """``max_lora_rank`` None: a server that was started without LoRA."""
+        self.stats = Stats()
+        self.url = ""
+        self.refuse_completions = False  # answers /v1/completions with an error of the engine
+        self.go_on = asyncio.Event()  # ends the fault `stall`: the rest of the answer is sent
+        self.adapters: dict[str, str] = {}  # the folders of the LoRAs that are loaded, by name
+        self._model = model
+        self._max_model_len = max_model_len
+        self._api_key = api_key
+        self._max_lora_rank = max_lora_rank
+        self._vocabulary = Vocabulary()
+        self._rendered: dict[tuple[str, bytes], Answer] = {}
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listen; port 0 takes a free one."""
+        app = web.Application(client_max_size=64 * 2**20)
+        app.router.add_post("/v1/chat/completions", self._generate)
+        app.router.add_post("/v1/completions", self._generate)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/version", self._version)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/detokenize", self._detokenize)
+        if self._max_lora_rank is not None:
+            app.router.add_post("/v1/load_lora_adapter", self._load_adapter)
+            app.router.add_post("/v1/unload_lora_adapter", self._unload_adapter)
+        app.router.add_get("/_stats", self._stats)
+        app.router.add_post("/_reset", self._reset)
+        app.router.add_route("*", "/{path:.*}", self._no_route)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        bound = self._runner.addresses[0][1]
+        self.url = f"http://{host}:{bound}"
+
+    async def aclose(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        if refused := self._unauthorised(request):
+            return refused
+        self.stats.requests += 1
+        self.stats.paths[request.path] += 1
+        self.stats.bodies.append(raw)
+        self.stats.traceparents.append(request.headers.get("traceparent"))
+        if self.refuse_completions and request.path == "/v1/completions":
+            error = dialect.error_body("EngineCore died", "InternalServerError", 500)
+            return json_response(error, 500)
+        answer = self._rendered.get((request.path, raw))
+        if answer is None:
+            try:
+                answer = self._answer(request.path, raw)
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                # vLLM refuses what it cannot read field by field; here one word is enough.
+                return json_response(dialect.error_body(repr(error), "BadRequestError", 400), 400)
+            if isinstance(answer, web.Response):
+                return answer
+            if len(self._rendered) >= _RENDERED_LIMIT:
+                self._rendered.pop(next(iter(self._rendered)))
+            self._rendered[request.path, raw] = answer
+        self.stats.open += 1
+        try:
+            return await send(request, answer, self.go_on)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.stats.aborted += 1
+            raise
+        finally:
+            self.stats.open -= 1
+
+    def _unauthorised(self, request: web.Request) -> web.Response | None:
+        expected = self._api_key
+        if expected is None or request.headers.get("Authorization") == f"Bearer {expected}":
+            return None
+        return json_response(dialect.compact({"error": "Unauthorized"}), 401)
+
+    def _answer(self, path: str, raw: bytes) -> Answer | web.Response:
+        try:
+            body = json.loads(raw)
+        except ValueError:
+            return json_response(invalid_json(), 400)
+        chat = path.endswith("/chat/completions")
+        refused = refusal(
+            body,
+            chat=chat,
+            models=(self._model, *self.adapters),
+            max_model_len=self._max_model_len,
+            vocabulary=self._vocabulary.size,
+        )
+        if refused is not None:
+            return json_response(refused.body, refused.status)
+        prompt = self._chat_prompt(body) if chat else self._plain_prompt(body)
+        choices, partial = _position(prompt)
+        masked = self._masked(body)
+        wish = dialect.Wish.of(body, chat=chat)
+        parse_calls = chat and bool(body.get("tools")) and body.get("tool_choice") != "none"
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        n = body.get("n") or 1
+        if n > _MOST_CHOICES:
+            raise ValueError(f"n must be at most {_MOST_CHOICES}, got {n}.")
+        turns = [
+            generate(
+                choices[i % len(choices)],
+                self._vocabulary,
+                parse_calls=parse_calls,
+                masked=masked,
+                partial=partial,
+                limit=limit,
+            )
+            for i in range(n)
+        ]
+        step = turns[0].step
+        wish = _withhold(wish, step)
+        prompt_ids = self._vocabulary.encode(prompt)
+        model = str(body.get("model") or self._model)
+        renderer = dialect.Renderer(wish, self._vocabulary, model=model, prompt=prompt_ids)
+        if step.fault == "plain_error":
+            return web.Response(text="Internal Server Error", status=step.status)
+        if step.fault == "error":
+            kind = "BadRequestError" if step.status == 400 else "InternalServerError"
+            return json_response(
+                dialect.error_body("scripted error", kind, step.status), step.status
+            )
+        if wish.stream:
+            events = renderer.chat_events(turns) if chat else renderer.completion_events(turns)
+            if step.fault == "lost_token":
+                del events[len(events) // 2]
+            return Answer(parts=events, step=step, stream=True)
+        whole = renderer.chat_body(turns) if chat else renderer.completion_body(turns)
+        return Answer(parts=[whole], step=step, stream=False)
+
+    def _masked(self, body: dict[str, Any]) -> bool:
+        bias = cast("dict[str, float]", body.get("logit_bias") or {})
+        call_id = str(self._vocabulary.id(CALL))
+        return bias.get(call_id, 0.0) < _MASK or CALL in (body.get("bad_words") or ())
+
+    def _chat_prompt(self, body: dict[str, Any]) -> str:
+        parts = [f"{START}system\n{json.dumps(t)}{END}\n" for t in body.get("tools") or ()]
+        parts += [_render_message(message) for message in body["messages"]]
+        if body.get("continue_final_message"):
+            return "".join(parts).removesuffix(f"{END}\n")
+        return "".join(parts) + f"{START}assistant\n"
+
+    def _plain_prompt(self, body: dict[str, Any]) -> str:
+        prompt = body["prompt"]
+        return prompt if isinstance(prompt, str) else self._vocabulary.decode(prompt)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        if refused := self._unauthorised(request):
+            return refused
+        permission = {"id": "modelperm-b71fe5c9f8fe90f2", "object": "model_permission"}
+        permission |= {"created": 1795374377, "allow_create_engine": False, "allow_sampling": True}
+        permission |= {"allow_logprobs": True, "allow_search_indices": False, "allow_view": True}
+        permission |= {"allow_fine_tuning": False, "organization": "*", "group": None}
+        card = {"id": self._model, "object": "model", "created": 1795374377, "owned_by": "vllm"}
+        card |= {"root": self._model, "parent": None, "max_model_len": self._max_model_len}
+        card |= {"permission": [permission | {"is_blocking": False}]}
+        adapters = [
+            card | {"id": name, "root": folder, "parent": self._model, "max_model_len": None}
+            for name, folder in self.adapters.items()
+        ]
+        return json_response(dialect.compact({"object": "list", "data": [card, *adapters]}))
+
+    async def _load_adapter(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name, folder = body["lora_name"], body["lora_path"]
+        self.stats.paths[request.path] += 1
+        if name in self.adapters:
+            message = f"The lora adapter '{name}' has already been loaded."
+            return json_response(dialect.error_body(message, "InvalidUserInput", 400), 400)
+        refused = lora_refusal(Path(folder), max_rank=self._max_lora_rank or 0)
+        if refused is not None:
+            return json_response(refused.body, refused.status)
+        self.adapters[name] = folder
+        return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload_adapter(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        self.stats.paths[request.path] += 1
+        if self.adapters.pop(name, None) is None:
+            message = f"The lora adapter '{name}' cannot be found."
+            return json_response(dialect.error_body(message, "NotFoundError", 404), 404)
+        self._rendered.clear()  # what runs goes on, but the name is gone
+        return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _no_route(self, _: web.Request) -> web.Response:
+        return json_response(dialect.compact({"detail": "Not Found"}), 404)
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response(headers=HEADERS)
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return json_response(dialect.compact({"version": "0.32.0"}))
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        text = self._chat_prompt(body) if "messages" in body else body["prompt"]
+        tokens = self._vocabulary.encode(text)
+        answer = {"count": len(tokens), "max_model_len": self._max_model_len}
+        return json_response(dialect.compact(answer | {"tokens": tokens, "token_strs": None}))
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        return json_response(dialect.compact({"prompt": self._vocabulary.decode(body["tokens"])}))
+
+    async def _stats(self, _: web.Request) -> web.Response:
+        return json_response(dialect.compact(self.stats.as_dict()))
+
+    async def _reset(self, _: web.Request) -> web.Response:
+        self.stats = Stats(open=self.stats.open)
+        return json_response(b"{}")
+
+
+def _withhold(wish: dialect.Wish, step: Step) -> dialect.Wish:
+    if step.fault == "no_logprobs":
+        return replace(wish, logprobs=False)
+    return replace(wish, token_ids=False) if step.fault == "no_token_ids" else wish
+
+
+def _render_message(message: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in cast("list[dict[str, Any]]", content))
+    role = message["role"]
+    if role == "tool":
+        return f"{START}user\n<tool_response>\n{content}\n</tool_response>{END}\n"
+    if role != "assistant":
+        return f"{START}{role}\n{content}{END}\n"
+    reasoning = message.get("reasoning")
+    head = f"{THINK}{reasoning}{THINK_END}\n\n" if reasoning else ""
+    body = content.lstrip("\n")
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    blocks = [
+        f'{CALL}\n{{"name": "{call["name"]}", "arguments": {call["arguments"]}}}\n{CALL_END}'
+        for call in calls
+    ]
+    between = "\n" if body and blocks and not body.endswith("\n") else ""
+    return f"{START}assistant\n{head}{body}{between}" + "\n".join(blocks) + f"{END}\n"
+
+
+def _position(prompt: str) -> tuple[Choices, str]:
+    """The step that comes next in ``prompt``, and what of it is already there."""
+    opening = f"{START}assistant\n"
+    users = prompt.rfind("script:")
+    after = prompt[max(users, 0) :]
+    turns = after.split(opening)
+    partial = turns[-1] if len(turns) > 1 else ""
+    message = after.split(END, 1)[0]
+    return choices_of(parse_script(message), max(0, len(turns) - 2)), partial
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    upstream = ScriptedUpstream(model=arguments.model, api_key=arguments.api_key)
+    await upstream.start(port=arguments.port)
+    sys.stdout.write(f"{upstream.url}\n")
+    sys.stdout.flush()
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Print the URL on one line, then serve until interrupted."""
+    parser = argparse.ArgumentParser(description="A scripted server that speaks vLLM's dialect.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--model", default="scripted")
+    parser.add_argument("--api-key", default=None)
+    try:
+        import uvloop
+
+        uvloop.run(_serve(parser.parse_args()))
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()
