@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import Any
 
 import aiohttp
 import httpx
@@ -58,6 +59,34 @@ def test_suppressed_calls_cost_nothing(vllm: str, start: StartGateway) -> None:
             suppressed += bool(turn["calls"])
         assert counted(vllm, ANSWERS) - before == TASKS, "one request upstream for each turn"
     assert suppressed >= TASKS // 2
+
+
+NAME = f"{'0' * 16}/1"
+KILLERS: list[dict[str, Any]] = [
+    {"entrogate": f"{NAME}/32", "entrogate_choice": "abc"},
+    {"entrogate": "x/y/99999999"},
+    {"entrogate": f"{NAME}/99999999"},
+    {"entrogate": f"{NAME}/9999999"},  # admission does not know the vocabulary
+    {"entrogate": f"{NAME}/32", "entrogate_gate": [1, 99999999, 1786, 1787, 0, 0.0, 0, 0, 0, 0.0]},
+    {
+        "entrogate": f"{NAME}/9999999",
+        "entrogate_gate": [1, 9999999, 1786, 1787, 0, 0.0, 0, 0, 0, 0.0],
+    },
+    {"entrogate": f"{NAME}/32", "entrogate_gate": ["a"] * 10},
+    {"entrogate": 1.5, "entrogate_gate": []},
+]
+
+
+def test_no_argument_ends_the_engine(vllm: str) -> None:
+    """Sent to vLLM itself: at worst a request is refused, and the next one is answered."""
+    completion = {"model": "almanac", "prompt": "a", "max_tokens": 3}
+    for arguments in KILLERS:
+        for path, body in ((CHAT, chat_body(tasks(1)[0])), ("/v1/completions", completion)):
+            request = {**body, "max_tokens": 3, "vllm_xargs": arguments}
+            answer = httpx.post(vllm + path, json=request, timeout=60)
+            assert answer.status_code in {200, 400}, (arguments, answer.text)
+    answer = httpx.post(f"{vllm}/v1/completions", json=completion, timeout=60)
+    assert answer.status_code == 200, answer.text
 
 
 def counted(vllm: str, metric: str) -> float:

@@ -20,6 +20,7 @@ from tests.e2e.conftest import StartGateway, chat_body, serve_vllm, tasks
 from tests.e2e.test_engine import (
     counted,
     test_an_uncertain_answer_becomes_a_call,  # noqa: F401
+    test_no_argument_ends_the_engine,  # noqa: F401
     test_ready_says_what_is_active,  # noqa: F401
     test_suppressed_calls_cost_nothing,  # noqa: F401
 )

@@ -26,9 +26,10 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from entrogate.engine.frames import TOKEN, Message, decode
 from entrogate.engine.gate import GateNumbers
+from entrogate.engine.guarded import Guarded
 from entrogate.engine.processor import EntrogateProcessor
-from entrogate.engine.publisher import Publisher
 
+GATEWAY = "00112233aabbccdd"
 VOCABULARY, CALL, OPEN, CLOSE = 64, 5, 6, 7
 
 
@@ -120,45 +121,48 @@ def processor(address: str) -> Generator[EntrogateProcessor]:
     config: Any = SimpleNamespace(
         scheduler_config=SimpleNamespace(async_scheduling=False),
         parallel_config=SimpleNamespace(data_parallel_rank=0),
+        model_config=SimpleNamespace(get_vocab_size=lambda: VOCABULARY),
     )
     made = EntrogateProcessor(config, torch.device("cpu"), False)
     yield made
     assert made._v1 is not None
     publisher = made._v1._publisher
-    assert isinstance(publisher, Publisher)
-    publisher.close()
+    assert isinstance(publisher, Guarded)
+    publisher.publisher.close()
 
 
 @pytest.fixture
 def socket(address: str, processor: EntrogateProcessor) -> Generator[zmq.Socket]:
     made = zmq.Context.instance().socket(zmq.SUB)
-    made.subscribe(b"gw")
+    made.subscribe(GATEWAY)
     made.connect(address)
     assert made.poll(100) == 0  # the subscription is through
     yield made
     made.close(linger=0)
 
 
-def received(socket: zmq.Socket) -> dict[str, list[Any]]:
+def received(socket: zmq.Socket, patience_ms: int = 200) -> dict[str, list[Any]]:
     """Per request key: the tokens of all its streams, and whether it ended as counted."""
     names: dict[int, str] = {}
     found: dict[str, list[Any]] = {}
-    while socket.poll(200):
+    while socket.poll(patience_ms):
         message: Message = decode(socket.recv_multipart()[1])
         for began in message.began:
             names[began.stream] = began.request
             found.setdefault(began.request, [[], [], None])
         for token in np.frombuffer(message.tokens, dtype=TOKEN):
-            found[names[int(token["stream"])]][0].append(token)
+            if int(token["stream"]) in names:
+                found[names[int(token["stream"])]][0].append(token)
         for gated in message.gated:
             found[names[gated.stream]][1].append(gated)
         for ended in message.ended:
-            found[names[ended.stream]][2] = ended.n_tokens
+            if ended.stream in names:
+                found[names[ended.stream]][2] = ended.n_tokens
     return found
 
 
 def captured(key: str, **more: Any) -> dict[str, Any]:
-    return {"entrogate": f"gw/{key}/{CALL}", **more}
+    return {"entrogate": f"{GATEWAY}/{key}/{CALL}", **more}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -293,9 +297,13 @@ def test_a_grammar_that_forbids_calls_is_obeyed(processor: EntrogateProcessor) -
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ({"entrogate": "gw"}, "GATEWAY/REQUEST/TOKEN_ID"),
-        ({"entrogate": "gw/1/x"}, "GATEWAY/REQUEST/TOKEN_ID"),
-        ({"entrogate": "gw/1/5", "entrogate_gate": [1]}, "at least 10"),
+        ({"entrogate": GATEWAY}, "GATEWAY/REQUEST/TOKEN_ID"),
+        ({"entrogate": f"{GATEWAY}/1/x"}, "GATEWAY/REQUEST/TOKEN_ID"),
+        ({"entrogate": "00/1/32"}, "GATEWAY/REQUEST/TOKEN_ID"),
+        ({"entrogate": f"{GATEWAY}/1/99999999"}, "vocabulary ends"),
+        ({"entrogate": f"{GATEWAY}/1/5", "entrogate_choice": "abc"}, "index of a choice"),
+        ({"entrogate": f"{GATEWAY}/1/5", "entrogate_gate": [1]}, "10 to"),
+        ({"entrogate": f"{GATEWAY}/1/5", "entrogate_gate": "abc"}, "list"),
     ],
 )
 def test_malformed_arguments_are_refused_at_admission(extra: dict[str, Any], says: str) -> None:

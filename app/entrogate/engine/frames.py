@@ -4,13 +4,10 @@ The arrays are packed: little-endian, one item a token. A message goes to one ga
 name as the topic; ``sequence`` counts the messages of a topic from 0, so a lost one shows. A
 request names its gateway, itself and the tool-call token (-1: none) in ``vllm_xargs``:
 ``{"entrogate": "GATEWAY/REQUEST/TOKEN_ID"}``; the choices of ``n > 1`` are told apart by
-``entrogate_choice``, which the plugin adds.
+``entrogate_choice``, which the plugin adds. What a request may say is in `arguments`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -77,14 +74,3 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Message).decode
-
-
-def parse_request(arguments: Mapping[str, Any]) -> tuple[str, str, int | None]:
-    """``GATEWAY/REQUEST/TOKEN_ID`` to its parts; -1 becomes None. ValueError says what is wrong."""
-    parts = str(arguments[REQUEST_ARGUMENT]).split("/")
-    if len(parts) != 3 or not all(parts) or not parts[2].lstrip("-").isdigit():
-        raise ValueError(
-            f"{REQUEST_ARGUMENT} is {arguments[REQUEST_ARGUMENT]!r}; want GATEWAY/REQUEST/TOKEN_ID"
-        )
-    call_id = int(parts[2])
-    return parts[0], parts[1], call_id if call_id >= 0 else None

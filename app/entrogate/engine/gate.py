@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, cast
 
 from entrogate.segments.spans import starts_in_reasoning
 
@@ -25,6 +25,8 @@ STATISTICS = (
 _TAIL_SHARE = 0.1
 _LAST_WINDOW = 8
 _FIXED = 10  # numbers before the blank ids
+_MAX_BLANKS = 64
+_LARGEST = 1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,26 +67,45 @@ class GateNumbers:
         ]
 
 
-def unpack(numbers: Sequence[float]) -> GateNumbers:
-    """The inverse of `GateNumbers.pack`; ValueError says what is wrong."""
-    if len(numbers) < _FIXED or numbers[0] != FORMAT:
-        raise ValueError(f"entrogate_gate wants format {FORMAT} and at least {_FIXED} numbers")
-    if not 0 <= int(numbers[4]) < len(STATISTICS):
-        raise ValueError(f"entrogate_gate: no statistic {numbers[4]}")
-    if numbers[1] < 0:
-        raise ValueError("entrogate_gate: the tool-call token has no id")
+def unpack(numbers: object, vocab_size: int) -> GateNumbers:
+    """The inverse of `GateNumbers.pack`; ValueError says what is wrong with whatever came."""
+    if not isinstance(numbers, list | tuple):
+        raise ValueError("entrogate_gate is not a list of numbers")
+    items = cast("Sequence[object]", numbers)
+    if not _FIXED <= len(items) <= _FIXED + _MAX_BLANKS or items[0] != FORMAT:
+        raise ValueError(
+            f"entrogate_gate wants format {FORMAT} and {_FIXED} to {_FIXED + _MAX_BLANKS} numbers"
+        )
+    last = vocab_size - 1
+    force_above = _finite(items[9])
     return GateNumbers(
-        call_id=int(numbers[1]),
-        think_open_id=int(numbers[2]),
-        think_close_id=int(numbers[3]),
-        statistic=int(numbers[4]),
-        threshold=float(numbers[5]),
-        min_tokens=int(numbers[6]),
-        suppress_certain=bool(numbers[7]),
-        suppress_uncertain=bool(numbers[8]),
-        force_above=math.inf if numbers[9] < 0 else float(numbers[9]),
-        blank_ids=frozenset(int(n) for n in numbers[_FIXED:]),
+        call_id=_whole(items[1], last),
+        think_open_id=_whole(items[2], last, least=-1),
+        think_close_id=_whole(items[3], last, least=-1),
+        statistic=_whole(items[4], len(STATISTICS) - 1),
+        threshold=_finite(items[5]),
+        min_tokens=_whole(items[6], 2**31),
+        suppress_certain=bool(_whole(items[7], 1)),
+        suppress_uncertain=bool(_whole(items[8], 1)),
+        force_above=math.inf if force_above < 0 else force_above,
+        blank_ids=frozenset(_whole(n, last) for n in items[_FIXED:]),
     )
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise ValueError(f"entrogate_gate has a {type(value).__name__} where a number belongs")
+    if not abs(value) < _LARGEST:
+        raise ValueError(f"entrogate_gate has a number that is not below {_LARGEST:g}")
+    return float(value)
+
+
+def _whole(value: object, most: int, *, least: int = 0) -> int:
+    """``vllm_xargs`` may have turned integers and flags into floats."""
+    number = _finite(value)
+    if not least <= number <= most or number != int(number):
+        raise ValueError(f"entrogate_gate: {number:g} is not a whole number of {least} to {most}")
+    return int(number)
 
 
 @dataclass(slots=True)
@@ -103,13 +124,12 @@ class GateState:
         self.thought = self.thinking
 
     @classmethod
-    def begin(cls, numbers: Sequence[float], prompt_token_ids: Sequence[int]) -> Self:
-        """The state before the first token, of packed numbers."""
-        unpacked = unpack(numbers)
+    def begin(cls, numbers: GateNumbers, prompt_token_ids: Sequence[int]) -> Self:
+        """The state before the first token."""
         starts = starts_in_reasoning(
-            prompt_token_ids, unpacked.think_open_id, unpacked.think_close_id
+            prompt_token_ids, numbers.think_open_id, numbers.think_close_id
         )
-        return cls(unpacked, starts)
+        return cls(numbers, starts)
 
     def take(self, token_id: int, entropy: float, margin: float) -> None:
         """One more sampled token of the choice, with what was measured where it was sampled."""

@@ -26,7 +26,7 @@ BLOCK = 4096
 _WARPS = 8
 
 
-def fused_row_statistics(logits_BV: Tensor, tool_call_id: int | None) -> RowStatistics:
+def fused_row_statistics(logits_BV: Tensor, tool_call_ids_B: Tensor) -> RowStatistics:
     """As `statistics.row_statistics`, for logits whose rows are contiguous; any float dtype."""
     if logits_BV.ndim != 2 or logits_BV.stride(1) != 1:
         raise ValueError(f"want contiguous rows, have strides {logits_BV.stride()}")
@@ -41,7 +41,7 @@ def fused_row_statistics(logits_BV: Tensor, tool_call_id: int | None) -> RowStat
             n_rows,
             vocabulary,
             logits_BV.stride(0),
-            -1 if tool_call_id is None else tool_call_id,
+            tool_call_ids_B.contiguous(),
             BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=_WARPS,
         )
@@ -50,7 +50,7 @@ def fused_row_statistics(logits_BV: Tensor, tool_call_id: int | None) -> RowStat
 
 @triton.jit
 def _rows(
-    logits_ptr, out_ptr, largest_ptr, n_rows, vocabulary, row_stride, call_id, BLOCK: tl.constexpr
+    logits_ptr, out_ptr, largest_ptr, n_rows, vocabulary, row_stride, calls_ptr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0)
     start_ptr = logits_ptr + row.to(tl.int64) * row_stride
@@ -93,6 +93,7 @@ def _rows(
     kahan = tl.where(total == 1.0, rest, tl.log(total) * rest / (total - 1.0 + (total == 1.0)))
     tl.store(out_ptr + row, kahan - spread / total)
     tl.store(out_ptr + n_rows + row, top - second)
+    call_id = tl.load(calls_ptr + row)
     known = (call_id >= 0) & (call_id < vocabulary)
     call = tl.load(start_ptr + call_id, mask=known, other=-float("inf")).to(tl.float32)
     probability = tl.where(known, tl.exp(call - top) / total, float("nan"))

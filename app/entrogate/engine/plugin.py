@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from entrogate.engine.frames import CHOICE_ARGUMENT, DEFAULT_ADDRESS, REQUEST_ARGUMENT
 
 if TYPE_CHECKING:
+    from entrogate.engine.faults import Faults
     from entrogate.engine.publisher import Silence
 
 KNOWN_VERSIONS = ("0.32.",)
@@ -64,7 +65,7 @@ def is_known(version: str) -> bool:
     return version.startswith(KNOWN_VERSIONS)
 
 
-def open_publisher(vllm_config: Any, refusal: str | None) -> Silence | None:
+def open_publisher(vllm_config: Any, refusal: str | None, faults: Faults) -> Silence | None:
     """The publisher of this worker, or None where nothing is captured or gated; says why.
 
     ``refusal`` is what the model runner has against it, if anything.
@@ -77,6 +78,7 @@ def open_publisher(vllm_config: Any, refusal: str | None) -> Silence | None:
         return None
     import zmq
 
+    from entrogate.engine.guarded import Guarded
     from entrogate.engine.publisher import Publisher, Silence
 
     if not _is_sending_rank():
@@ -93,7 +95,7 @@ def open_publisher(vllm_config: Any, refusal: str | None) -> Silence | None:
         )
         return None
     _log.info("entrogate: captures on %s", publisher.address)
-    return publisher
+    return Guarded(publisher, faults)
 
 
 def _is_sending_rank() -> bool:

@@ -26,14 +26,21 @@ if TYPE_CHECKING:
 _log = logging.getLogger("entrogate.engine")
 FLUSH_SECONDS = 0.1
 FLUSH_STEPS = 64
-QUEUED_MESSAGES = 10_000
+QUEUED_MESSAGES = 2_000
+EXPIRE_SECONDS = 300.0
+MAX_GATEWAYS = 256  # names under way or used lately: a request can make one up
+WAITING_BYTES = 2**22  # of one gateway, then they are sent: a message is little more
+_STREAMS = 2**32  # numbers of streams, as frames count them
 
 
 @dataclass(slots=True)
 class _Outgoing:
-    """What waits for one gateway."""
+    """What waits for one gateway. ``open``: its choices under way; ``n_bytes`` roughly."""
 
     sequence: int = 0
+    open: int = 0
+    n_bytes: int = 0
+    named_at: float = 0.0
     began: list[Began] = field(default_factory=list[Began])
     tokens: list[np.ndarray] = field(default_factory=list[np.ndarray])
     gated: list[Gated] = field(default_factory=list[Gated])
@@ -43,10 +50,26 @@ class _Outgoing:
     def empty(self) -> bool:
         return not (self.began or self.tokens or self.gated or self.ended)
 
+    def take(self, worker: int) -> Message:
+        """All that waits, as the next message."""
+        message = Message(
+            version=VERSION,
+            worker=worker,
+            sequence=self.sequence,
+            began=self.began,
+            tokens=np.concatenate(self.tokens).tobytes() if self.tokens else b"",
+            gated=self.gated,
+            ended=self.ended,
+        )
+        self.sequence += 1
+        self.n_bytes = 0
+        self.began, self.tokens, self.gated, self.ended = [], [], [], []
+        return message
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One choice under capture: the gateway that follows it, and its number there."""
+    """One choice under capture: the gateway that follows it, and its number there (0: none)."""
 
     gateway: str
     number: int
@@ -84,7 +107,11 @@ class Silence:
 
 
 class Publisher(Silence):
-    """Collects by gateway and sends now and then. Raises zmq.ZMQError when it cannot bind."""
+    """Collects by gateway and sends now and then. Raises zmq.ZMQError when it cannot bind.
+
+    How much it holds is bounded whatever gateways the requests name: so many names, each with so
+    many bytes; past that a choice is not captured, or a message is lost.
+    """
 
     def __init__(self, address: str) -> None:
         self._socket: Any = zmq.Context.instance().socket(zmq.PUB)
@@ -96,9 +123,10 @@ class Publisher(Silence):
             self._socket.close()
             raise
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.uncaptured = 0  # choices of gateways for which there was no room
         self._worker = int.from_bytes(os.urandom(7), "little")
-        self._outgoing: dict[str, _Outgoing] = {}
-        self._sent_at = time.monotonic()
+        self._outgoing: dict[str, _Outgoing] = {}  # by name; the least recently begun first
+        self._sent_at = self._expired_at = time.monotonic()
         self._steps = 0
         self._due = False
         self._streams = 0
@@ -106,16 +134,22 @@ class Publisher(Silence):
     def began(
         self, gateway: str, request: str, choice: int, prompt: Sequence[int], *, resumed: int
     ) -> Stream:
-        self._streams += 1
-        self._of(gateway).began.append(
+        outgoing = self._admit(gateway)
+        if outgoing is None:
+            return Stream(gateway, 0)
+        self._streams = self._streams % (_STREAMS - 1) + 1
+        packed = np.array(prompt, dtype="<i4").tobytes()
+        outgoing.open += 1
+        outgoing.began.append(
             Began(
                 stream=self._streams,
                 request=request,
                 choice=choice,
-                prompt_token_ids=np.array(prompt, dtype="<i4").tobytes(),
+                prompt_token_ids=packed,
                 resumed=resumed,
             )
         )
+        self._grow(gateway, outgoing, len(packed))
         return Stream(gateway, self._streams)
 
     def tokens(
@@ -129,16 +163,23 @@ class Publisher(Silence):
         tokens["stream"] = [stream.number for stream in streams]
         tokens["token_id"], tokens["logprob"] = token_ids, logprobs
         tokens["entropy"], tokens["margin"], tokens["p_tool_call"] = measured
-        gateways = [stream.gateway for stream in streams]
+        gateways = [stream.gateway if stream.number else "" for stream in streams]
         among = set(gateways)
         for gateway in among:
-            mine = [name == gateway for name in gateways]
-            self._of(gateway).tokens.append(tokens if len(among) == 1 else tokens[mine])
+            outgoing = self._outgoing.get(gateway)
+            if outgoing is None:
+                continue
+            mine = tokens if len(among) == 1 else tokens[[name == gateway for name in gateways]]
+            outgoing.tokens.append(mine)
+            self._grow(gateway, outgoing, mine.nbytes)
 
     def gated(
         self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
     ) -> None:
-        self._of(stream.gateway).gated.append(
+        outgoing = self._of(stream)
+        if outgoing is None:
+            return
+        outgoing.gated.append(
             Gated(
                 stream=stream.number,
                 position=position,
@@ -150,7 +191,11 @@ class Publisher(Silence):
         )
 
     def ended(self, stream: Stream, n_tokens: int) -> None:
-        self._of(stream.gateway).ended.append(Ended(stream=stream.number, n_tokens=n_tokens))
+        outgoing = self._of(stream)
+        if outgoing is None:
+            return
+        outgoing.open = max(0, outgoing.open - 1)
+        outgoing.ended.append(Ended(stream=stream.number, n_tokens=n_tokens))
         self._due = True
 
     def step(self) -> None:
@@ -165,28 +210,55 @@ class Publisher(Silence):
     def flush(self) -> None:
         """Send what waits. Never blocks."""
         self._due, self._steps, self._sent_at = False, 0, time.monotonic()
-        for gateway, waiting in self._outgoing.items():
-            if waiting.empty:
-                continue
-            tokens = waiting.tokens
-            message = Message(
-                version=VERSION,
-                worker=self._worker,
-                sequence=waiting.sequence,
-                began=waiting.began,
-                tokens=np.concatenate(tokens).tobytes() if tokens else b"",
-                gated=waiting.gated,
-                ended=waiting.ended,
-            )
-            self._outgoing[gateway] = _Outgoing(sequence=waiting.sequence + 1)
-            try:
-                self._socket.send_multipart([gateway.encode(), encode(message)], zmq.NOBLOCK)
-            except zmq.ZMQError as error:
-                _log.warning("entrogate: captures not sent: %s", error)
+        for gateway, outgoing in self._outgoing.items():
+            if not outgoing.empty:
+                self._send(gateway, outgoing)
+        if self._sent_at - self._expired_at > EXPIRE_SECONDS:
+            self._expire()
+
+    def lose(self) -> None:
+        """Drop all that waits; its gateways see that the numbers of the messages begin anew."""
+        self._outgoing.clear()
 
     def close(self) -> None:
         self.flush()
         self._socket.close()
 
-    def _of(self, gateway: str) -> _Outgoing:
-        return self._outgoing.setdefault(gateway, _Outgoing())
+    def _send(self, gateway: str, outgoing: _Outgoing) -> None:
+        payload = encode(outgoing.take(self._worker))
+        try:
+            self._socket.send_multipart([gateway.encode(), payload], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            _log.warning("entrogate: captures not sent: %s", error)
+
+    def _admit(self, gateway: str) -> _Outgoing | None:
+        """A place for a gateway that a request names; the one least recently named makes room."""
+        outgoing = self._outgoing.pop(gateway, None)
+        if outgoing is None:
+            if len(self._outgoing) >= MAX_GATEWAYS:
+                idle = next((n for n, o in self._outgoing.items() if not o.open and o.empty), None)
+                if idle is None:
+                    self.uncaptured += 1
+                    return None
+                del self._outgoing[idle]
+            outgoing = _Outgoing()
+        self._outgoing[gateway] = outgoing
+        outgoing.named_at = self._sent_at
+        return outgoing
+
+    def _expire(self) -> None:
+        """Forget the gateways that nobody has named for a while."""
+        before, self._expired_at = self._expired_at, self._sent_at
+        self._outgoing = {
+            name: outgoing
+            for name, outgoing in self._outgoing.items()
+            if outgoing.open or outgoing.named_at > before
+        }
+
+    def _of(self, stream: Stream) -> _Outgoing | None:
+        return self._outgoing.get(stream.gateway) if stream.number else None
+
+    def _grow(self, gateway: str, outgoing: _Outgoing, n_bytes: int) -> None:
+        outgoing.n_bytes += n_bytes
+        if outgoing.n_bytes > WAITING_BYTES:
+            self._send(gateway, outgoing)

@@ -10,19 +10,14 @@ the distribution that was sampled from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-from entrogate.engine.frames import (
-    CHOICE_ARGUMENT,
-    GATE_ARGUMENT,
-    REQUEST_ARGUMENT,
-    parse_request,
-)
+from entrogate.engine.arguments import read_arguments
 from entrogate.engine.gate import GateState
 from entrogate.engine.statistics import (
     COULD_BE_SAMPLED,
@@ -34,8 +29,7 @@ from entrogate.engine.statistics import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from entrogate.engine.faults import Faults
     from entrogate.engine.publisher import Silence, Stream
 
 
@@ -46,8 +40,13 @@ class _Row:
     stream: Stream
     output: list[int]  # vLLM's own list, which grows as it keeps tokens
     n_tokens: int
+    call_id: int  # the tool-call token, -1 where none is known
     gate: GateState | None
     broken: bool = False  # it grew in a way that the captured rows do not explain
+
+    def leave_alone(self) -> None:
+        """Its gate failed: what is left to decide is decided in the gateway."""
+        self.gate = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,13 +59,23 @@ class _Step:
 
 
 class RunnerV1:
-    """Captures the requests that carry `frames.REQUEST_ARGUMENT`; the others cost nothing."""
+    """Captures the requests that carry `frames.REQUEST_ARGUMENT`; the others cost nothing.
 
-    def __init__(self, publisher: Silence) -> None:
+    What raises in `update_state` or `apply` is for the caller to catch, who then calls `give_up`.
+    """
+
+    def __init__(self, publisher: Silence, vocab_size: int, faults: Faults) -> None:
         self._publisher = publisher
+        self._vocab_size = vocab_size
+        self._faults = faults
         self._rows: dict[int, _Row] = {}
         self._step: _Step | None = None
-        self._call_id: int | None = None
+
+    def give_up(self) -> None:
+        """Something failed: the captures and gates under way end, new requests begin anew."""
+        rows, self._rows, self._step = self._rows, {}, None
+        for row in rows.values():
+            self._publisher.ended(row.stream, -1)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """What came, went and moved since the last step; None: nothing did."""
@@ -80,7 +89,7 @@ class RunnerV1:
             self._end(index)
         for index, params, prompt, output in batch_update.added:
             self._end(index)
-            self._begin(index, params.extra_args or {}, prompt, output)
+            self._begin(index, params.extra_args, prompt, output)
         for first, second, direction in batch_update.moved:
             self._move(first, second, swap=direction is MoveDirectionality.SWAP)
         if before or self._rows:
@@ -90,17 +99,29 @@ class RunnerV1:
         """Measure the rows of the batch, (B, V), and gate them in place."""
         if not self._rows:
             return logits
+        rows = [item for item in self._rows.items() if item[0] < len(logits)]
+        call_ids_B = np.full(len(logits), -1, dtype=np.int64)
+        for index, row in rows:
+            call_ids_B[index] = row.call_id
         if logits.numel() <= SMALL and logits.device.type == "cpu":
-            measured, largest_B = small_row_statistics(logits.numpy(), self._call_id)
+            measured, largest_B = small_row_statistics(logits.numpy(), call_ids_B)
         else:
-            found = row_statistics(logits, self._call_id)
+            found = row_statistics(logits, torch.as_tensor(call_ids_B, device=logits.device))
             columns = (found.entropy_B, found.margin_B, found.p_tool_call_B)
             measured = torch.stack(columns).cpu().numpy()
             largest_B = found.largest_B.cpu().numpy()
-        rows = [item for item in self._rows.items() if item[0] < len(logits)]
         for index, row in rows:
-            if row.gate is not None:
-                self._gate(index, row, logits, measured[:, index], int(largest_B[index]))
+            if row.gate is None:
+                continue
+            self._faults.guard(
+                self._gate,
+                index,
+                row,
+                logits,
+                measured[:, index],
+                int(largest_B[index]),
+                undo=row.leave_alone,
+            )
         self._step = _Step(rows=rows, measured=measured, logits_BV=logits)
         return logits
 
@@ -175,24 +196,28 @@ class RunnerV1:
         )
 
     def _begin(
-        self,
-        index: int,
-        arguments: Mapping[str, Any],
-        prompt: list[int] | None,
-        output: list[int],
+        self, index: int, extra_args: Any, prompt: list[int] | None, output: list[int]
     ) -> None:
-        if REQUEST_ARGUMENT not in arguments:
+        try:
+            asked = read_arguments(extra_args, self._vocab_size)
+        except ValueError as error:
+            self._faults.refuse(error)
             return
-        gateway, request, call_id = parse_request(arguments)
-        self._call_id = call_id if call_id is not None else self._call_id
-        numbers = arguments.get(GATE_ARGUMENT)
+        if asked is None:
+            return
         # A choice that had been preempted has lost its measurements: its gate stays open.
         gate = None
-        if numbers is not None and not output:
-            gate = GateState.begin(numbers, prompt or ())
-        choice = int(arguments.get(CHOICE_ARGUMENT, 0))
-        stream = self._publisher.began(gateway, request, choice, prompt or (), resumed=len(output))
-        self._rows[index] = _Row(stream=stream, output=output, n_tokens=len(output), gate=gate)
+        if asked.gate is not None and not output:
+            gate = GateState.begin(asked.gate, prompt or ())
+        self._rows[index] = _Row(
+            stream=self._publisher.began(
+                asked.gateway, asked.request, asked.choice, prompt or (), resumed=len(output)
+            ),
+            output=output,
+            n_tokens=len(output),
+            call_id=-1 if asked.call_id is None else asked.call_id,
+            gate=gate,
+        )
 
     def _end(self, index: int) -> None:
         row = self._rows.pop(index, None)

@@ -14,19 +14,14 @@ methods of vLLM are wrapped: `Sampler._sample_random`, `RequestState.add_request
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from entrogate.engine.frames import (
-    CHOICE_ARGUMENT,
-    GATE_ARGUMENT,
-    REQUEST_ARGUMENT,
-    parse_request,
-)
+from entrogate.engine.arguments import read_arguments
 from entrogate.engine.gate import GateState
 from entrogate.engine.statistics import COULD_BE_SAMPLED, row_statistics, sampled_logprobs
 
@@ -34,6 +29,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
 
+    from entrogate.engine.faults import Faults
     from entrogate.engine.publisher import Silence, Stream
     from entrogate.engine.statistics import RowStatistics
 
@@ -51,6 +47,10 @@ class _Row:
     stop_token_ids: frozenset[int | None]
     gate: GateState | None
     finished: bool = False  # what is sampled after that (a step was under way) is thrown away
+
+    def leave_alone(self) -> None:
+        """Its gate failed: what is left to decide is decided in the gateway."""
+        self.gate = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,45 +76,68 @@ class _Arrival:
 
 
 class RunnerV2:
-    """One per worker; ``states`` are the model runner's own, read only."""
+    """One per worker; ``states`` are the model runner's own, read only.
 
-    def __init__(self, publisher: Silence, states: LogitsProcRequestState, max_len: int) -> None:
+    What raises in a method is for the caller to catch, who then calls `give_up`.
+    """
+
+    def __init__(
+        self, publisher: Silence, states: LogitsProcRequestState, max_len: int, faults: Faults
+    ) -> None:
         self._publisher = publisher
         self._states = states
         self._max_len = max_len
+        self._faults = faults
         self._rows: dict[int, _Row] = {}  # by slot
         self._step: _Step | None = None  # measured, not yet sampled
         self._settling: deque[_Step] = deque()
         self._arrival = _Arrival()
-        self._call_id: int | None = None
         self._measure = _measure_for(states.device)
-        _wrap_model_runner(self)
+        # By slot: the tool-call token, -1 where none is known. Kept on the device, where each step
+        # looks up those of its rows.
+        self._call_ids = torch.full(
+            (states.max_num_reqs,), -1, dtype=torch.int64, device=states.device
+        )
 
-    def arrive(self, slot: int, token_ids: list[int]) -> None:
-        """A request gets ``slot``; its prompt and, after a preemption, what it had sampled."""
-        self._arrival = _Arrival(slot, token_ids)
+    def give_up(self) -> None:
+        """Something failed: the captures and gates under way end, new requests begin anew."""
+        rows, self._rows, self._step = self._rows, {}, None
+        self._settling.clear()
+        for row in rows.values():
+            self._publisher.ended(row.stream, -1)
+
+    def arrived(self, states: Any, named: dict[str, Any]) -> None:
+        """A request got a slot of ``states``: it has ``named`` prompt and what it had sampled."""
+        slot = states.req_id_to_index[named["req_id"]]
+        self._arrival = _Arrival(slot, named["all_token_ids"])
 
     def add_request(self, slot: int, params: SamplingParams) -> bool:
         """The request that has arrived; True when it is captured."""
-        arguments: Mapping[str, Any] = params.extra_args or {}
-        if REQUEST_ARGUMENT not in arguments or self._arrival.slot != slot:
+        self.leave(slot)
+        try:
+            asked = read_arguments(params.extra_args, self._states.vocab_size)
+        except ValueError as error:
+            self._faults.refuse(error)
             return False
-        gateway, request, call_id = parse_request(arguments)
-        self._call_id = call_id if call_id is not None else self._call_id
+        if asked is None or self._arrival.slot != slot:
+            return False
         prompt_len = int(self._states.prompt_len.np[slot])
         token_ids = self._arrival.token_ids
         prompt, resumed = token_ids[:prompt_len], len(token_ids) - prompt_len
-        numbers = arguments.get(GATE_ARGUMENT)
         limit = self._max_len - prompt_len
-        choice = int(arguments.get(CHOICE_ARGUMENT, 0))
+        # A choice that had been preempted has lost its measurements: its gate stays open.
+        numbers = None if resumed else asked.gate
+        gate = None if numbers is None else GateState.begin(numbers, prompt)
+        self._call_ids[slot] = -1 if asked.call_id is None else asked.call_id
         self._rows[slot] = _Row(
-            stream=self._publisher.began(gateway, request, choice, prompt, resumed=resumed),
+            stream=self._publisher.began(
+                asked.gateway, asked.request, asked.choice, prompt, resumed=resumed
+            ),
             prefill_len=len(token_ids),
             n_tokens=resumed,
             limit=limit if params.max_tokens is None else min(limit, params.max_tokens),
             stop_token_ids=frozenset((params.eos_token_id, *(params.stop_token_ids or ()))),
-            # A choice that had been preempted has lost its measurements: its gate stays open.
-            gate=GateState.begin(numbers, prompt) if numbers is not None and not resumed else None,
+            gate=gate,
         )
         return True
 
@@ -141,26 +164,37 @@ class RunnerV2:
             return logits_BV
         self._settle(wait=any(row.gate is not None for row in rows))
         self._publisher.step()
-        found = self._measure(logits_BV, self._call_id)
+        call_ids_B = self._call_ids.index_select(0, context.expanded_idx_mapping)
+        found = self._measure(logits_BV, call_ids_B)
         acted_B = torch.zeros_like(found.entropy_B)
         for place, row in zip(places, rows, strict=True):
-            if row.gate is not None and not row.finished:
-                self._gate(place, row.gate, logits_BV, found, acted_B)
+            if row.gate is None or row.finished:
+                continue
+            self._faults.guard(
+                self._gate, place, row.gate, logits_BV, found, acted_B, undo=row.leave_alone
+            )
         measured = torch.stack((found.entropy_B, found.margin_B, found.p_tool_call_B, acted_B))
         everyone = len(places) == len(logits_BV)
         index_R = None if everyone else _to_device(places, logits_BV.device)
         self._step = _Step(rows=rows, index_R=index_R, measured=measured)
         return logits_BV
 
-    @property
-    def measured(self) -> bool:
-        """Does a step wait for what it sampled?"""
-        return self._step is not None
+    def sampled(
+        self, result: tuple[torch.Tensor, torch.Tensor], arguments: tuple[Any, ...]
+    ) -> None:
+        """What was sampled in the step that `apply` measured, and from which distribution.
 
-    def sampled(self, token_ids_B: torch.Tensor, processed_BV: torch.Tensor) -> None:
-        """What was sampled in the step that `apply` measured, and from which distribution."""
+        ``result`` and ``arguments`` are those of vLLM's `Sampler._sample_random`.
+        """
         step, self._step = self._step, None
-        assert step is not None
+        if step is None:
+            return
+        token_ids_B, processed_BV = result
+        top_k, top_p, fused = arguments[-3:]
+        if fused:  # it cuts the tail inside its own kernel
+            from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+            processed_BV = apply_top_k_top_p(processed_BV, top_k, top_p)
         chosen_B = token_ids_B.view(-1)
         logprobs_B = sampled_logprobs(processed_BV, chosen_B)
         columns = (step.measured, logprobs_B[None], chosen_B[None].to(torch.float32))
@@ -239,7 +273,8 @@ class RunnerV2:
 
     def _report(self, row: _Row, values: np.ndarray) -> None:
         """What the gate did before the token that is about to be counted."""
-        assert row.gate is not None
+        if row.gate is None:  # it failed after this
+            return
         self._publisher.gated(
             row.stream,
             row.gate,
@@ -260,7 +295,7 @@ def refusal(vllm_config: Any) -> str | None:
 
 def _measure_for(
     device: torch.device,
-) -> Callable[[torch.Tensor, int | None], RowStatistics]:
+) -> Callable[[torch.Tensor, torch.Tensor], RowStatistics]:
     if device.type != "cuda":
         return row_statistics
     from entrogate.engine.kernel import fused_row_statistics
@@ -273,9 +308,17 @@ def _to_device(places: list[int], device: torch.device) -> torch.Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def _wrap_model_runner(runner: RunnerV2) -> None:
-    """Have vLLM's own methods tell ``runner`` what its interface does not."""
-    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+def wrap_model_runner(
+    *,
+    arrived: Callable[[Any, dict[str, Any]], object],
+    left: Callable[[int], object],
+    sampled: Callable[[Any, tuple[Any, ...]], object],
+) -> None:
+    """Have vLLM's own methods tell what its interface does not; none of the callbacks may raise.
+
+    ``arrived`` gets the request states and the arguments by name of their `add_request`, ``left``
+    the slot that became free, ``sampled`` what `_sample_random` returned and its arguments.
+    """
     from vllm.v1.worker.gpu.sample.sampler import Sampler
     from vllm.v1.worker.gpu.states import RequestState
 
@@ -283,23 +326,19 @@ def _wrap_model_runner(runner: RunnerV2) -> None:
     add: Any = RequestState.add_request
     remove: Any = RequestState.remove_request
 
-    def sample_random(sampler: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        token_ids, logits = sample(sampler, *arguments)
-        if runner.measured:
-            top_k, top_p, fused = arguments[-3:]
-            # A fused sampler cuts the tail inside its own kernel.
-            cut = apply_top_k_top_p(logits, top_k, top_p) if fused else logits
-            runner.sampled(token_ids, cut)
-        return token_ids, logits
+    def sample_random(sampler: Any, *arguments: Any, **named: Any) -> Any:
+        result = sample(sampler, *arguments, **named)
+        sampled(result, arguments)
+        return result
 
-    def add_request(self: Any, *, all_token_ids: list[int], req_id: str, **others: int) -> None:
-        add(self, all_token_ids=all_token_ids, req_id=req_id, **others)
-        runner.arrive(self.req_id_to_index[req_id], all_token_ids)
+    def add_request(self: Any, *arguments: Any, **named: Any) -> None:
+        add(self, *arguments, **named)
+        arrived(self, named)
 
     def remove_request(self: Any, req_id: str) -> int | None:
         slot = remove(self, req_id)
         if slot is not None:
-            runner.leave(slot)
+            left(slot)
         return slot
 
     states: Any = RequestState

@@ -30,12 +30,13 @@ class RowStatistics:
     largest_B: Tensor
 
 
-def row_statistics(logits_BV: Tensor, tool_call_id: int | None) -> RowStatistics:
+def row_statistics(logits_BV: Tensor, tool_call_ids_B: Tensor) -> RowStatistics:
     r"""Entropy, top-1/top-2 margin and probability of the tool-call token of each row.
 
     With d_v = x_v - max x, e_v = exp(d_v) and r the sum of all e_v but the largest (which is 1),
     H = ln(1 + r) + Σ e_v (-d_v) / (1 + r): every term is positive, so a peaked distribution keeps
-    its relative precision. ``-inf`` marks an impossible token. ``tool_call_id`` None gives nan.
+    its relative precision. ``-inf`` marks an impossible token. ``tool_call_ids_B`` are int64; a row
+    without such a token has -1 and gets nan.
     """
     top_B2, indices_B2 = torch.topk(logits_BV, 2, dim=-1)
     below_BV = (logits_BV - top_B2[:, :1]).clamp_(min=_FLOOR)
@@ -44,21 +45,19 @@ def row_statistics(logits_BV: Tensor, tool_call_id: int | None) -> RowStatistics
     rest_B = weights_BV.sum(dim=-1)
     total_B = rest_B + 1.0
     spread_B = torch.linalg.vecdot(weights_BV, below_BV)
-    if tool_call_id is None:
-        p_tool_call_B = torch.full_like(rest_B, torch.nan)
-    else:
-        is_largest_B = (indices_B2[:, 0] == tool_call_id).to(rest_B.dtype)
-        p_tool_call_B = (weights_BV[:, tool_call_id] + is_largest_B) / total_B
+    call_B = weights_BV.gather(1, tool_call_ids_B.clamp(min=0)[:, None])[:, 0]
+    is_largest_B = (indices_B2[:, 0] == tool_call_ids_B).to(rest_B.dtype)
+    p_tool_call_B = (call_B + is_largest_B) / total_B
     return RowStatistics(
         entropy_B=torch.log1p(rest_B) - spread_B / total_B,
         margin_B=top_B2[:, 0] - top_B2[:, 1],
-        p_tool_call_B=p_tool_call_B,
+        p_tool_call_B=p_tool_call_B.masked_fill_(tool_call_ids_B < 0, torch.nan),
         largest_B=indices_B2[:, 0],
     )
 
 
 def small_row_statistics(
-    logits_BV: NDArray[np.float32], tool_call_id: int | None
+    logits_BV: NDArray[np.float32], tool_call_ids_B: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """`row_statistics` in numpy, for few logits on a CPU: (3, B) measured and the likeliest ids."""
     rows = np.arange(len(logits_BV))
@@ -76,10 +75,9 @@ def small_row_statistics(
     below_BV[rows, largest_B] = -np.inf
     measured[1] = -below_BV.max(axis=1)
     measured[1][measured[1] >= -_FLOOR] = np.inf  # the others are impossible
-    if tool_call_id is None:
-        measured[2] = np.nan
-    else:
-        measured[2] = (weights_BV[:, tool_call_id] + (largest_B == tool_call_id)) / total_B
+    call_B = weights_BV[rows, np.maximum(tool_call_ids_B, 0)]
+    measured[2] = (call_B + (largest_B == tool_call_ids_B)) / total_B
+    measured[2][tool_call_ids_B < 0] = np.nan
     return measured, largest_B
 
 

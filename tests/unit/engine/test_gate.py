@@ -86,9 +86,9 @@ def test_value_is_that_of_the_segment_before_the_call(
 
 
 def test_a_closed_empty_think_block_in_the_prompt_is_not_open() -> None:
-    packed = numbers().pack()
-    assert GateState.begin(packed, [9, OPEN, BLANK]).thinking
-    assert not GateState.begin(packed, [9, OPEN, BLANK, CLOSE, BLANK]).thinking
+    gate = numbers()
+    assert GateState.begin(gate, [9, OPEN, BLANK]).thinking
+    assert not GateState.begin(gate, [9, OPEN, BLANK, CLOSE, BLANK]).thinking
 
 
 def test_suppresses_where_certain_and_long_enough() -> None:
@@ -131,13 +131,29 @@ def test_forces_only_between_the_reasoning_and_the_answer() -> None:
 def test_numbers_survive_the_request(threshold: float, flag: bool, blanks: set[int]) -> None:
     gate = numbers(threshold=threshold, suppress_uncertain=flag, blank_ids=frozenset(blanks))
     packed = [float(n) for n in gate.pack()]  # vllm_xargs may turn all into floats
-    assert unpack(packed) == gate
+    assert unpack(packed, 300_001) == gate
 
 
 @pytest.mark.parametrize(
     ("bad", "says"),
-    [([1, 2], "at least 10"), ([9] * 11, "format 1"), ([1, 1, 2, 3, 77, 0, 1, 1, 0, -1], "77")],
+    [
+        ([1, 2], "10 to"),
+        ([9] * 11, "format 1"),
+        ([1, 1, 2, 3, 77, 0, 1, 1, 0, -1], "77"),
+        ([1, 100, 2, 3, 0, 0, 1, 1, 0, -1], "100"),
+        ([1, -1, 2, 3, 0, 0, 1, 1, 0, -1], "-1"),
+        ([1, 1, 2, 3, 0, float("nan"), 1, 1, 0, -1], "number"),
+        ([1, 1, 2, 3, 0, float("inf"), 1, 1, 0, -1], "number"),
+        ([1, 1, 2, 3, 0, 10**400, 1, 1, 0, -1], "number"),
+        ([1, 1, 2, 3, 0, "0", 1, 1, 0, -1], "str"),
+        ([1, 1.5, 2, 3, 0, 0, 1, 1, 0, -1], "1.5"),
+        ([1, 1, 2, 3, 0, 0, 1, 2, 0, -1], "0 to 1"),
+        ([1, 1, 2, 3, 0, 0, 1, 1, 0, -1, 100], "100"),
+        ([1, 1, 2, 3, 0, 0, 1, 1, 0, -1, *range(65)], "numbers"),
+        ("1123450000", "list"),
+        (None, "list"),
+    ],
 )
 def test_malformed_numbers_say_what_is_wrong(bad: list[float], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        unpack(bad)
+        unpack(bad, 100)

@@ -47,7 +47,7 @@ def rows(kind: str, vocabulary: int) -> np.ndarray:
 def test_equals_float64(kind: str, vocabulary: int) -> None:
     logits = rows(kind, vocabulary)
     entropy, margin, p = reference(logits)
-    found = row_statistics(torch.from_numpy(logits.copy()), 2)
+    found = row_statistics(torch.from_numpy(logits.copy()), torch.full((len(logits),), 2))
     np.testing.assert_allclose(found.entropy_B.numpy(), entropy, rtol=1e-5, atol=1e-12)
     np.testing.assert_allclose(found.margin_B.numpy(), margin, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.p_tool_call_B.numpy(), p[:, 2], rtol=2e-5, atol=1e-30)
@@ -60,7 +60,7 @@ def test_the_small_form_equals_float64(kind: str, vocabulary: int) -> None:
     logits = rows(kind, vocabulary)
     entropy, margin, p = reference(logits)
     before = logits.copy()
-    measured, largest = small_row_statistics(logits, 2)
+    measured, largest = small_row_statistics(logits, np.full(len(logits), 2))
     np.testing.assert_array_equal(logits, before)
     np.testing.assert_allclose(measured[0], entropy, rtol=1e-5, atol=1e-12)
     np.testing.assert_allclose(measured[1], margin, rtol=1e-5, atol=1e-6)
@@ -70,17 +70,17 @@ def test_the_small_form_equals_float64(kind: str, vocabulary: int) -> None:
     expected = np.log(p[np.arange(len(p)), chosen])
     found = small_sampled_logprobs(logits, chosen)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert np.isnan(small_row_statistics(logits, None)[0][2]).all()
+    assert np.isnan(small_row_statistics(logits, np.full(len(logits), -1))[0][2]).all()
     alone = np.full((1, vocabulary), -np.inf, dtype=np.float32)
     alone[0, 3] = 1.0
-    measured, largest = small_row_statistics(alone, 3)
+    measured, largest = small_row_statistics(alone, np.array([3]))
     assert measured[:, 0].tolist() == [0.0, np.inf, 1.0]
     assert largest.tolist() == [3]
 
 
 def test_the_largest_may_be_the_tool_call_and_may_be_the_only_one() -> None:
     logits = torch.tensor([[5.0, 1.0, 0.0], [-torch.inf, 2.0, -torch.inf], [1.0, 1.0, 1.0]])
-    found = row_statistics(logits, 0)
+    found = row_statistics(logits, torch.zeros(3, dtype=torch.int64))
     expected = np.exp([5.0, 1.0, 0.0]) / np.exp([5.0, 1.0, 0.0]).sum()
     assert found.p_tool_call_B.tolist() == pytest.approx([expected[0], 0.0, 1 / 3], rel=1e-6)
     assert found.entropy_B[1] == 0.0
@@ -89,13 +89,13 @@ def test_the_largest_may_be_the_tool_call_and_may_be_the_only_one() -> None:
 
 
 def test_no_tool_call_token_has_no_probability() -> None:
-    assert row_statistics(torch.zeros(2, 4), None).p_tool_call_B.isnan().all()
+    assert row_statistics(torch.zeros(2, 4), torch.tensor([-1, -1])).p_tool_call_B.isnan().all()
 
 
 def test_logits_are_not_changed() -> None:
     logits = torch.randn(3, 50)
     before = logits.clone()
-    row_statistics(logits, 1)
+    row_statistics(logits, torch.ones(3, dtype=torch.int64))
     assert torch.equal(logits, before)
 
 
@@ -103,3 +103,13 @@ def test_sampled_logprobs_are_those_of_what_was_left_to_sample() -> None:
     logits = torch.tensor([[1.0, 2.0, -torch.inf, 0.5]])
     expected = np.log(np.exp(1.0) / np.exp([1.0, 2.0, 0.5]).sum())
     assert sampled_logprobs(logits, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_each_row_has_a_tool_call_token_of_its_own() -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+    p = reference(logits)[2]
+    ids = np.array([7, -1, 31, int(logits[3].argmax())])
+    expected = [p[0, 7], np.nan, p[2, 31], p[3].max()]
+    found = row_statistics(torch.from_numpy(logits), torch.from_numpy(ids)).p_tool_call_B.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(small_row_statistics(logits, ids)[0][2], expected, rtol=1e-5)
