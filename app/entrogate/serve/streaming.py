@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Any
 
-import aiohttp
 import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol, UpstreamUnavailable
@@ -20,6 +19,7 @@ from entrogate.serve.reader import Reader, resumed_event
 from entrogate.serve.recording import debug_object
 from entrogate.serve.turn import Turn
 from entrogate.types import Action
+from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.wire.errors import error_event
 from entrogate.wire.sse import DONE, EventSplitter, json_event
 
@@ -34,13 +34,13 @@ class StreamedTurn:
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self._stack = AsyncExitStack()
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: UpstreamAnswer | None = None
         self._first_response: tuple[str, int] | None = None  # id and created of the first leg
         self._usage_event = b""
         self._tail = b""
         self._muted = False  # a second try after a failed resume: the text was sent already
 
-    async def open(self) -> aiohttp.ClientResponse:
+    async def open(self) -> UpstreamAnswer:
         """Send the current leg upstream and return the answer's head; the body is not read yet."""
         response = await self._ask()
         while response.status == 404 and self.turn.fall_back():
@@ -49,7 +49,7 @@ class StreamedTurn:
         self._response = response
         return response
 
-    async def _ask(self) -> aiohttp.ClientResponse:
+    async def _ask(self) -> UpstreamAnswer:
         turn = self.turn
         body = turn.upstream_body()
         if not turn.legs_done:

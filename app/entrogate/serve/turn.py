@@ -13,7 +13,6 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import numpy as np
 import orjson
 
@@ -27,6 +26,7 @@ from entrogate.serve.judge import Judge
 from entrogate.serve.linkage import Link
 from entrogate.serve.recording import turn_record
 from entrogate.types import Action, CallRecord, Decision, TurnHead, TurnRecord
+from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.handshake import Capabilities
 from entrogate.upstream.resume import resume_request
@@ -92,7 +92,7 @@ class Turn:
     spans: TurnSpans | None = None  # None: turns are not traced
 
     @asynccontextmanager
-    async def asked(self, path: str, body: bytes) -> AsyncGenerator[aiohttp.ClientResponse]:
+    async def asked(self, path: str, body: bytes) -> AsyncGenerator[UpstreamAnswer]:
         """vLLM's answer to a request of this turn; leaving the block before its end aborts it."""
         headers = self.headers
         with ExitStack() as traced:

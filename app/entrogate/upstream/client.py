@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import AsyncGenerator, Generator, Mapping
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Self
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
+from aiohttp import http_exceptions
 
-from entrogate.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from entrogate.errors import (
+    UpstreamError,
+    UpstreamProtocol,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from entrogate.settings import UpstreamSettings
+from entrogate.upstream.answer import UpstreamAnswer
+
+_log = logging.getLogger("entrogate.upstream")
 
 # uvicorn, and so vLLM, closes an idle connection after 5 s: let go of it first.
 _KEEPALIVE_SECONDS = 4.0
 _TRACE_HEADERS = ("traceparent", "tracestate")
+_MOST_DETAIL = 300
 _USERINFO = re.compile(r"^([^/]*://)?[^/]*@")
 
 
@@ -26,18 +39,21 @@ def shown_url(url: str) -> str:
 class UpstreamClient:
     """Posts bodies to vLLM and hands back its answers as they come.
 
-    ``base_url`` has no ``/v1``. It can be changed while in use: a managed vLLM may come back on
-    another port.
+    ``base_url`` has no ``/v1``; a user and a password in it are sent as basic authentication where
+    the settings hold no API key. Redirects are not followed, and cookies are not kept: one would
+    carry credentials elsewhere, the other carry one tenant's state into another's requests.
     """
 
     def __init__(self, settings: UpstreamSettings, base_url: str) -> None:
-        self.base_url = base_url.rstrip("/")
+        self.base_url = shown_url(base_url.rstrip("/"))
         self._settings = settings
+        self._authorization = _authorization(settings, base_url)
         self._session: aiohttp.ClientSession | None = None
 
     @property
     def shown_url(self) -> str:
-        return shown_url(self.base_url)
+        """The base URL as messages say it."""
+        return self.base_url
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -49,7 +65,8 @@ class UpstreamClient:
                 sock_connect=self._settings.connect_timeout_seconds,
                 sock_read=self._settings.read_timeout_seconds,
             ),
-            auto_decompress=False,
+            auto_decompress=False,  # unbounded in aiohttp: `answer` does it
+            cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=2**20,
         )
         return self
@@ -63,13 +80,13 @@ class UpstreamClient:
 
         The client's trace goes on in vLLM.
         """
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if client_headers is not None:
             headers |= {
                 name: client_headers[name] for name in _TRACE_HEADERS if name in client_headers
             }
-        if self._settings.api_key is not None:
-            headers["authorization"] = f"Bearer {self._settings.api_key.get_secret_value()}"
+        if self._authorization is not None:
+            headers["authorization"] = self._authorization
         elif client_headers is not None and "authorization" in client_headers:
             headers["authorization"] = client_headers["authorization"]
         elif client_headers is not None and "x-api-key" in client_headers:  # Anthropic's clients
@@ -84,55 +101,107 @@ class UpstreamClient:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+    ) -> AsyncGenerator[UpstreamAnswer]:
         """Send a request; leaving the block before the end of the answer aborts it upstream.
 
-        Raises UpstreamUnavailable or UpstreamTimeout, also while the answer is read.
+        The answer's status is 200 or one of an error (400 to 599). Raises UpstreamUnavailable,
+        UpstreamTimeout or UpstreamProtocol; so does reading the answer.
         """
         try:
             response = await self._send(method, path, body, headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._classified(error) from error
+            raise self.classified(error) from error
         try:
-            with self.failures():
-                yield response
+            self._check_status(response, path)
+            yield UpstreamAnswer(
+                response,
+                limit_bytes=self._settings.answer_limit_bytes,
+                where=self.shown_url,
+                classify=self.classified,
+            )
         finally:
             if not response.closed:
                 response.close()
 
     @contextmanager
     def failures(self) -> Generator[None]:
-        """Turn what aiohttp raises in the block into an UpstreamError.
-
-        Needed where an answer is read outside of the block of ``request``.
-        """
+        """Turn what aiohttp raises in the block into an UpstreamError."""
         try:
             yield
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise self._classified(error) from error
+            raise self.classified(error) from error
 
     async def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             raise UpstreamError("the upstream client is not open")
-        url = self.base_url + path
-        kwargs = {"data": body, "headers": headers or self.headers()}
+        session, url = self._session, self.base_url + path
+        sent = {**self.headers(), **headers} if headers is not None else self.headers()
+
+        def again() -> Awaitable[aiohttp.ClientResponse]:
+            return session.request(method, url, data=body, headers=sent, allow_redirects=False)
+
         try:
-            return await self._session.request(method, url, **kwargs)  # pyright: ignore[reportArgumentType]
-        except aiohttp.ServerDisconnectedError:
+            return await again()
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                raise
             # A kept-alive connection that the server closed while we wrote: nothing was answered,
             # and the client has received nothing, so one more try on a fresh connection is safe.
-            return await self._session.request(method, url, **kwargs)  # pyright: ignore[reportArgumentType]
+            return await again()
 
-    def _classified(self, error: Exception) -> UpstreamError:
+    def _check_status(self, response: aiohttp.ClientResponse, path: str) -> None:
+        status = response.status
+        if status == 200 or 400 <= status <= 599:
+            return
+        said = f"the model server at {self.shown_url} answered {path} with status {status}"
+        if 300 <= status <= 399:
+            target = response.headers.get("location", "")[:200]
+            _log.warning("upstream.redirected status=%d path=%s to=%r", status, path, target)
+            raise UpstreamProtocol(
+                f"{said}, a redirect, and redirects are not followed: name the server's own URL"
+                " with --upstream"
+            )
+        raise UpstreamProtocol(f"{said}; want 200 or an error")
+
+    def classified(self, error: Exception) -> UpstreamError:
+        """The error of ours that says what aiohttp's means."""
         where = self.shown_url
-        if isinstance(error, (aiohttp.ConnectionTimeoutError,)):
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamUnavailable(f"no connection to the model server at {where} in time")
         if isinstance(error, TimeoutError):
             seconds = self._settings.read_timeout_seconds
             return UpstreamTimeout(f"the model server at {where} sent nothing for {seconds:g} s")
         if isinstance(error, aiohttp.ClientConnectorError):
             return UpstreamUnavailable(f"cannot connect to the model server at {where}: {error}")
-        detail = str(error) or type(error).__name__
+        said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+        detail = " ".join((said or type(error).__name__).split())[:_MOST_DETAIL]
+        if isinstance(error, aiohttp.ClientResponseError):
+            return UpstreamProtocol(f"the model server at {where} does not speak HTTP: {detail}")
+        if _is_malformed(error):
+            return UpstreamProtocol(f"the body from the model server at {where}: {detail}")
         return UpstreamUnavailable(f"the model server at {where} broke off its answer: {detail}")
+
+
+def _is_malformed(error: Exception) -> bool:
+    """Did the server send what is no HTTP, and not merely too little of it?"""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, http_exceptions.ContentLengthError):
+            return False
+        if isinstance(cause, http_exceptions.HttpProcessingError):
+            return "Not enough data" not in str(cause)
+        cause = cause.__cause__
+    return False
+
+
+def _authorization(settings: UpstreamSettings, base_url: str) -> str | None:
+    """What we authenticate with: the key of the settings, or what the URL holds."""
+    if settings.api_key is not None:
+        return f"Bearer {settings.api_key.get_secret_value()}"
+    parts = urlsplit(base_url)
+    if parts.username is None:
+        return None
+    both = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Basic {b64encode(both.encode()).decode()}"
