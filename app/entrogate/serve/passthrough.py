@@ -13,6 +13,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import WatchedResponse, read_body
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.wire.errors import error_body, error_event, is_error_body, upstream_error_body
+from entrogate.wire.ours import raw_without_ours
 
 # Pattern and method of each; who may use it is said in `access.SCOPES`.
 PASSED = (
@@ -30,14 +31,16 @@ Head = tuple[int, list[tuple[bytes, bytes]]]
 
 
 async def forward(request: Request) -> Response:
-    """Send the request on as it is and the answer back as it comes.
+    """The answer as it comes, to the request without engine arguments that only we may set.
 
-    Raises RequestError for a path that would leave its route.
+    Raises RequestError for a path that would leave its route, or a body that is no JSON object.
     """
     gateway: Gateway = request.app.state.gateway
     route: str = request.scope["route"].path
     path = _path(request)
     body = await read_body(request, gateway.settings.serve)
+    if request.method == "POST":
+        body = raw_without_ours(body)
     headers = gateway.client.headers(request.headers)
     request_id = request.headers.get("x-request-id", "")
     if 0 < len(request_id) <= _LONGEST_ID and request_id.isascii():
