@@ -1,7 +1,7 @@
 """OpenTelemetry traces: where spans go, and the span of each HTTP request.
 
 Needs the extra `otel`, and is imported only where an endpoint is named. Nothing here is global: the
-process may have a tracer of its own. What an inference span holds is said in `serve.turn_spans`.
+process may have a tracer of its own. What an inference span holds is said in `turn.tracing`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring
 from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
-from entrogate.serve.passthrough import PASSED, forward
+from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.responses import response, responses
 from entrogate.serve.status import status_routes
@@ -143,8 +143,8 @@ def add_routes(app: FastAPI) -> None:
     app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"])
     app.add_route(MESSAGES_ROUTE, messages, methods=["POST"])
     app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
-    for path, method in PASSED:
-        app.add_route(path, forward, methods=[method])
+    app.add_route("/v1/completions", forward, methods=["POST"])
+    app.add_route("/v1/models", forward, methods=["GET"])
     app.router.routes.extend(VIEWER)
     app.include_router(router)
     app.include_router(status_routes)

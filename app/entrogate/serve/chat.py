@@ -6,38 +6,42 @@ The other doors (`serve.messages`, `serve.responses`) bring their requests here 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from entrogate.errors import EntrogateError
 from entrogate.serve.access import caller_of
-from entrogate.serve.door import CHAT_DOOR, Door, folded, translated
+from entrogate.serve.door import CHAT_DOOR, Door, translated
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
-from entrogate.serve.judge import Judge
-from entrogate.serve.linkage import TRAJECTORY_HEADER, link
 from entrogate.serve.respond import (
     WEIGHTS_HEADER,
     WatchedResponse,
     read_body,
-    send_answer,
+    send_body,
     send_stream,
 )
-from entrogate.serve.streaming import StreamedTurn
-from entrogate.serve.turn import Leg, Turn
+from entrogate.turn.body import BodyForm
+from entrogate.turn.guard import Guard
+from entrogate.turn.ids import trace_id
+from entrogate.turn.judge import Judge
+from entrogate.turn.link import TRAJECTORY_HEADER, link
+from entrogate.turn.machine import Machine
+from entrogate.turn.session import REQUEST_ID_HEADER, Session
+from entrogate.turn.state import Leg, Turn
+from entrogate.turn.stream import StreamForm
 from entrogate.types import TurnHead
-from entrogate.weights.leases import Lease
+from entrogate.wire.errors import describe
 from entrogate.wire.history import earlier_calls
 from entrogate.wire.request import ChatRequest, parse_chat
 
 _log = logging.getLogger("entrogate.serve")
 
 DEBUG_HEADER = "x-entrogate-debug"
-REQUEST_ID_HEADER = "x-request-id"
+DECISION_HEADER = "x-entrogate-decision"
 
 
 async def chat(request: Request) -> Response:
@@ -64,15 +68,27 @@ async def serve_turn(
     """The answer to ``parsed``, in the form of ``door``; ``follows`` is the turn before it if the
     client named it."""
     turn = await _turn(gateway, parsed, headers, received=received, follows=follows, tenant=tenant)
-    answer_headers = {
-        REQUEST_ID_HEADER: turn.request_id,
-        TRAJECTORY_HEADER: turn.link.trajectory_id,
-        **door.headers(turn.request_id),
-    }
-    # From here on the turn holds a lease on its weights: each way out gives it back.
-    if parsed.stream:
-        return await _streamed(turn, answer_headers, door)
-    return _whole(turn, answer_headers, door)
+    upstream_headers = gateway.client.headers(headers)
+    response = _TurnResponse(gateway, turn, door)
+
+    async def work(send: Send) -> None:
+        with gateway.metrics.in_flight(door.route):
+            lease = gateway.weights.lease(
+                parsed.model,
+                turn.capabilities.base_models,
+                turn.link.trajectory_id,
+                "" if turn.link.parent is None else turn.link.parent.weight_version,
+            )
+            async with Session(gateway, turn, lease, upstream_headers) as session:
+                status = await response.answer(send, session)
+        gateway.metrics.record_request(door.route, status)
+        if status == 200:
+            gateway.metrics.observe_answer(time.perf_counter() - turn.received)
+
+    def on_gone() -> None:
+        turn.client_left = True
+
+    return WatchedResponse(work, on_gone)
 
 
 async def _turn(
@@ -88,12 +104,10 @@ async def _turn(
     capabilities = await gateway.capabilities()
     earlier = earlier_calls(parsed.messages)
     linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)
-    request_id = headers.get(REQUEST_ID_HEADER) or os.urandom(16).hex()
+    request_id = trace_id(headers.get(REQUEST_ID_HEADER), parsed.request_id)
     if linked.fault is not None:
         gateway.metrics.record_store_error("link")
         _log.error("turn.unlinked request=%s %s", request_id, linked.fault)
-    upstream_headers = gateway.client.headers(headers)
-    upstream_headers[REQUEST_ID_HEADER] = request_id
     judge = Judge(
         policy=gateway.policy,
         mode=mode,
@@ -103,87 +117,91 @@ async def _turn(
         can_suppress=capabilities.tool_call_token_id is not None and capabilities.capture,
         can_replay=parsed.n == 1,
     )
-    lease = gateway.weights.lease(
-        parsed.model,
-        capabilities.base_models,
-        linked.trajectory_id,
-        "" if linked.parent is None else linked.parent.weight_version,
-    )
-    turn = Turn(
-        gateway=gateway,
-        capabilities=capabilities,
+    return Turn(
         request=parsed,
-        lease=lease,
-        headers=upstream_headers,
         request_id=request_id,
+        capabilities=capabilities,
         link=linked,
         judge=judge,
+        guard=Guard(metrics=gateway.metrics, request_id=request_id),
+        call_text=gateway.tool_call_token,
+        draw=gateway.random.random,
         debug=headers.get(DEBUG_HEADER) == "1",
         received=received,
-        leg=Leg(request=_addressed(parsed, lease), parent=linked.parent),
+        legs=[Leg(request=parsed, parent=linked.parent)],
+        weight_version=None,
     )
-    if gateway.tracing is not None:
-        from entrogate.serve.turn_spans import TurnSpans
-
-        turn.spans = TurnSpans(gateway.tracing, turn)
-    return turn
 
 
-def _addressed(request: ChatRequest, lease: Lease) -> ChatRequest:
-    return request if lease.name is None else request.addressed_to(lease.name)
+class _TurnResponse:
+    """Sends one turn through a door."""
 
+    def __init__(self, gateway: Gateway, turn: Turn, door: Door) -> None:
+        self._gateway = gateway
+        self._turn = turn
+        self._door = door
+        self._headers = {
+            REQUEST_ID_HEADER: turn.request_id,
+            TRAJECTORY_HEADER: turn.link.trajectory_id,
+            **door.headers(turn.request_id),
+        }
 
-async def _streamed(turn: Turn, headers: dict[str, str], door: Door) -> Response:
-    """The upstream's head decides the status, so it is asked before the response begins."""
-    metrics = turn.gateway.metrics
-    streamed = StreamedTurn(turn)
+    async def answer(self, send: Send, session: Session) -> int:
+        """Send the answer, or the error that stood in its way; returns the status."""
+        serve = self._stream if self._turn.request.stream else self._whole
+        try:
+            return await serve(send, session)
+        except EntrogateError as error:
+            status, body = self._door.error(*describe(error))
+        except Exception as error:  # noqa: BLE001  (the request boundary)
+            _log.exception("request.failed request=%s", self._turn.request_id)
+            status, body = self._door.error(*describe(error))
+        # Only what comes before the first byte is raised to here.
+        await send_body(send, status, body, self._headers)
+        return status
 
-    def began() -> None:
-        metrics.observe_first_event(time.perf_counter() - turn.received)
+    async def _stream(self, send: Send, session: Session) -> int:
+        gateway, turn, door = self._gateway, self._turn, self._door
+        machine = Machine(session, StreamForm(turn))
+        refused = await machine.open()
+        if refused is not None:
+            return await self._refuse(send, *refused)
+        events = machine.events()
+        if door.answer is not None:
+            events = translated(events, door.answer, turn.note_fault)
+        try:
+            await send_stream(
+                send,
+                events,
+                {**self._headers, **self._weights()},
+                lambda: gateway.metrics.observe_first_event(time.perf_counter() - turn.received),
+                door.last_words,
+            )
+        finally:
+            await events.aclose()
+        return 200
 
-    async with AsyncExitStack() as unanswered:
-        unanswered.callback(turn.let_go)
-        unanswered.callback(turn.end_spans)
-        unanswered.push_async_callback(streamed.close)
-        upstream = await streamed.open()
-        if upstream.status != 200:
-            status, body = door.error(upstream.status, await upstream.read())
-            metrics.record_request(door.route, status)
-            return Response(body, status, {"content-type": "application/json", **headers})
-        if turn.lease.version is not None:
-            headers[WEIGHTS_HEADER] = turn.lease.version
-        unanswered.pop_all()
+    async def _whole(self, send: Send, session: Session) -> int:
+        door, form = self._door, BodyForm(self._turn)
+        machine = Machine(session, form)
+        refused = await machine.open()
+        if refused is not None:
+            return await self._refuse(send, *refused)
+        body = b"".join([out async for out in machine.events()])
+        if door.answer is not None:
+            body = door.answer.fold(body)
+        headers = {**self._headers, **self._weights()}
+        if form.decision is not None:
+            headers[DECISION_HEADER] = form.decision
+        await send_body(send, 200, body, headers)
+        return 200
 
-    async def work(send: Send) -> None:
-        with metrics.in_flight(door.route):
-            events = translated(streamed, door)
-            try:
-                await send_stream(send, events, headers, began, door.last_words)
-            finally:
-                await events.aclose()
-                turn.let_go()
-        metrics.record_request(door.route, 200)
-        metrics.observe_answer(time.perf_counter() - turn.received)
+    async def _refuse(self, send: Send, status: int, body: bytes) -> int:
+        """Say in the door's envelope what the model server said."""
+        status, body = self._door.error(status, body)
+        await send_body(send, status, body, self._headers)
+        return status
 
-    return WatchedResponse(work)
-
-
-def _whole(turn: Turn, headers: dict[str, str], door: Door) -> Response:
-    metrics = turn.gateway.metrics
-
-    async def work(send: Send) -> None:
-        with metrics.in_flight(door.route):
-            try:
-                await send_answer(
-                    send,
-                    folded(turn, door),
-                    headers,
-                    lambda status: metrics.record_request(door.route, status),
-                    door.error,
-                )
-                metrics.observe_answer(time.perf_counter() - turn.received)
-            finally:
-                turn.let_go()
-                turn.end_spans()
-
-    return WatchedResponse(work)
+    def _weights(self) -> dict[str, str]:
+        version = self._turn.weight_version
+        return {} if version is None else {WEIGHTS_HEADER: version}

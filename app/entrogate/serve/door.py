@@ -7,16 +7,14 @@ comes out is translated on its way to the client. Chat itself is the door that c
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol
 from entrogate.serve.respond import Envelope, chat_last_words
-from entrogate.serve.streaming import CHAT, StreamedTurn
-from entrogate.serve.turn import Turn
-from entrogate.serve.whole import Answer, answer_whole
+from entrogate.turn.session import CHAT
 from entrogate.wire.answer import DoorAnswer
 from entrogate.wire.errors import describe, is_error_body, upstream_error_body
 from entrogate.wire.messages.errors import anthropic_error
@@ -66,15 +64,10 @@ class Door:
 CHAT_DOOR = Door(route=CHAT, answer=None)
 
 
-def translated(streamed: StreamedTurn, door: Door) -> AsyncGenerator[bytes]:
-    """The client's stream."""
-    events = streamed.events()
-    return events if door.answer is None else _translated(streamed.turn, events, door.answer)
-
-
-async def _translated(
-    turn: Turn, events: AsyncGenerator[bytes], answer: DoorAnswer
+async def translated(
+    events: AsyncGenerator[bytes], answer: DoorAnswer, on_fault: Callable[[str], None]
 ) -> AsyncGenerator[bytes]:
+    """A chat stream in the form of another API. ``on_fault`` is told why it broke off."""
     splitter = EventSplitter()
     try:
         async for data in events:
@@ -82,21 +75,10 @@ async def _translated(
             if out:
                 yield out
     except (UpstreamProtocol, msgspec.DecodeError) as error:
-        turn.leg.error = turn.leg.error or str(error)
+        on_fault(str(error))
         yield _failure(answer, UpstreamProtocol(str(error)))
     finally:
         await events.aclose()
-
-
-async def folded(turn: Turn, door: Door) -> Answer:
-    """The body for the client. Raises UpstreamError when there is no answer."""
-    answer = await answer_whole(turn)
-    if answer.status != 200:
-        status, body = door.error(answer.status, answer.body)
-        return replace(answer, status=status, body=body)
-    if door.answer is None:
-        return answer
-    return replace(answer, body=door.answer.fold(answer.body))
 
 
 def _failure(answer: DoorAnswer, error: Exception) -> bytes:

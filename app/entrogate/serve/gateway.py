@@ -86,6 +86,10 @@ class Gateway:
                 f"{MODE_HEADER} is {wished!r}; want observe, enforce or explore", param=MODE_HEADER
             ) from None
 
+    @property
+    def tool_call_token(self) -> str:
+        return self.settings.upstream.tool_call_token
+
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` to its end even though nobody waits; the gateway waits when it stops."""
         task = asyncio.create_task(work)

@@ -12,25 +12,37 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from entrogate.errors import EntrogateError, RequestError
-from entrogate.serve.whole import Answer
+from entrogate.errors import RequestError
 from entrogate.settings import ServeSettings
-from entrogate.wire.errors import describe, error_event
+from entrogate.wire.errors import error_event
 from entrogate.wire.sse import DONE
 
 _log = logging.getLogger("entrogate.serve")
 WEIGHTS_HEADER = "x-entrogate-weight-version"
-OnStatus = Callable[[int], None]
+# A proxy between us and the client must pass each event on as it comes.
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
 Envelope = Callable[[int, bytes], tuple[int, bytes]]
 """Status and body of an error in OpenAI's envelope, as the API that was asked says it."""
 
 
 class WatchedResponse(Response):
-    """Runs ``work`` until it is done or the client is gone, whichever comes first."""
+    """Runs ``work`` until it is done or the client is gone, whichever comes first.
 
-    def __init__(self, work: Callable[[Send], Awaitable[None]]) -> None:
+    ``on_gone`` is called before the work is cancelled for a client that went away.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Send], Awaitable[None]],
+        on_gone: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__()
         self._work = work
+        self._on_gone = on_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         work = asyncio.ensure_future(self._work(send))
@@ -38,6 +50,8 @@ class WatchedResponse(Response):
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            if gone.done() and not work.done() and self._on_gone is not None:
+                self._on_gone()
             gone.cancel()
             if not work.done():
                 work.cancel()
@@ -63,7 +77,7 @@ async def send_stream(
 
     ``on_first`` is called after the first one.
     """
-    await _start(send, 200, {"content-type": "text/event-stream; charset=utf-8", **headers})
+    await _start(send, 200, {**_STREAM_HEADERS, **headers})
     try:
         async for data in events:
             await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -77,32 +91,11 @@ async def send_stream(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def send_answer(
-    send: Send,
-    work: Awaitable[Answer],
-    headers: Mapping[str, str],
-    on_status: OnStatus,
-    envelope: Envelope,
-) -> None:
-    """Send one body, or the error that stood in its way."""
-    try:
-        answer = await work
-    except EntrogateError as error:
-        status, body = envelope(*describe(error))
-        answer = Answer(status=status, body=body)
-    except Exception as error:  # noqa: BLE001  (the request boundary)
-        _log.exception("request.failed")
-        status, body = envelope(*describe(error))
-        answer = Answer(status=status, body=body)
-    on_status(answer.status)
-    all_headers = {"content-type": "application/json", **headers}
-    if answer.decision is not None:
-        all_headers["x-entrogate-decision"] = answer.decision
-    if answer.weight_version is not None:
-        all_headers[WEIGHTS_HEADER] = answer.weight_version
-    all_headers["content-length"] = str(len(answer.body))
-    await _start(send, answer.status, all_headers)
-    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+async def send_body(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """Send one body of JSON."""
+    sized = {"content-type": "application/json", **headers, "content-length": str(len(body))}
+    await _start(send, status, sized)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def read_body(request: Request, settings: ServeSettings) -> bytes:

@@ -55,7 +55,7 @@ class Message(msgspec.Struct):
     @property
     def thought(self) -> str | None:
         """The reasoning text under either of the names vLLM has used."""
-        return self.reasoning if self.reasoning is not None else self.reasoning_content
+        return self.reasoning or self.reasoning_content or self.reasoning
 
     @property
     def empty(self) -> bool:
@@ -90,7 +90,7 @@ class Chunk(msgspec.Struct):
     usage: Usage | None = None
     system_fingerprint: str | None = None
     prompt_token_ids: list[TokenId] | None = None
-    error: dict[str, object] | None = None
+    error: object = None
 
 
 class BodyChoice(msgspec.Struct):
@@ -134,7 +134,7 @@ class Completion(msgspec.Struct):
 
     choices: list[CompletionChoice] = []
     usage: Usage | None = None
-    error: dict[str, object] | None = None
+    error: object = None
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode

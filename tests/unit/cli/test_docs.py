@@ -94,7 +94,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def test_monitoring_page_lists_every_attribute_of_spans() -> None:
     name = re.compile(r"[\"`]((?:gen_ai|entrogate|http|server|url|error)\.[a-z_.]+)[\"`]")
     others = {"http.response.start", "entrogate.tracing"}  # a message of ASGI, and a logger
-    modules = ("observe/tracing.py", "serve/turn_spans.py")
+    modules = ("observe/tracing.py", "turn/tracing.py")
     sources = [(ROOT / "app" / "entrogate" / module).read_text() for module in modules]
     page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     written = set(name.findall(page.partition("## Traces")[2]))

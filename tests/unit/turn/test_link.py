@@ -8,7 +8,8 @@ import orjson
 import pytest
 
 from entrogate.errors import RequestError
-from entrogate.serve.linkage import Link, link, mint, new_results
+from entrogate.turn.ids import mint
+from entrogate.turn.link import Link, link, new_results
 from entrogate.types import TurnHead
 from entrogate.wire.history import earlier_calls, fingerprint
 from entrogate.wire.request import ChatRequest, parse_chat

@@ -1,4 +1,4 @@
-"""Which trajectory a request belongs to, without asking anything of the client (design: linkage).
+"""Which trajectory a request belongs to, without asking anything of the client.
 
 Order: the ``x-entrogate-trajectory-id`` header or ``metadata.trajectory_id``; tool-call ids that we
 minted; a fingerprint of the message history; else a new trajectory.
@@ -6,7 +6,6 @@ minted; a fingerprint of the message history; else a new trajectory.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from typing import Protocol
 
 from entrogate.access import belongs, qualified, unqualified
 from entrogate.errors import RequestError, StoreError
+from entrogate.turn.ids import CALL_PREFIX, mint
 from entrogate.types import ToolResult, TurnHead
 from entrogate.wire.history import EarlierCall, fingerprint, last_assistant
 from entrogate.wire.request import ChatRequest
 
 TRAJECTORY_HEADER = "x-entrogate-trajectory-id"
 TASK_HEADER = "x-entrogate-task-id"
-_CALL_PREFIX = "call_eg"
 _ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 
 
@@ -45,12 +44,6 @@ class Link:
     fault: StoreError | None = None
 
 
-def mint(kind: str) -> str:
-    """A new id: ``turn_…``, ``traj_…`` or, for tool calls, ``call_eg…``; 96 random bits."""
-    prefix = _CALL_PREFIX if kind == "call" else kind + "_"
-    return prefix + os.urandom(12).hex()
-
-
 async def link(
     heads: Heads,
     request: ChatRequest,
@@ -62,7 +55,7 @@ async def link(
 ) -> Link:
     """Find the trajectory and the parent turn of ``request``; ``follows`` is the one it names.
 
-    A fault of the store is no error.
+    Store failures are not raised; they are returned as `Link.fault`.
 
     Raises RequestError for an id that is not one to be stored or shown.
     """
@@ -93,7 +86,7 @@ def new_results(parent: TurnHead | None, earlier: list[EarlierCall]) -> tuple[To
         for call in earlier
         if call.turn == earlier[-1].turn
         and call.result is not None
-        and call.call_id.startswith(_CALL_PREFIX)
+        and call.call_id.startswith(CALL_PREFIX)
     )
 
 
@@ -110,7 +103,7 @@ async def _parent_by_history(
         if head is not None:
             return head
     for call in reversed(earlier):
-        if call.call_id.startswith(_CALL_PREFIX):
+        if call.call_id.startswith(CALL_PREFIX):
             head = await heads.head_of_call(call.call_id)
             if head is not None and belongs(head.trajectory_id, tenant):
                 return head

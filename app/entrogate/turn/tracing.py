@@ -17,15 +17,14 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from entrogate.observe.tracing import Tracing
-from entrogate.serve.streaming import CHAT, COMPLETIONS
 from entrogate.types import CallRecord, SegmentStats, TurnRecord
 
 if TYPE_CHECKING:
-    from entrogate.serve.turn import Turn
+    from entrogate.turn.state import Turn
 
 _PROVIDER = "vllm"
 _DECISION_EVENT = "entrogate.decision"
-_OPERATIONS = {CHAT: "chat", COMPLETIONS: "text_completion"}
+_OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 _PARAMETERS = {
     "max_tokens": "gen_ai.request.max_tokens",
     "max_completion_tokens": "gen_ai.request.max_tokens",
@@ -55,7 +54,8 @@ class TurnSpans:
 
     def __init__(self, tracing: Tracing, turn: Turn) -> None:
         self._tracing = tracing
-        request, policy = trace.get_current_span(), turn.gateway.policy
+        self._turn = turn
+        request, policy = trace.get_current_span(), turn.judge.policy
         self._context = trace.set_span_in_context(request)
         self._open: list[_Asked] = []
         request.set_attributes(
@@ -69,24 +69,26 @@ class TurnSpans:
         )
 
     @contextmanager
-    def request(self, turn: Turn, path: str) -> Generator[Mapping[str, str]]:
-        """The span of one request to vLLM; yields the headers that carry it there."""
-        operation, model = _OPERATIONS[path], turn.leg.request.model
+    def request(
+        self, base_url: str, path: str, headers: Mapping[str, str]
+    ) -> Generator[Mapping[str, str]]:
+        """The span of one request to vLLM; yields ``headers`` with those that carry it there."""
+        operation, model = _OPERATIONS[path], self._turn.leg.request.model
         span = self._tracing.tracer.start_span(
             f"{operation} {model}",
             context=self._context,
             kind=trace.SpanKind.CLIENT,
-            attributes=_request_attributes(turn, operation, model),
+            attributes={
+                **_request_attributes(self._turn, operation, model),
+                **_server(base_url),
+            },
         )
         asked = _Asked(span=span, is_chat=operation == "chat")
         self._open.append(asked)
-        headers = dict(turn.headers)
-        self._tracing.inject(headers, span)
+        carried = dict(headers)
+        self._tracing.inject(carried, span)
         try:
-            yield headers
-        except Exception as error:
-            _fail(span, type(error).__name__)
-            raise
+            yield carried
         finally:
             asked.ended_at = time.time_ns()
 
@@ -95,11 +97,15 @@ class TurnSpans:
         self._open[-1].span.set_attribute("http.response.status_code", status)
         _fail(self._open[-1].span, str(status))
 
-    def leg_done(self, turn: Turn, records: Sequence[TurnRecord]) -> None:
+    def failed(self, error: str) -> None:
+        """The latest request was not answered."""
+        _fail(self._open[-1].span, error)
+
+    def leg_done(self, records: Sequence[TurnRecord]) -> None:
         """The leg is recorded: say what came of it, and end its spans."""
         asked = [a for a in self._open if a.is_chat]
         if asked:
-            _describe(asked[-1], turn, records)
+            _describe(asked[-1], self._turn, records)
         self.end()
 
     def end(self) -> None:
@@ -109,15 +115,20 @@ class TurnSpans:
         self._open.clear()
 
 
+def _server(base_url: str) -> dict[str, AttributeValue]:
+    where = urlsplit(base_url)
+    return {
+        "server.address": where.hostname or "",
+        "server.port": where.port or (443 if where.scheme == "https" else 80),
+    }
+
+
 def _request_attributes(turn: Turn, operation: str, model: str) -> dict[str, AttributeValue]:
-    where = urlsplit(turn.gateway.client.base_url)
     found: dict[str, AttributeValue] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": _PROVIDER,
         "gen_ai.request.model": model,
         "gen_ai.conversation.id": turn.link.trajectory_id,
-        "server.address": where.hostname or "",
-        "server.port": where.port or (443 if where.scheme == "https" else 80),
     }
     body = turn.leg.request.body
     for name, attribute in _PARAMETERS.items():
@@ -135,8 +146,7 @@ def _describe(asked: _Asked, turn: Turn, records: Sequence[TurnRecord]) -> None:
         _fail(span, "broken_off")
     if not records:
         return
-    if leg.response_id:
-        span.set_attribute("gen_ai.response.id", leg.response_id)
+    span.set_attribute("gen_ai.response.id", leg.upstream_id or leg.response_id)
     if leg.model:
         span.set_attribute("gen_ai.response.model", leg.model)
     reasons = [record.finish_reason or "error" for record in records]

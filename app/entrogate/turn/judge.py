@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -12,9 +12,10 @@ from entrogate.entropy.statistics import segment_stats
 from entrogate.gate.compile import compile_gate
 from entrogate.gate.decide import decide_turn
 from entrogate.gate.policy import Policy
-from entrogate.segments.spans import Markers, find_spans, reasoning_ranges
-from entrogate.serve.choice import Choice, ProposedCall
-from entrogate.serve.linkage import mint
+from entrogate.gate.reasons import Reason
+from entrogate.segments.spans import Markers, call_gap, find_spans, reasoning_ranges
+from entrogate.turn.choice import Choice, ProposedCall
+from entrogate.turn.ids import mint
 from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats, Span
 from entrogate.wire.history import EarlierCall, call_key
 
@@ -56,12 +57,47 @@ class Judge:
 
         Empty unless no argument could change that: then the rest of the call need not be decoded.
         """
-        records = self._decide(choice, choice.calls[:1], complete=False)
+        records = self._decide(choice, choice.proposed()[:1], complete=False)
         return records if records[0].decision.applied is Action.SUPPRESS else ()
 
     def decide(self, choice: Choice) -> tuple[CallRecord, ...]:
         """The decisions on all calls of ``choice``, in order."""
-        return self._decide(choice, choice.calls, complete=True)
+        return self._decide(choice, choice.proposed(), complete=True)
+
+    def decide_faulted(self, choice: Choice) -> tuple[CallRecord, ...]:
+        """The calls of ``choice`` let through, because deciding on them failed."""
+        decision = Decision(
+            action=Action.ALLOW,
+            applied=Action.ALLOW,
+            reason=Reason.GATE_FAULT,
+            propensity=1.0,
+            mode=self.mode,
+            policy_name=self.policy.name,
+            policy_version=self.policy.version,
+        )
+        return tuple(
+            CallRecord(
+                call_id=call.call_id,
+                index=call.index,
+                name=call.name,
+                arguments=call.arguments,
+                features=Features(
+                    tool=call.name,
+                    segment=None,
+                    capture_complete=False,
+                    tool_choice=self.tool_choice,
+                    repeats=0,
+                    replayable=False,
+                    calls_before=len(self.earlier),
+                    tool_calls_before=0,
+                    parallel_calls=len(choice.calls.calls),
+                    replays_in_turn=self.replays,
+                    draw=self.draws.get(choice.index, 0.0),
+                ),
+                decision=decision,
+            )
+            for call in choice.proposed()
+        )
 
     def numbers(
         self, choice: Choice, tools: list[str], blank_ids: frozenset[int], *, may_force: bool
@@ -83,15 +119,15 @@ class Judge:
         Empty where a call was unlikely anyway. The tool is not known: the features name the first
         one on offer, for the policy treats all of them alike (`compile_gate`).
         """
-        gated = choice.gated
+        gated = choice.tokens.gated
         if gated is None or gated.action != "suppress" or gated.p_tool_call < _LIKELY:
             return ()
-        if choice.gap is not None:
+        if choice.tokens.gap is not None:
             return ()  # what the engine saw did not arrive: no features to store
         started = time.perf_counter()
         spans = self.spans(choice, gated.position)
         segment = segment_stats(
-            choice.capture(), reasoning_ranges(spans), decision_at=gated.position
+            choice.tokens.capture(), reasoning_ranges(spans), decision_at=gated.position
         )
         call = _unsampled(tools[0])
         features = self._features(choice, call, segment, 1)
@@ -111,23 +147,27 @@ class Judge:
     def spans(self, choice: Choice, stop: int | None = None) -> tuple[Span, ...]:
         """The spans of the tokens so far, or of those before ``stop``."""
         return find_spans(
-            choice.capture().token_ids[:stop],
+            choice.tokens.ids[:stop],
             self.markers,
             stopped=stop is None and choice.finish_reason in ("stop", "tool_calls"),
             starts_in_reasoning=self.starts_in_reasoning,
         )
+
+    def gap(self, choice: Choice) -> str | None:
+        """Why the reasoning of ``choice``, which called, cannot be told from its call."""
+        return call_gap(self.spans(choice), self.markers, called=True)
 
     def segment(self, choice: Choice, spans: tuple[Span, ...] | None = None) -> SegmentStats | None:
         """Statistics of what was reasoned before the call (of the turn, when there is none).
 
         ``spans`` saves finding them again for a turn without a call.
         """
-        if choice.gap is not None:
+        if choice.tokens.gap is not None:
             return None
-        position = choice.call_position()
+        position = choice.tokens.call_position()
         if spans is None or position is not None:
             spans = self.spans(choice, position)
-        return segment_stats(choice.capture(), reasoning_ranges(spans), decision_at=position)
+        return segment_stats(choice.tokens.capture(), reasoning_ranges(spans), decision_at=position)
 
     def _decide(
         self, choice: Choice, calls: list[ProposedCall], *, complete: bool
@@ -145,7 +185,7 @@ class Judge:
                 call_id=call.call_id,
                 index=call.index,
                 name=call.name,
-                arguments=call.arguments_text,
+                arguments=call.arguments,
                 features=seen,
                 decision=decision,
             )
@@ -161,12 +201,12 @@ class Judge:
         *,
         complete: bool = False,
     ) -> Features:
-        key = call_key(call.name, call.arguments_text) if complete else None
+        key = call_key(call.name, call.arguments) if complete else None
         same = [e for e in self.earlier if e.key == key]
         return Features(
             tool=call.name,
             segment=segment,
-            capture_complete=choice.gap is None,
+            capture_complete=choice.tokens.gap is None,
             tool_choice=self.tool_choice,
             repeats=len(same),
             replayable=self.can_replay and any(e.result is not None for e in same),
@@ -175,14 +215,14 @@ class Judge:
             parallel_calls=parallel_calls,
             replays_in_turn=self.replays,
             draw=self.draws[choice.index],
-            arguments_valid=not complete or _is_object(call.arguments_text),
-            forced=choice.gated is not None and choice.gated.action == "force",
+            arguments_valid=not complete or _is_object(call.arguments),
+            forced=choice.tokens.gated is not None and choice.tokens.gated.action == "force",
         )
 
 
 def _unsampled(tool: str) -> ProposedCall:
     """Stands for a call of ``tool`` of which no token was sampled."""
-    return ProposedCall(index=0, upstream_id="", call_id=mint("call"), name=tool)
+    return ProposedCall(index=0, call_id=mint("call"), name=tool)
 
 
 def _is_object(arguments: str) -> bool:
@@ -190,3 +230,8 @@ def _is_object(arguments: str) -> bool:
         return isinstance(orjson.loads(arguments or "{}"), dict)
     except orjson.JSONDecodeError:
         return False
+
+
+def allowed_by_fault(decision: Decision) -> Decision:
+    """``decision`` as it stands where its call went through against it."""
+    return replace(decision, applied=Action.ALLOW, reason=Reason.GATE_FAULT, propensity=1.0)

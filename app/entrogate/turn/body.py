@@ -1,0 +1,179 @@
+"""A whole answer: it arrives whole, is decided on, and becomes one body."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import orjson
+
+from entrogate.errors import EntrogateError, UpstreamProtocol
+from entrogate.turn.choice import Choice
+from entrogate.turn.events import is_compact
+from entrogate.turn.record import debug_object
+from entrogate.turn.state import Turn
+from entrogate.turn.stream import take_resumed
+from entrogate.types import Action
+from entrogate.upstream.answer import UpstreamAnswer
+from entrogate.upstream.resume import chat_logprobs
+from entrogate.wire.chunks import BodyChoice, CompletionChoice, decode_body, decode_completion
+from entrogate.wire.strip import strip_body
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rest:
+    """How a choice ends whose call was suppressed; ``source`` is None where no token followed."""
+
+    finish_reason: str | None
+    source: CompletionChoice | None = None
+
+
+class BodyForm:
+    """Chat's body."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self._raw = b""
+        self._rests: dict[int, _Rest] = {}
+
+    @property
+    def cut(self) -> Choice | None:
+        return None
+
+    def begin_leg(self, *, calls_only: bool) -> None:  # noqa: ARG002  (the stream's)
+        self._raw = b""
+        self._rests = {}
+
+    async def read(self, response: UpstreamAnswer) -> AsyncGenerator[bytes]:
+        raw = await response.read()
+        try:
+            body = decode_body(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UpstreamProtocol(
+                f"the upstream's answer is no chat completion: {error}"
+            ) from None
+        if not body.choices:
+            raise UpstreamProtocol("the upstream's answer has no choices")
+        leg = self.turn.leg
+        leg.upstream_id, leg.created, leg.model = body.id, body.created, body.model
+        leg.usage = body.usage
+        if not is_compact(raw):
+            raw = orjson.dumps(orjson.loads(raw))
+        self._raw = raw
+        if body.prompt_token_ids is not None:
+            self.turn.set_prompt(body.prompt_token_ids)
+        for part in body.choices:
+            self._take(part, raw)
+        return
+        yield b""  # nothing leaves before the end
+
+    def passed(self, choice: Choice) -> bool:  # noqa: ARG002
+        return False
+
+    def let_through(self, choice: Choice) -> bytes:  # noqa: ARG002
+        return b""
+
+    def end_at_limit(self, choice: Choice) -> None:
+        self._rests[choice.index] = _Rest(finish_reason="length")
+
+    async def read_resumed(
+        self, choice: Choice, position: int, response: UpstreamAnswer
+    ) -> AsyncGenerator[bytes]:
+        try:
+            completion = decode_completion(await response.read()).choices[0]
+        except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
+            raise UpstreamProtocol(f"the resumed answer is no completion: {error}") from None
+        choice.tokens.cut(position)
+        choice.finish_reason = None
+        take_resumed(self.turn, choice, completion)
+        self._rests[choice.index] = _Rest(finish_reason=completion.finish_reason, source=completion)
+        return
+        yield b""  # nothing leaves before the end
+
+    def catch_up(self) -> None:
+        """Nothing goes to the client unread."""
+
+    def end(self) -> bytes:
+        turn, raw = self.turn, self._raw
+        if not turn.capabilities.engine or not turn.request.wanted.reasoning:
+            raw = strip_body(raw, turn.request.wanted)
+        calls = any(choice.calls.calls for choice in turn.leg.choices.values())
+        ours = turn.leg.upstream_id == turn.response_id
+        if ours and not calls and not turn.changed and not turn.debug:
+            return raw
+        answer: Json = orjson.loads(raw)
+        answer["id"] = turn.response_id
+        for part in answer["choices"]:
+            self._edit(part)
+        if turn.changed:
+            prompt, sampled = turn.spent()
+            answer["usage"] = (answer.get("usage") or {}) | {
+                "prompt_tokens": prompt,
+                "completion_tokens": sampled,
+                "total_tokens": prompt + sampled,
+            }
+        if turn.debug:
+            answer["entrogate"] = debug_object(turn)
+        return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    def break_off(self, error: EntrogateError) -> bytes:
+        raise error
+
+    @property
+    def decision(self) -> str | None:
+        """What was done about the calls of the turn; None where none was proposed."""
+        decided = self.turn.leg.decided.values()
+        applied = [record.decision.applied for records in decided for record in records]
+        replays = [Action.REPLAY] * (len(self.turn.legs) - 1)
+        return ",".join([*replays, *applied]) or None
+
+    def _take(self, part: BodyChoice, raw: bytes) -> None:
+        choice = self.turn.choice(part.index)
+        choice.finish_reason = part.finish_reason
+        choice.add(part.message, whole=True)
+        if self.turn.capabilities.engine:
+            return  # its tokens come from there
+        with self.turn.guard.around("reading"):
+            choice.tokens.add_chat(part.token_ids, part.logprobs, raw)
+            return
+        choice.tokens.mark("capture_fault")
+
+    def _edit(self, part: Json) -> None:
+        """Bring one choice of the answer to what was decided, under our ids."""
+        choice = self.turn.leg.choices[part["index"]]
+        message: Json = part["message"]
+        calls = cast("list[Json]", message.get("tool_calls") or [])
+        for proposed, call in zip(choice.proposed(), calls, strict=True):
+            call["id"] = proposed.call_id
+        rest = self._rests.get(choice.index)
+        if rest is not None:
+            self._apply(choice, part, rest)
+        for leg in reversed(self.turn.legs[:-1]):
+            earlier = leg.choices.get(choice.index)
+            if earlier is not None:
+                _prepend(message, earlier.message(calls=False))
+
+    def _apply(self, choice: Choice, part: Json, rest: _Rest) -> None:
+        wanted, source = self.turn.request.wanted, rest.source
+        part["message"].pop("tool_calls", None)  # vLLM leaves an empty list out
+        part["message"]["content"] = "".join(choice.content)
+        part["finish_reason"] = rest.finish_reason
+        part["stop_reason"] = None if source is None else source.stop_reason
+        if wanted.token_ids:
+            part["token_ids"] = choice.tokens.ids
+        if wanted.logprobs and part.get("logprobs") is not None:
+            added = None if source is None else chat_logprobs(source, wanted.top_logprobs)
+            tokens = part["logprobs"]["content"][: choice.tokens.resumes_at or 0]
+            part["logprobs"]["content"] = tokens + (added["content"] if added else [])
+
+
+def _prepend(message: Json, earlier: Json) -> None:
+    """What a replayed turn said comes first, as it does in a stream."""
+    for name in ("reasoning", "content"):
+        said = earlier.get(name)
+        if said:
+            message[name] = said + (message.get(name) or "")

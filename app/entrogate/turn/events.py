@@ -1,0 +1,102 @@
+"""Single events of a chat stream, as bytes: made uniform, renumbered, under our ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import msgspec
+import orjson
+
+from entrogate.errors import UpstreamProtocol
+from entrogate.turn.choice import Choice
+from entrogate.wire.chunks import Chunk, decode_chunk
+from entrogate.wire.sse import json_event
+
+Json = dict[str, Any]
+
+
+def read_chunk(data: bytes) -> Chunk:
+    """The fields we need of one event's data. Raises UpstreamProtocol where it is no chunk."""
+    try:
+        return decode_chunk(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UpstreamProtocol(f"the upstream sent an event that is no chunk: {error}") from None
+
+
+def payload_of(data: bytes) -> Json:
+    """All of one event's data. Raises UpstreamProtocol where it is no object."""
+    try:
+        payload = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamProtocol(f"the upstream sent an event that is no chunk: {error}") from None
+    if not isinstance(payload, dict):
+        raise UpstreamProtocol("the upstream sent an event that is no object")
+    return cast("Json", payload)
+
+
+def one_by_one(payload: Json) -> Iterator[Json]:
+    """The chunk as one for each of its choices: vLLM sends them so, other servers together."""
+    for choice in payload["choices"]:
+        yield {**payload, "choices": [choice]}
+
+
+def is_compact(data: bytes) -> bool:
+    """Is it JSON as vLLM writes it, without spaces, so that its fields can be found as bytes?"""
+    return b'"choices":[' in data
+
+
+class ToldCalls:
+    """What the client has been told of the calls of one choice: each id and name once.
+
+    Some parsers repeat them in each piece, or give each piece an id of its own.
+    """
+
+    __slots__ = ("_names",)
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+
+    def tell(self, event: bytes, data: bytes, choice: Choice) -> bytes:
+        """``event``, a chunk with pieces of calls that ``choice`` has taken, under our ids."""
+        parts = read_chunk(data).choices[0].delta.tool_calls or ()
+        if all(
+            part.index in self._names
+            and part.id is None
+            and (part.function is None or part.function.name is None)
+            for part in parts
+        ):
+            return event
+        payload = payload_of(data)
+        for part, piece in zip(parts, payload["choices"][0]["delta"]["tool_calls"], strict=True):
+            self._tell_piece(part.index, piece, choice)
+        return json_event(payload)
+
+    def _tell_piece(self, index: int, piece: Json, choice: Choice) -> None:
+        if index in self._names:
+            piece.pop("id", None)
+        else:
+            self._names[index] = ""
+            piece["id"] = choice.call_id(index)
+            piece.setdefault("type", "function")
+        function = piece.get("function")
+        call = choice.calls.get(index)
+        if function is None or call is None or function.get("name") is None:
+            return
+        told = self._names[index]
+        self._names[index] = call.name
+        if len(call.name) > len(told) or not told:
+            function["name"] = call.name[len(told) :]
+        else:
+            del function["name"]
+
+
+def without_finish(payload: Json) -> tuple[Json, Json]:
+    """A chunk that both says something and finishes, as two: what it says, and the finish."""
+    choice = payload["choices"][0]
+    said = {**choice, "finish_reason": None}
+    said.pop("stop_reason", None)
+    finish: Json = {**choice, "delta": {}, "logprobs": None}
+    if "token_ids" in choice:
+        finish["token_ids"] = None
+    return {**payload, "choices": [said]}, {**payload, "choices": [finish]}

@@ -1,0 +1,238 @@
+"""Runs a turn: asks, reads, decides, carries out, and records, leg by leg.
+
+    ask ─► read ─► decide on each choice ─┬─ allow ────► its calls go to the client
+                                          ├─ suppress ─► the answer goes on without the call
+                                          └─ replay ───► the next leg, with the earlier result
+    and when no leg follows: record ─► the last bytes
+
+The same for a streamed and a whole answer; what differs is in the `Form`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from entrogate.errors import EntrogateError, UpstreamError, UpstreamProtocol
+from entrogate.turn.choice import Choice
+from entrogate.turn.form import Form
+from entrogate.turn.session import Session
+from entrogate.turn.state import Leg
+from entrogate.types import Action, CallRecord, TurnRecord
+from entrogate.upstream.answer import UpstreamAnswer
+from entrogate.upstream.captures import ChoiceCapture
+from entrogate.wire.history import EarlierCall, call_key
+
+_log = logging.getLogger("entrogate.turn")
+
+
+class Machine:
+    """Of one turn: `open`, then `events`."""
+
+    def __init__(self, session: Session, form: Form) -> None:
+        self.session = session
+        self.turn = session.turn
+        self.form = form
+        self._response: UpstreamAnswer | None = None
+        self._ask_again = False
+        self._recorded = False  # the current leg; it is recorded once, whatever happens
+
+    async def open(self) -> tuple[int, bytes] | None:
+        """Ask for the first leg: None when the answer has begun, else status and body of what the
+        model server said instead. Raises UpstreamError when it said nothing."""
+        try:
+            response = await self.session.ask_chat()
+            if response.status == 200:
+                self._response = response
+                return None
+            if response.status >= 500:
+                self.session.parts.metrics.record_upstream_error("UpstreamStatus")
+            return response.status, await response.read()
+        except UpstreamError as error:
+            self.session.parts.metrics.record_upstream_error(type(error).__name__)
+            raise
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """What the client gets, in order."""
+        broke_off = "a fault of the gateway broke off the answer"
+        try:
+            async for out in self._legs():
+                yield out
+            await self._finish_leg(final=True)
+            yield self.form.end()
+        except EntrogateError as error:
+            yield await self._break_off(error)
+        except (asyncio.CancelledError, GeneratorExit):
+            left = self.turn.client_left
+            broke_off = "the client went away" if left else "the gateway stopped"
+            raise
+        finally:
+            if not self._recorded:
+                self._recorded = True
+                self.turn.leg.error = self.turn.leg.error or broke_off
+                self.session.parts.in_background(self.session.commit(self._records(final=True)))
+
+    async def _break_off(self, error: EntrogateError) -> bytes:
+        """A fault of the model server after its answer began."""
+        turn = self.turn
+        self.session.parts.metrics.record_upstream_error(type(error).__name__)
+        _log.warning("turn.broke_off request=%s %s", turn.request_id, error)
+        if not self._recorded:
+            turn.leg.error = turn.leg.error or str(error)
+            await self._finish_leg(final=True)
+        return self.form.break_off(error)
+
+    async def _legs(self) -> AsyncGenerator[bytes]:
+        """All that leaves before the turn is recorded."""
+        while True:
+            if self._response is None:
+                raise RuntimeError("open() comes before events()")
+            async for out in self.form.read(self._response):
+                yield out
+            await self.session.hang_up()
+            cut = self.form.cut
+            if cut is None:
+                await self.session.collect()
+            self._ask_again = False
+            for choice in [cut] if cut is not None else list(self.turn.leg.choices.values()):
+                async for out in self._carry_out(choice, decided=cut is not None):
+                    yield out
+            if not self._ask_again:
+                return
+            self._response = await self._ask_next()
+
+    async def _carry_out(self, choice: Choice, *, decided: bool) -> AsyncGenerator[bytes]:
+        """Decide on the calls of ``choice``, unless that is done, and do it."""
+        turn = self.turn
+        if not decided and choice.calls.calls:
+            turn.decide(choice)
+        action = turn.applied(choice)
+        if action is not Action.ALLOW and self.form.passed(choice):
+            turn.fail_open(choice, "the call was already on its way to the client")
+            action = Action.ALLOW
+        if action is Action.SUPPRESS:
+            async for out in self._resume(choice):
+                yield out
+        elif action is Action.REPLAY:
+            await self._finish_leg(final=False)
+            self._next_leg(choice)
+        else:
+            out = self.form.let_through(choice)
+            if out:
+                yield out
+
+    async def _resume(self, choice: Choice) -> AsyncGenerator[bytes]:
+        """Decode the answer without the tool call; if that fails, let the call through."""
+        turn, position = self.turn, choice.tokens.call_position()
+        if position is None or not turn.judge.can_suppress:
+            turn.fail_open(choice, "the tool-call token is not among the sampled ids")
+            yield self.form.let_through(choice)
+            return
+        try:
+            with ExitStack() as followed:
+                capture = self.session.follow(followed, choice)
+                body = self.session.resume_body(choice, position, capture)
+                if body is None:
+                    choice.tokens.cut(position)
+                    choice.finish_reason = "length"
+                    self.form.end_at_limit(choice)
+                    return
+                response = await self.session.ask_resumed(body)
+                async for out in self.form.read_resumed(choice, position, response):
+                    yield out
+                await self.session.hang_up()
+                if capture is not None:
+                    await capture.complete(1)
+                    self._take_resumed(choice, capture.choices.get(0))
+        except EntrogateError as error:
+            if choice.tokens.resumes_at is not None:
+                raise  # the client has a part of the new answer
+            turn.fail_open(choice, str(error))
+            if self.form.cut is None:
+                yield self.form.let_through(choice)
+            else:
+                self._ask_for_calls(choice)
+
+    def _take_resumed(self, choice: Choice, captured: ChoiceCapture | None) -> None:
+        """Take what the engine captured of the rest of ``choice``."""
+        if captured is None:
+            choice.tokens.mark("capture_incomplete")
+            return
+        with self.turn.guard.around("capture"):
+            choice.tokens.take_captured(captured, None)
+            return
+        choice.tokens.mark("capture_fault")
+
+    def _ask_for_calls(self, choice: Choice) -> None:
+        """The call was cut short and cannot be taken back: ask once more, for its calls alone."""
+        leg = self.turn.leg
+        del leg.choices[choice.index]
+        again = self.turn.choice(choice.index)
+        again.say_again(choice)
+        again.tokens.mark("asked_again")
+        leg.upstream_id = ""
+        self.form.begin_leg(calls_only=True)
+        self._ask_again = True
+
+    async def _ask_next(self) -> UpstreamAnswer:
+        response = await self.session.ask_chat()
+        if response.status != 200:
+            raise UpstreamProtocol(
+                f"the upstream refused to go on with the turn: {response.status}"
+            )
+        return response
+
+    def _records(self, *, final: bool) -> list[TurnRecord]:
+        with self.turn.guard.around("reading"):
+            self.form.catch_up()
+        return self.session.records(final=final)
+
+    async def _finish_leg(self, *, final: bool) -> None:
+        """Record the current leg."""
+        self._recorded = True
+        await self.session.commit(self._records(final=final))
+
+    def _next_leg(self, choice: Choice) -> None:
+        """Begin the leg that plays the client's round trip, with results it already sent once."""
+        turn, leg = self.turn, self.turn.leg
+        message = choice.message(calls=True)
+        self._reason_like_the_client(message)
+        results = [self._earlier_result(record) for record in leg.decided[choice.index]]
+        messages = [*leg.request.messages, message, *results]
+        body = {**leg.request.body, "messages": messages}
+        turn.judge.replays += 1
+        parent = turn.heads[-1] if turn.heads else leg.parent
+        request = replace(leg.request, messages=messages, body=body)
+        turn.legs.append(Leg(request=request, parent=parent))
+        self.form.begin_leg(calls_only=False)
+        self._recorded = False
+        self._ask_again = True
+
+    def _earlier_result(self, record: CallRecord) -> dict[str, Any]:
+        """The tool message that answers a replayed call, as the client wrote it once."""
+        earlier = self.turn.judge.earlier
+        key = call_key(record.name, record.arguments)
+        content = next(e.result for e in reversed(earlier) if e.key == key and e.result is not None)
+        earlier.append(
+            EarlierCall(
+                call_id=record.call_id,
+                name=record.name,
+                key=key,
+                result=content,
+                turn=len(self.turn.leg.request.messages),
+            )
+        )
+        return {"role": "tool", "tool_call_id": record.call_id, "content": content}
+
+    def _reason_like_the_client(self, message: dict[str, Any]) -> None:
+        """Send the reasoning back under the name that the client's own history uses, or not."""
+        reasoning = message.pop("reasoning", None)
+        for earlier in self.turn.leg.request.messages:
+            for name in ("reasoning", "reasoning_content"):
+                if earlier.get("role") == "assistant" and earlier.get(name):
+                    message[name] = reasoning
+                    return

@@ -1,0 +1,52 @@
+"""What a turn uses of a running gateway."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from entrogate.gate.policy import Policy
+from entrogate.observe.metrics import Metrics
+from entrogate.store import Store
+from entrogate.upstream.captures import CaptureChannel
+from entrogate.upstream.client import UpstreamClient
+from entrogate.weights.leases import Weights
+
+if TYPE_CHECKING:  # it needs the extra `otel`
+    from entrogate.observe.tracing import Tracing
+
+
+class Parts(Protocol):
+    """Implemented by `serve.gateway.Gateway`."""
+
+    @property
+    def client(self) -> UpstreamClient: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def weights(self) -> Weights: ...
+    @property
+    def random(self) -> random.Random: ...
+    @property
+    def channel(self) -> CaptureChannel | None:
+        """None: capture by log-probs only."""
+        ...
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """None: turns are not traced."""
+        ...
+
+    @property
+    def tool_call_token(self) -> str:
+        """The text of the token that opens a call."""
+        ...
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` to its end even though nobody waits for it."""
+        ...

@@ -1,0 +1,181 @@
+"""What is stored of a turn, and what a debug answer says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from entrogate.access import tenant_of
+from entrogate.label.change import entropy_change
+from entrogate.turn.choice import Choice
+from entrogate.turn.ids import ANSWER_PREFIX, mint, mint_answer
+from entrogate.turn.link import new_results
+from entrogate.turn.state import Leg, Turn
+from entrogate.types import (
+    BASE_WEIGHTS,
+    Capture,
+    EntropyChange,
+    SegmentStats,
+    Span,
+    TurnHead,
+    TurnRecord,
+)
+from entrogate.wire.history import fingerprint
+
+
+def leg_records(turn: Turn, *, final: bool) -> list[TurnRecord]:
+    """What is stored of the current leg, a record for each choice; ``final``: the client gets it.
+
+    A choice whose statistics fail is recorded without them, its capture marked.
+    """
+    records: list[TurnRecord] = []
+    for _, choice in sorted(turn.leg.choices.items()):
+        with turn.guard.around("gate"):
+            _decide_unsampled(turn, choice)
+        with turn.guard.around("record"):
+            records.append(_record(turn, choice, _measured(turn, choice), final=final))
+    return records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What the statistics say of one choice."""
+
+    capture: Capture
+    spans: tuple[Span, ...] = ()
+    segment: SegmentStats | None = None
+
+
+def _decide_unsampled(turn: Turn, choice: Choice) -> None:
+    """Keep the decision that the engine took before a call was sampled."""
+    leg = turn.leg
+    if choice.tokens.gated is not None and choice.index not in leg.decided:
+        leg.decided[choice.index] = turn.judge.decide_unsampled(choice, turn.request.tool_names)
+
+
+def _measured(turn: Turn, choice: Choice) -> _Measured:
+    capture = turn.capture_of(choice)
+    with turn.guard.around("statistics"):
+        if choice.tokens.gap == "capture_fault":
+            return _Measured(capture=capture)
+        spans = turn.judge.spans(choice)
+        calls = turn.leg.decided.get(choice.index, ())
+        segment = calls[0].features.segment if calls else turn.judge.segment(choice, spans)
+        return _Measured(capture=capture, spans=spans, segment=segment)
+    choice.tokens.mark("statistics_fault")
+    return _Measured(capture=capture)
+
+
+def _record(turn: Turn, choice: Choice, measured: _Measured, *, final: bool) -> TurnRecord:
+    leg, tokens, capture = turn.leg, choice.tokens, measured.capture
+    message = choice.message(calls=tokens.resumes_at is None)
+    seen = turn.request.messages if final else leg.request.messages
+    prompt = np.asarray(leg.prompt_token_ids, dtype=np.int32)
+    digest = hashlib.blake2b(prompt.tobytes(), digest_size=16)
+    digest.update(capture.token_ids.tobytes())
+    return TurnRecord(
+        turn_id=mint("turn"),
+        trajectory_id=turn.link.trajectory_id,
+        task_id=turn.link.task_id,
+        parent=leg.parent,
+        request_id=turn.request_id,
+        response_id=turn.response_id if final else ANSWER_PREFIX + mint_answer(),
+        choice_index=choice.index,
+        created_at=leg.started_at,
+        duration_seconds=time.monotonic() - leg.began,
+        model=leg.model or leg.request.model,
+        new_messages=orjson.dumps(_new_messages(leg)),
+        n_messages=len(seen) + 1,
+        tools=leg.request.tools(),
+        params=leg.request.params(),
+        response=orjson.dumps(message),
+        finish_reason=choice.finish_reason,
+        prompt_token_ids=prompt,
+        capture=capture,
+        spans=measured.spans,
+        segment=measured.segment,
+        altered=tuple(tokens.altered),
+        capture_gap=tokens.gap or ("broken_off" if leg.error else None),
+        wasted_tokens=tokens.wasted,
+        calls=leg.decided.get(choice.index, ()),
+        results=new_results(turn.link.parent, turn.judge.earlier) if turn.first_leg else (),
+        change=_change(leg, choice, measured.segment),
+        fingerprint=fingerprint([*seen, message], tenant_of(turn.link.trajectory_id)),
+        sequence_hash=digest.digest(),
+        replayed=not final,
+        weight_version=_weight_version(turn, leg),
+        metadata=turn.request.metadata,
+        error=leg.error,
+    )
+
+
+def _change(leg: Leg, choice: Choice, segment: SegmentStats | None) -> EntropyChange | None:
+    """What the calls of the parent turn changed, if it had any."""
+    parent: TurnHead | None = leg.parent
+    if parent is None or not parent.has_calls:
+        return None
+    complete = choice.tokens.gap is None and leg.error is None
+    return entropy_change(
+        parent.segment if parent.capture_complete else None,
+        segment if complete else None,
+        before_complete=parent.capture_complete,
+        after_complete=complete,
+    )
+
+
+def _weight_version(turn: Turn, leg: Leg) -> str:
+    """Of the weights that answered; an adapter that is not published here goes by its name."""
+    if turn.weight_version is not None:
+        return turn.weight_version
+    name = leg.model or leg.request.model
+    return BASE_WEIGHTS if name in turn.capabilities.base_models else name
+
+
+def _new_messages(leg: Leg) -> list[dict[str, Any]]:
+    """The messages since the parent; all of them when the history was rewritten."""
+    messages = leg.request.messages
+    start = leg.parent.n_messages if leg.parent is not None else 0
+    if start > len(messages) or (start and messages[start - 1].get("role") != "assistant"):
+        return messages
+    return messages[start:]
+
+
+def debug_object(turn: Turn) -> dict[str, Any]:
+    """The ``entrogate`` object of a debug answer."""
+    return {
+        "trajectory_id": turn.link.trajectory_id,
+        "mode": turn.judge.mode,
+        "policy": {"name": turn.judge.policy.name, "version": turn.judge.policy.version},
+        "wasted_tokens": sum(record.wasted_tokens for record in turn.records),
+        "turns": [_debug_turn(record) for record in turn.records],
+    }
+
+
+def _debug_turn(record: TurnRecord) -> dict[str, Any]:
+    return {
+        "turn_id": record.turn_id,
+        "choice": record.choice_index,
+        "replayed": record.replayed,
+        "weight_version": record.weight_version,
+        "estimator": record.capture.estimator,
+        "top_k": record.capture.top_k,
+        "segment": record.segment,
+        "capture_gap": record.capture_gap,
+        "wasted_tokens": record.wasted_tokens,
+        "decisions": [
+            {
+                "call_id": call.call_id,
+                "tool": call.name,
+                "action": call.decision.action,
+                "applied": call.decision.applied,
+                "reason": call.decision.reason,
+                "propensity": call.decision.propensity,
+            }
+            for call in record.calls
+        ],
+    }
