@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from entrogate.access import Scope, digest_of, qualified
 from entrogate.serve.access import SCOPES, check_routes
@@ -145,6 +145,12 @@ async def test_every_route_with_every_scope(gateway: Running, keys: Keys) -> Non
 def test_a_route_without_a_scope_keeps_the_gateway_from_starting() -> None:
     with pytest.raises(LookupError, match="'/v1/new'"):
         check_routes([Route("/v1/new", lambda _: None)])
+
+
+def test_routes_that_cannot_be_checked_one_by_one_keep_it_from_starting() -> None:
+    """A mounted app, as FastAPI 0.137 and later hold an included router."""
+    with pytest.raises(TypeError, match="one by one"):
+        check_routes([Mount("/ui", routes=[Route("/hidden", lambda _: None)])])
 
 
 async def test_keys_count_within_seconds_and_nobody_slips_through(

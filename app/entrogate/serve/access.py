@@ -16,7 +16,7 @@ from http.cookies import CookieError, SimpleCookie
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -82,9 +82,14 @@ def caller_of(request: Request) -> Caller:
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:
-    """Every route has its scope. Raises LookupError: who adds a route says who may use it."""
+    """Every route has its scope. Raises LookupError: who adds a route says who may use it.
+
+    TypeError for what is no single route (a mounted app, a router included as one object).
+    """
     for route in routes:
-        path = getattr(route, "path", "")
+        if not isinstance(route, Route):
+            raise TypeError(f"add routes one by one: who may use {route!r} cannot be checked")
+        path = route.path
         if path not in SCOPES:
             raise LookupError(f"serve.access.SCOPES does not say who may use {path!r}")
 
