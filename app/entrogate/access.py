@@ -25,6 +25,7 @@ class Scope(StrEnum):
     INFER = "infer"  # ask the model
     FEEDBACK = "feedback"  # report outcomes
     READ = "read"  # look at what was recorded
+    METRICS = "metrics"  # scrape /metrics, which names the tools of all tenants
     ADMIN = "admin"  # everything, of all tenants; published weights
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from entrogate.types import Mode
+
+
+def _split(value: Any) -> Any:
+    """A list from the environment: its parts between commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""Names, in the environment with commas between them."""
 
 
 class _Branch(BaseModel):
@@ -115,8 +126,14 @@ class ServeSettings(_Branch):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8400, ge=0, le=65535)
+    # Which names a client may call this server by; None: see `serve.sites`.
+    allowed_hosts: Names | None = None
+    cors_origins: Names = ()  # sites whose pages may ask, such as https://chat.example.com
     body_limit_bytes: int = Field(default=32 * 2**20, ge=1024)
+    body_budget_bytes: int = Field(default=256 * 2**20, ge=1024)  # of all requests together
     body_timeout_seconds: float = Field(default=30.0, gt=0)  # for a request to arrive whole
+    keep_alive_seconds: int = Field(default=75, ge=1)  # of a connection without a request
+    drain_seconds: float = Field(default=30.0, ge=0)  # for running requests, after SIGTERM
     request_timeout_seconds: float | None = Field(default=None, gt=0)  # of a whole request
     max_requests: int | None = Field(default=None, ge=1)  # at a time; more are refused
     tls_cert: Path | None = None
@@ -124,14 +141,42 @@ class ServeSettings(_Branch):
     tls_client_ca: Path | None = None  # clients must have a certificate of this authority
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if name != "*" and ({"/", " "} & set(name) or "*" in name.removeprefix("*.")):
+                raise ValueError(
+                    f"{name!r} is no host; want a name without a port such as gateway.example.com,"
+                    " *.example.com for all below it, or * for every name"
+                )
+        return names
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (not parts.scheme or not parts.netloc or parts.path):
+                raise ValueError(
+                    f"{origin!r} is no origin; want scheme and host such as"
+                    " https://chat.example.com, or * for every site (needs API keys)"
+                )
+        return origins
+
 
 class AccessSettings(_Branch):
     """API keys (docs/access.md). ``key``: one with every scope, beside those of the store;
-    ``insecure``: listen to other machines although there is no key."""
+    ``insecure``: listen to other machines although there is no key; ``metrics_token``: opens
+    ``/metrics`` and nothing else."""
 
     key: SecretStr | None = Field(default=None, min_length=16)
     insecure: bool = False
-    protect_metrics: bool = False
+    protect_metrics: bool = True  # once there is a key
+    metrics_token: SecretStr | None = Field(default=None, min_length=16)
+    session_seconds: float = Field(default=12 * 3600.0, gt=0)  # of a browser's log-in
+    # Signs sessions; None: made from ``key``, or at the start. Replicas need the same.
+    session_secret: SecretStr | None = Field(default=None, min_length=32)
     refresh_seconds: float = Field(default=2.0, gt=0)
 
 

@@ -425,7 +425,7 @@ async def dawdle(gateway: Gateway, until: float) -> int:
     port = int(gateway.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
     body = httpx.Request("POST", gateway.url, json=long_answer(tokens=1000)).content
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
     data = bytearray()
     while part := await reader.read(4096):

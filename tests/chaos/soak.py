@@ -55,7 +55,7 @@ async def converse(http: httpx.AsyncClient, client: int, until: float) -> int:
                 await answer.aread()
         feedback = {"response_id": first.json()["id"], "score": 1.0}
         assert (await http.post("/v1/feedback", json=feedback)).status_code == 200
-        assert (await http.post(CHAT, content=b'{"messages": 7}')).status_code == 400
+        assert (await http.post(CHAT, json={"messages": 7})).status_code == 400
         assert (await http.get("/v1/trajectories?limit=5")).status_code == 200
         turns += 2
     return turns

@@ -22,6 +22,7 @@ from entrogate.settings import Settings
 from entrogate_lab.bench.script import script
 
 CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
 TOOLS = [
     {
         "type": "function",

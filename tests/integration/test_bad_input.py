@@ -13,6 +13,7 @@ from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import (
     CHAT,
+    JSON,
     Running,
     ask,
     error_of,
@@ -24,7 +25,7 @@ TEXT = {"content": "Plain text, nothing else, but long enough to break in the mi
 @pytest.mark.parametrize("body", [b"{not json", b"", b"[1]", b'"text"', b"\xff\xfe"])
 async def test_malformed_json(upstream: ScriptedUpstream, gateway: Running, body: bytes) -> None:
     before = upstream.stats.requests
-    response = await gateway.client.post(CHAT, content=body)
+    response = await gateway.client.post(CHAT, content=body, headers=JSON)
     error_of(response, 400)
     assert upstream.stats.requests == before
     assert await gateway.metric("entrogate_requests_total", route=CHAT, status="400") == 1
@@ -75,7 +76,9 @@ async def test_oversized_body(upstream: ScriptedUpstream, start: Start, declared
             yield raw[i : i + 1000]
 
     for path in (CHAT, "/v1/completions"):
-        response = await gateway.client.post(path, content=raw if declared else parts())
+        response = await gateway.client.post(
+            path, content=raw if declared else parts(), headers=JSON
+        )
         assert error_of(response, 413)["code"] == "body_too_large"
     assert upstream.stats.requests == before
     assert (await gateway.chat(ask(TEXT))).status_code == 200

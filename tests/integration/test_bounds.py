@@ -52,7 +52,7 @@ def with_bodies(gateway: Running) -> list[tuple[str, str]]:
 
 
 def head(method: str, path: str, length: int) -> bytes:
-    said = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    said = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{said}Content-Length: {length}\r\n\r\n".encode()
 
 
@@ -86,7 +86,7 @@ LINE = b"x-a: " + b"a" * 2000 + b"\r\n"
 
 @pytest.mark.parametrize("chunk", [LINE, b"a" * len(LINE)], ids=["many", "one endless"])
 async def test_headers_have_a_limit(gateway: Running, chunk: bytes) -> None:
-    chunks = [b"GET /health HTTP/1.1\r\nHost: x\r\nx-b: "]
+    chunks = [b"GET /health HTTP/1.1\r\nHost: localhost\r\nx-b: "]
     chunks += [chunk] * (HEAD_LIMIT_BYTES // len(chunk) + 1)
     answer = await exchange(gateway, *chunks, pause_seconds=0.001)
     assert answer == (431, "headers_too_large")
@@ -118,7 +118,7 @@ async def send_slowly(writer: asyncio.StreamWriter, chunk: bytes, times: int) ->
 
 
 async def test_long_headers_below_the_limit(gateway: Running) -> None:
-    chunks = [b"GET /health HTTP/1.1\r\nHost: x\r\n", *[LINE] * 20, b"\r\n"]
+    chunks = [b"GET /health HTTP/1.1\r\nHost: localhost\r\n", *[LINE] * 20, b"\r\n"]
     assert (await exchange(gateway, *chunks, pause_seconds=0.001))[0] == 200
 
 
@@ -131,7 +131,7 @@ async def test_a_body_does_not_count_as_headers(gateway: Running) -> None:
         writer.write(sent)
         await writer.drain()
         assert b" 400 " in await reader.readline()
-        writer.write(b"lth HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"lth HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answers = await reader.readuntil(b'"status":"ok"')
     writer.close()
     assert b" 200 OK" in answers
@@ -142,7 +142,7 @@ async def test_a_body_does_not_count_as_headers(gateway: Running) -> None:
     [
         ((), (None, None)),
         ((b"GET /hea",), (408, "headers_timeout")),
-        ((b"GET /health HTTP/1.1\r\nHost: x\r\n",), (408, "headers_timeout")),
+        ((b"GET /health HTTP/1.1\r\nHost: localhost\r\n",), (408, "headers_timeout")),
     ],
 )
 async def test_headers_have_to_come(
@@ -155,7 +155,7 @@ async def test_headers_have_to_come(
 async def test_a_kept_connection_may_be_idle_for_longer(start: Start) -> None:
     """Between two requests uvicorn's own limit counts."""
     gateway = await start(serve={"body_timeout_seconds": 0.1})
-    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
     async with asyncio.timeout(20):
         for _ in range(2):

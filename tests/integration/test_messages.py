@@ -23,6 +23,7 @@ from tests.integration.doors import (
     streamed,
 )
 from tests.integration.harness import (
+    JSON,
     SURE,
     UNSURE,
     Running,
@@ -276,7 +277,7 @@ async def test_every_error_has_anthropics_envelope(gateway: Running) -> None:
             assert response.json()["error"]["type"] == kind
             (name,) = change
             assert name in response.json()["error"]["message"] or name == "model"
-    malformed = await gateway.client.post(MESSAGES, content=b"{")
+    malformed = await gateway.client.post(MESSAGES, content=b"{", headers=JSON)
     assert malformed.json()["error"]["type"] == "invalid_request_error"
     wrong_method = await gateway.client.get(MESSAGES)
     assert wrong_method.status_code == 405

@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from entrogate_lab.bench.processes import free_port
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.chaos.stack import Gateways
-from tests.integration.harness import CHAT, ask, calling, follow_up, message_of
+from tests.integration.harness import CHAT, JSON, ask, calling, follow_up, message_of
 from tests.integration.test_access import run
 
 SECRET = "planted-secret-of-the-upstream"
@@ -161,7 +161,8 @@ async def test_no_secret_is_logged(
                 broken = ask({"content": "Hello.", **step}, text=PROMPT, stream=True)
                 await http.post(CHAT, json=broken)
             await http.post(CHAT, json=body, headers={"authorization": "Bearer wrong-planted"})
-            await http.post("/v1/messages", content=b'{"messages": "' + PROMPT.encode())
+            cut = b'{"messages": "' + PROMPT.encode()
+            await http.post("/v1/messages", content=cut, headers=JSON)
     written = gateway.log.read_text()
     assert "upstream.ready" in written
     for planted in filter(None, (secret, SECRET, "wrong-planted", password)):

@@ -22,6 +22,7 @@ from tests.collector import Collector, Seen, collector
 from tests.integration.conftest import Start
 from tests.integration.harness import (
     CHAT,
+    JSON,
     Running,
     ask,
     calling,
@@ -178,7 +179,7 @@ async def test_refusals_and_faults(
     upstream: ScriptedUpstream, traced: Traced, otel: Collector
 ) -> None:
     gateway = await traced()
-    assert (await gateway.client.post(CHAT, content=b"{")).status_code == 400
+    assert (await gateway.client.post(CHAT, content=b"{", headers=JSON)).status_code == 400
     await gateway.client.get("/health")
     (refused,) = await arrived(otel, 1)
     assert refused.attributes["http.response.status_code"] == 400

@@ -13,17 +13,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 
-from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from entrogate.access import Key, Scope
 from entrogate.observe.metrics import Metrics
+from entrogate.serve.answering import Answering
+from entrogate.serve.bodies import Bodies, check_media
 from entrogate.serve.door import envelope_of
+from entrogate.serve.drain import Drain, last_event
 from entrogate.serve.keyring import Keyring, Refused
+from entrogate.serve.paths import PathTable
+from entrogate.serve.sites import SAFE_METHODS, Sites
 from entrogate.settings import ServeSettings
 from entrogate.wire.errors import error_body
 
@@ -46,22 +51,30 @@ SCOPES: dict[str, Scope | None] = {
     "/ui/trajectories/{trajectory_id}": Scope.READ,
     "/ui/policy": Scope.READ,
     "/ui/login": OPEN,
+    "/ui/logout": OPEN,
     "/ui/static/{name}": OPEN,
     "/admin/weights": Scope.ADMIN,
     "/admin/weights/{version}": Scope.ADMIN,
     "/admin/weights/{version}/share": Scope.ADMIN,
     "/health": OPEN,
     "/ready": OPEN,
-    "/metrics": OPEN,  # unless settings.access.protect_metrics
+    "/metrics": Scope.METRICS,  # unless settings.access.protect_metrics is false
     "/openapi.json": OPEN,
     "/docs": OPEN,
-    "/docs/oauth2-redirect": OPEN,
-    "/redoc": OPEN,
+    "/": OPEN,
 }
+_TELLING = frozenset({"/ready"})  # open, and says more to a key with the scope `read`
 SESSION_COOKIE = "entrogate_session"
 _CALLER = "entrogate.caller"
 _VIEWER = "/ui"
-_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +84,11 @@ class Caller:
     tenant: str = ""
     sees: str | None = None
     is_admin: bool = False
+    is_stranger: bool = False  # without a key although there are some
 
 
 _ANYONE = Caller()
+_STRANGER = Caller(is_stranger=True)
 
 
 def caller_of(request: Request) -> Caller:
@@ -98,92 +113,148 @@ class AccessControl:
     """Lets a request through, or answers it in the envelope of the API that was asked."""
 
     def __init__(
-        self, app: ASGIApp, *, keyring: Keyring, settings: ServeSettings, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        keyring: Keyring,
+        settings: ServeSettings,
+        metrics: Metrics,
+        drain: Drain,
     ) -> None:
         self._app = app
         self._keyring = keyring
         self._settings = settings
         self._metrics = metrics
+        self._drain = drain
+        self._sites = Sites(settings)
+        self._bodies = Bodies(settings)
         self._running = 0
         scopes = dict(SCOPES)
-        if keyring.settings.protect_metrics:
-            scopes["/metrics"] = Scope.READ
-        self._exact = {path: scope for path, scope in scopes.items() if "{" not in path}
-        self._below = [
-            (path[: path.index("{")], scope) for path, scope in scopes.items() if "{" in path
-        ]
+        if not keyring.settings.protect_metrics:
+            scopes["/metrics"] = OPEN
+        self._scopes = PathTable(scopes)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        with ExitStack() as counted:
+        headers = Headers(scope=scope)
+        told = self._sites.cors_headers(scope["path"], headers)
+        answering = Answering(send, scope["path"], told)
+        with ExitStack() as held:
             try:
-                self._admit(scope, counted)
+                self._sites.check_host(headers, closed=self._keyring.closed)
+                allowed = self._sites.preflight(scope["method"], scope["path"], headers)
+                if allowed is not None:
+                    await _empty(send, allowed)
+                    return
+                known = self._admit(scope, headers, held)
+                check_media(scope, headers)
+                body = held.enter_context(self._bodies.counted())
+                receive = await self._bodies.read(scope, receive, body, known=known)
+                self._enter(scope["path"], held)
             except Refused as refused:
                 self._metrics.record_refusal(refused.code)
-                await self._answer(scope, refused)(scope, receive, send)
+                await self._answer(scope, refused)(scope, receive, answering.send)
                 return
-            self._running += 1
-            counted.callback(self._leave)
-            await self._timed(scope, receive, send)
+            except ClientDisconnect:
+                return
+            await self._timed(scope, receive, answering)
 
     def required(self, path: str) -> Scope | None:
         """The scope for a path; what is no route needs a key, so that nobody looks around."""
-        if path in self._exact:
-            return self._exact[path]
-        for beginning, scope in self._below:
-            if path.startswith(beginning):
-                return scope
-        return Scope.READ
+        return self._scopes.get(path, Scope.READ)
 
-    def _admit(self, scope: AsgiScope, counted: ExitStack) -> None:
-        needed = self.required(scope["path"])
+    def _admit(self, scope: AsgiScope, headers: Headers, held: ExitStack) -> bool:
+        """Whether the caller is known. Raises Refused for one that may not ask for this."""
+        method, path = scope["method"], scope["path"]
+        needed = self.required(path)
+        foreign = self._sites.is_foreign(method, headers)
+        if needed is None or not self._keyring.closed:
+            if foreign and (needed is not None or method not in SAFE_METHODS):
+                raise _cross_site()
+            if not self._keyring.closed:
+                scope[_CALLER] = _ANYONE
+            elif path in _TELLING:
+                scope[_CALLER] = self._looking(scope)
+            self._check_room(path)
+            return not self._keyring.closed
+        secret = _take_secret(scope)
+        if secret is not None or not path.startswith(_VIEWER):
+            key = self._keyring.find(secret)
+        elif foreign:  # a cookie is sent by every page, a key by those that know it
+            raise _cross_site()
+        else:
+            key = self._keyring.find_session(session_of(headers))
+        if not key.allows(needed):
+            raise Refused(
+                f"this API key has no scope {needed.value!r}, which {path} needs",
+                status=403,
+                code="missing_scope",
+            )
+        self._check_room(path)
+        held.enter_context(self._keyring.counted(key))
+        scope[_CALLER] = _caller(key)
+        return True
+
+    def _looking(self, scope: AsgiScope) -> Caller:
+        """Who asks for an open route that says more to those with a key."""
+        try:
+            key = self._keyring.find(_take_secret(scope))
+        except Refused:
+            return _STRANGER
+        return _caller(key) if key.allows(Scope.READ) else _STRANGER
+
+    def _check_room(self, path: str) -> None:
         most = self._settings.max_requests
-        if most is not None and self._running >= most and needed is not None:
+        if most is not None and self._running >= most and self.required(path) is not OPEN:
             raise Refused(
                 f"the gateway answers {most} requests at a time",
                 status=503,
                 code="overloaded",
                 retry_after_seconds=1.0,
             )
-        if not self._keyring.closed or needed is None:
-            return
-        key = self._keyring.find(_take_secret(scope))
-        if not key.allows(needed):
-            raise Refused(
-                f"this API key has no scope {needed.value!r}, which {scope['path']} needs",
-                status=403,
-                code="missing_scope",
-            )
-        counted.enter_context(self._keyring.counted(key))
-        scope[_CALLER] = _caller(key)
 
-    async def _timed(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+    def _enter(self, path: str, held: ExitStack) -> None:
+        """Count a request that has come whole. Raises Refused where there are too many."""
+        if self.required(path) is OPEN:
+            return
+        self._check_room(path)
+        self._running += 1
+        held.callback(self._leave)
+
+    async def _timed(self, scope: AsgiScope, receive: Receive, answering: Answering) -> None:
         seconds = self._settings.request_timeout_seconds
-        if seconds is None:
-            await self._app(scope, receive, send)
-            return
-        begun = False
-
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                await self._app(scope, receive, watched)
+                with self._drain.watching(limit):
+                    await self._app(scope, receive, answering.send)
+            return
         except TimeoutError:
             if not limit.expired():
                 raise
-            self._metrics.record_refusal("request_timeout")
-            if begun:  # the server closes a connection whose answer has no end
-                return
+        if self._drain.begun:
+            late = Refused(
+                "the gateway is being stopped; ask again",
+                status=503,
+                code="gateway_stopping",
+                retry_after_seconds=1.0,
+            )
+        else:
             said = f"the request took longer than {seconds:g} s"
             late = Refused(said, status=504, code="request_timeout")
-            await self._answer(scope, late)(scope, receive, send)
+        self._metrics.record_refusal(late.code)
+        end = answering.take_over()
+        if end is None:
+            return
+        if not answering.begun:
+            await self._answer(scope, late)(scope, receive, end)
+        elif answering.is_stream:  # the server closes the connection of another without an end
+            told = last_event(
+                scope["path"], late.status, _error_of(late), events_sent=answering.events_sent
+            )
+            await end({"type": "http.response.body", "body": told, "more_body": False})
 
     def _leave(self) -> None:
         self._running -= 1
@@ -192,15 +263,31 @@ class AccessControl:
         path: str = scope["path"]
         if path.startswith(_VIEWER) and refused.status == 401:
             return RedirectResponse("/ui/login", 303)
-        kind = _KINDS.get(refused.status, "gateway_error")
-        body = error_body(str(refused), kind=kind, code=refused.code)
-        status, body = envelope_of(path)(refused.status, body)
+        status, body = envelope_of(path)(refused.status, _error_of(refused))
         response = Response(body, status, media_type="application/json")
         if refused.status == 401:
             response.headers["www-authenticate"] = "Bearer"
         if refused.retry_after_seconds is not None:
             response.headers["retry-after"] = str(max(1, math.ceil(refused.retry_after_seconds)))
         return response
+
+
+async def _empty(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _cross_site() -> Refused:
+    return Refused(
+        "a page of another site asks; if it may, list it in ENTROGATE_SERVE__CORS_ORIGINS",
+        status=403,
+        code="cross_site",
+    )
+
+
+def _error_of(refused: Refused) -> bytes:
+    kind = _KINDS.get(refused.status, "gateway_error")
+    return error_body(str(refused), kind=kind, code=refused.code)
 
 
 def _caller(key: Key) -> Caller:
@@ -216,12 +303,13 @@ def _take_secret(scope: AsgiScope) -> str | None:
     kind, _, secret = bearer.partition(" ")
     if kind.lower() == "bearer" and secret:
         return secret.strip()
-    if plain:
-        return plain
-    if scope["path"].startswith(_VIEWER):
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(SESSION_COOKIE)
-        except CookieError:
-            return None
-        return None if morsel is None else morsel.value
-    return None
+    return plain or None
+
+
+def session_of(headers: Headers) -> str | None:
+    """The session of a browser that has logged in."""
+    try:
+        morsel = SimpleCookie(headers.get("cookie", "")).get(SESSION_COOKIE)
+    except CookieError:
+        return None
+    return None if morsel is None else morsel.value

@@ -23,7 +23,9 @@ from entrogate.observe.metrics import Metrics
 from entrogate.serve.access import AccessControl, check_routes
 from entrogate.serve.admin import admin_routes
 from entrogate.serve.chat import chat
+from entrogate.serve.docs import DOCS
 from entrogate.serve.door import CHAT_DOOR, MESSAGES_ROUTE, RESPONSES_ROUTE, envelope_of
+from entrogate.serve.drain import Drain
 from entrogate.serve.exporting import PeriodicExport, check_export
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring
@@ -32,7 +34,7 @@ from entrogate.serve.openapi import describe_api
 from entrogate.serve.passthrough import forward
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.responses import response, responses
-from entrogate.serve.status import status_routes
+from entrogate.serve.status import Checks, status_routes
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.trajectories import router
 from entrogate.serve.viewer import VIEWER
@@ -120,14 +122,21 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         finally:
             await store.aclose()
 
-    app = FastAPI(title=TITLE, version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title=TITLE, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
+    drain = Drain()
     app.state.gateway = gateway
     app.state.managed = managed
     app.state.publisher = publisher
     app.state.keyring = keyring
+    app.state.drain = drain
+    app.state.checks = Checks(gateway, managed)
     app.state.token_texts = TokenTexts(gateway)
     add_routes(app)
-    app.add_middleware(AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics)
+    app.add_middleware(
+        AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics, drain=drain
+    )
     if gateway.tracing is not None:
         from entrogate.observe.tracing import TracedRequests
 
@@ -147,7 +156,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_route("/v1/models", forward, methods=["GET"])
     # Not include_router: FastAPI 0.137 and later keeps what it includes as one object without a
     # path, and access control has to see every route.
-    for part in (VIEWER, router.routes, status_routes.routes, admin_routes.routes):
+    for part in (VIEWER, DOCS, router.routes, status_routes.routes, admin_routes.routes):
         app.router.routes.extend(part)
     check_routes(app.routes)
     describe_api(app)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import ssl
 import sys
 from collections.abc import Callable, Generator
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from entrogate.errors import ConfigError
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.protocol import http_protocol
+from entrogate.serve.sites import is_loopback
 from entrogate.settings import ServeSettings, Settings
 from entrogate.upstream.client import shown_url
 from entrogate.upstream.managed import ManagedVllm
+
+_LAST_WORDS_SECONDS = 2.0  # for the ends of answers to be sent and recorded
 
 
 @click.command()
@@ -48,6 +51,8 @@ from entrogate.upstream.managed import ManagedVllm
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate (PEM) for HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key.")
 @click.option("--tls-client-ca", type=click.Path(path_type=Path), help="Clients need one of its.")
+@click.option("--allowed-host", "allowed_hosts", multiple=True, help="Name in the Host header.")
+@click.option("--cors-origin", "cors_origins", multiple=True, help="Site whose pages may ask.")
 @click.option("--max-concurrency", type=click.IntRange(1), help="Requests at a time; others: 503.")
 @click.option("--request-timeout", type=float, help="Seconds that a whole request may take.")
 @click.option("--otlp-endpoint", help="Collector that takes traces, e.g. http://127.0.0.1:4318.")
@@ -102,6 +107,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         "tls_cert": ("serve", "tls_cert"),
         "tls_key": ("serve", "tls_key"),
         "tls_client_ca": ("serve", "tls_client_ca"),
+        "allowed_hosts": ("serve", "allowed_hosts"),
+        "cors_origins": ("serve", "cors_origins"),
         "max_concurrency": ("serve", "max_requests"),
         "request_timeout": ("serve", "request_timeout_seconds"),
         "otlp_endpoint": ("tracing", "otlp_endpoint"),
@@ -156,7 +163,9 @@ async def _serve(settings: Settings) -> None:
         port=settings.serve.port,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=30,
+        # Answers have their end by then; what hangs all the same is cancelled.
+        timeout_graceful_shutdown=math.ceil(settings.serve.drain_seconds + _LAST_WORDS_SECONDS),
+        timeout_keep_alive=settings.serve.keep_alive_seconds,
         ws="none",
         http=http_protocol(
             head_timeout_seconds=settings.serve.body_timeout_seconds,
@@ -165,6 +174,11 @@ async def _serve(settings: Settings) -> None:
         **tls,
     )
     server = _Server(config)
+
+    def on_leave() -> None:
+        app.state.drain.begin(settings.serve.drain_seconds)
+
+    server.on_leave = on_leave
     try:
         if managed is not None:
             await _start(managed)
@@ -184,18 +198,11 @@ def _check_access(settings: Settings, gateway: Gateway) -> None:
     """Without a key only this machine is listened to. Raises ConfigError."""
     host = settings.serve.host
     open_ = settings.access.key is None and not gateway.store.has_keys()
-    if open_ and not settings.access.insecure and not _is_loopback(host):
+    if open_ and not settings.access.insecure and not is_loopback(host):
         raise ConfigError(
             f"--host {host} is open to other machines and there is no API key: make one"
             " (entrogate keys create), or say --insecure if something in front checks who asks"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _tls(serve: ServeSettings) -> dict[str, Any]:
@@ -228,6 +235,7 @@ class _Server(uvicorn.Server):
     """
 
     interrupted = False
+    on_leave: Callable[[], None] | None = None  # not ready from then on
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -236,6 +244,8 @@ class _Server(uvicorn.Server):
     def leave(self, sig: signal.Signals) -> None:
         """Stop serving; a second Ctrl-C does not wait for open requests."""
         self.interrupted = self.interrupted or sig is signal.SIGINT
+        if self.on_leave is not None:
+            self.on_leave()
         self.handle_exit(sig, None)
 
 

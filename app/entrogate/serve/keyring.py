@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from pydantic import SecretStr
+
 from entrogate.access import Key, Scope, digest_of
 from entrogate.errors import EntrogateError
+from entrogate.serve.sessions import Sessions
 from entrogate.settings import AccessSettings
 from entrogate.store import Store
 
 _USE_GRAIN_SECONDS = 60.0
 _STATIC = "static"  # the key of the settings
+_METRICS = "metrics"  # the token of the settings that opens /metrics
 _log = logging.getLogger("entrogate.serve")
 
 
@@ -50,10 +56,19 @@ class Keyring:
 
     settings: AccessSettings
     store: Store
+    _sessions: Sessions = field(init=False)
     _keys: dict[bytes, Key] = field(default_factory=dict[bytes, Key])
+    _by_id: dict[str, Key] = field(default_factory=dict[str, Key])
     _uses: dict[str, _Use] = field(default_factory=dict[str, _Use])
     _used_at: dict[str, float] = field(default_factory=dict[str, float])  # by id, not yet stored
     _closed: bool = False
+
+    def __post_init__(self) -> None:
+        secret = self.settings.session_secret or self.settings.key  # what replicas share
+        signing = secrets.token_bytes(32)
+        if secret is not None:
+            signing = hashlib.sha256(b"sessions " + secret.get_secret_value().encode()).digest()
+        self._sessions = Sessions(secret=signing, seconds=self.settings.session_seconds)
 
     @property
     def closed(self) -> bool:
@@ -76,18 +91,21 @@ class Keyring:
         """Read the keys. Raises StoreError."""
         keys = {key.digest: key for key in await self.store.keys()}
         if self.settings.key is not None:
-            digest = digest_of(self.settings.key.get_secret_value())
-            everything = frozenset(Scope)
-            keys[digest] = Key(
-                id=_STATIC, name=_STATIC, digest=digest, shown="", tenant="", scopes=everything
-            )
-        self._keys = keys
+            static = _fixed(_STATIC, self.settings.key, frozenset(Scope))
+            keys[static.digest] = static
         self._closed = self._closed or bool(keys)
+        if self.settings.metrics_token is not None:  # no reason to ask others for a key
+            token = _fixed(_METRICS, self.settings.metrics_token, frozenset({Scope.METRICS}))
+            keys.setdefault(token.digest, token)
+        self._keys = keys
+        self._by_id = {key.id: key for key in keys.values()}
 
     async def _note_uses(self) -> None:
         """Store when keys were last used, where that is news by more than a minute."""
         keys = self._keys.values()
-        stored = {key.id: key.last_used_at or 0.0 for key in keys if key.id != _STATIC}
+        stored = {
+            key.id: key.last_used_at or 0.0 for key in keys if key.id not in (_STATIC, _METRICS)
+        }
         news = {
             id_: at
             for id_, at in self._used_at.items()
@@ -122,6 +140,32 @@ class Keyring:
             )
         self._used_at[key.id] = now
         return key
+
+    def open_session(self, secret: str) -> tuple[str, int]:
+        """A browser's session, in place of its key: the token, and the seconds that it is good for.
+
+        Raises Refused (401), or Refused (403) for a key that opens no page.
+        """
+        key = self.find(secret)
+        if not key.allows(Scope.READ):
+            raise Refused(
+                f"this API key has no scope {Scope.READ.value!r}, which the pages need",
+                status=403,
+                code="missing_scope",
+            )
+        return self._sessions.open(key)
+
+    def find_session(self, token: str | None) -> Key:
+        """The valid key of a session. Raises Refused (401)."""
+        key = None if token is None else self._sessions.find(token, self._by_id)
+        if key is None or not key.is_valid(time.time()):
+            raise Refused("nobody is logged in", status=401, code="no_session")
+        self._used_at[key.id] = time.time()
+        return key
+
+    def close_session(self, token: str) -> None:
+        """Log a browser out."""
+        self._sessions.close(token, self._by_id)
 
     @contextmanager
     def counted(self, key: Key) -> Generator[None]:
@@ -159,3 +203,9 @@ class Keyring:
         use.tokens = min(most, use.tokens + (now - use.filled_at) * most / 60.0)
         use.filled_at = now
         return use
+
+
+def _fixed(name: str, secret: SecretStr, scopes: frozenset[Scope]) -> Key:
+    """A key of the settings, which the store does not know."""
+    digest = digest_of(secret.get_secret_value())
+    return Key(id=name, name=name, digest=digest, shown="", tenant="", scopes=scopes)

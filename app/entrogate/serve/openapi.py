@@ -32,12 +32,12 @@ def describe_api(app: FastAPI) -> None:
 def _document(app: FastAPI) -> dict[str, Any]:
     made = get_openapi(title=app.title, version=app.version, routes=app.routes)
     written: dict[str, Any] = yaml.safe_load(_WRITTEN.read_text(encoding="utf-8"))
-    for path, operation in _operations(made["paths"]):
+    for path, _, operation in operations(made["paths"]):
         operation.setdefault("tags", [next(t for at, t in _TAGS.items() if path.startswith(at))])
         operation["responses"].pop("422", None)  # an invalid body is answered with 400, our way
         operation["responses"]["default"] = _ERROR
     made["paths"] |= written["paths"]
-    for path, operation in _operations(made["paths"]):
+    for path, _, operation in operations(made["paths"]):
         scope = SCOPES[path]
         if scope is None:
             operation["security"] = []
@@ -55,8 +55,9 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return made
 
 
-def _operations(paths: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def operations(paths: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Path, method and description of every operation of a document."""
     for path, methods in paths.items():
         for method in _METHODS:
             if method in methods:
-                yield path, methods[method]
+                yield path, method, methods[method]

@@ -10,11 +10,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from entrogate import __version__
 from entrogate.errors import EntrogateError
+from entrogate.serve.access import caller_of
+from entrogate.serve.drain import Drain
 from entrogate.serve.gateway import Gateway
 from entrogate.upstream.managed import ManagedVllm
 
 status_routes = APIRouter()
 _CHECK_SECONDS = 5.0
+_UNREADY = {"status": "unavailable"}
 
 
 @status_routes.get("/health")
@@ -25,36 +28,65 @@ async def health() -> dict[str, str]:
 
 @status_routes.get("/ready", responses={503: {"description": "What is missing"}})
 async def ready(request: Request) -> Response:
-    """Can turns be served? 200 with what is active, or 503 with what is missing."""
-    gateway: Gateway = request.app.state.gateway
-    managed: ManagedVllm | None = request.app.state.managed
-    report: dict[str, Any] = {
-        "policy": {"name": gateway.policy.name, "version": gateway.policy.version},
-        "mode": gateway.mode,
-        "store": {"queue": gateway.store.queue_depth, "deferred": gateway.store.deferred},
-    }
-    if managed is not None:
-        report["managed"] = managed.state
-    try:
-        async with asyncio.timeout(_CHECK_SECONDS):
-            async with gateway.client.request("GET", "/health") as response:
-                alive = response.status == 200
-            found = await gateway.capabilities() if alive else None
-    except (EntrogateError, TimeoutError) as error:
-        report["upstream"] = {"ready": False, "reason": str(error) or "no answer in time"}
-        return JSONResponse({"status": "unavailable", **report}, 503)
-    if found is None:
-        report["upstream"] = {"ready": False, "reason": f"/health answered {response.status}"}
-        return JSONResponse({"status": "unavailable", **report}, 503)
-    report["upstream"] = {
-        "ready": True,
-        "model": found.model,
-        "estimator": found.estimator,
-        "top_logprobs": found.top_logprobs,
-        "gate_points": found.gate_points,
-        "problems": found.problems(),
-    }
-    return JSONResponse({"status": "ready", **report})
+    """Can turns be served? 200 or 503; with the scope `read`, or without any keys, also what is
+    active and what is missing.
+
+    However many ask, the model server is asked by one of them at a time.
+    """
+    drain: Drain = request.app.state.drain
+    if drain.begun:
+        status, report = 503, {"status": "stopping"}
+    else:
+        checks: Checks = request.app.state.checks
+        status, report = await checks.report()
+    if caller_of(request).is_stranger:
+        report = {"status": report["status"]}
+    return JSONResponse(report, status)
+
+
+class Checks:
+    """Looks whether turns can be served, once for all who ask at the same time."""
+
+    def __init__(self, gateway: Gateway, managed: ManagedVllm | None) -> None:
+        self._gateway = gateway
+        self._managed = managed
+        self._running: asyncio.Task[tuple[int, dict[str, Any]]] | None = None
+
+    async def report(self) -> tuple[int, dict[str, Any]]:
+        """The status of the answer, and all that there is to say."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._look(), name="ready")
+        return await asyncio.shield(self._running)
+
+    async def _look(self) -> tuple[int, dict[str, Any]]:
+        gateway = self._gateway
+        report: dict[str, Any] = {
+            "policy": {"name": gateway.policy.name, "version": gateway.policy.version},
+            "mode": gateway.mode,
+            "store": {"queue": gateway.store.queue_depth, "deferred": gateway.store.deferred},
+        }
+        if self._managed is not None:
+            report["managed"] = self._managed.state
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                async with gateway.client.request("GET", "/health") as response:
+                    alive = response.status == 200
+                found = await gateway.capabilities() if alive else None
+        except (EntrogateError, TimeoutError) as error:
+            report["upstream"] = {"ready": False, "reason": str(error) or "no answer in time"}
+            return 503, _UNREADY | report
+        if found is None:
+            report["upstream"] = {"ready": False, "reason": f"/health answered {response.status}"}
+            return 503, _UNREADY | report
+        report["upstream"] = {
+            "ready": True,
+            "model": found.model,
+            "estimator": found.estimator,
+            "top_logprobs": found.top_logprobs,
+            "gate_points": found.gate_points,
+            "problems": found.problems(),
+        }
+        return 200, {"status": "ready"} | report
 
 
 @status_routes.get("/metrics", response_class=PlainTextResponse)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 import orjson
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.routing import Route
 from entrogate.access import qualified
 from entrogate.errors import ConfigError, RequestError, UnknownRecord
 from entrogate.gate.policy import parse_policy
-from entrogate.serve.access import SESSION_COOKIE, caller_of
+from entrogate.serve.access import SESSION_COOKIE, caller_of, session_of
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.serve.respond import read_body
@@ -36,6 +36,7 @@ _STATIC = {
     "viewer.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
+_UNSTORED = {"cache-control": "no-store"}
 _YES = {"yes": True, "no": False, "": None}
 
 
@@ -95,7 +96,8 @@ async def trajectory(request: Request) -> Response:
         return _html("problem.html", request, 404, problem=str(error))
     ids = {id_ for turn in found["turns"] for id_ in turn["tokens"]["token_ids"]}
     texts = await _texts(request).of(found["model"], ids)
-    html = await asyncio.to_thread(_trajectory_page, found, texts)
+    signed_in = session_of(request.headers) is not None
+    html = await asyncio.to_thread(_trajectory_page, found, texts, signed_in=signed_in)
     return HTMLResponse(html, headers=HEADERS)
 
 
@@ -108,7 +110,7 @@ async def policy(request: Request) -> Response:
     text = (await _form(request)).get("policy", "")
     gateway = _gateway(request)
     try:
-        parsed = parse_policy(text, "policy", can_force=True)
+        parsed = await asyncio.to_thread(parse_policy, text, "policy", can_force=True)
     except ConfigError as error:
         return _html(
             "policy.html", request, 400, text=text, problem=str(error), report=None, cut=False
@@ -126,25 +128,48 @@ async def policy(request: Request) -> Response:
 
 
 async def login(request: Request) -> Response:
-    """A browser's session is its API key, in a cookie that no script reads."""
+    """A browser shows its API key once and gets a session, in a cookie that no script reads."""
     if request.method == "GET":
         return _html("login.html", request, problem=None)
     secret = (await _form(request)).get("key", "").strip()
     keyring: Keyring = request.app.state.keyring
     try:
-        keyring.find(secret)
+        token, seconds = keyring.open_session(secret)
     except Refused as refused:
-        return _html("login.html", request, 401, problem=str(refused))
-    response = RedirectResponse("/ui", 303)
+        return _html("login.html", request, refused.status, problem=str(refused))
+    response = RedirectResponse("/ui", 303, headers=_UNSTORED)
     response.set_cookie(
         SESSION_COOKIE,
-        secret,
+        token,
+        max_age=seconds,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=_is_encrypted(request),
         path="/ui",
     )
     return response
+
+
+async def logout(request: Request) -> Response:
+    """End the browser's session, here and in the browser."""
+    token = session_of(request.headers)
+    if token is not None:
+        keyring: Keyring = request.app.state.keyring
+        keyring.close_session(token)
+    response = RedirectResponse("/ui/login", 303, headers=_UNSTORED)
+    response.delete_cookie(
+        SESSION_COOKIE,
+        path="/ui",
+        httponly=True,
+        samesite="strict",
+        secure=_is_encrypted(request),
+    )
+    return response
+
+
+def _is_encrypted(request: Request) -> bool:
+    """Does the browser speak TLS, with us or with a proxy before us?"""
+    return "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
 
 
 async def static(request: Request) -> Response:
@@ -157,17 +182,26 @@ async def static(request: Request) -> Response:
     return Response(content, media_type=_STATIC[name], headers=headers)
 
 
+async def root(request: Request) -> Response:  # noqa: ARG001
+    """Who opens the bare address in a browser wants the pages."""
+    return RedirectResponse("/ui", 307)
+
+
 VIEWER = (
+    Route("/", root),
     Route("/ui", overview),
     Route("/ui/trajectories", trajectories),
     Route("/ui/trajectories/{trajectory_id}", trajectory),
     Route("/ui/policy", policy, methods=["GET", "POST"]),
     Route("/ui/login", login, methods=["GET", "POST"]),
+    Route("/ui/logout", logout, methods=["POST"]),
     Route("/ui/static/{name}", static),
 )
 
 
-def _trajectory_page(found: dict[str, Any], texts: Mapping[int, str] | None) -> str:
+def _trajectory_page(
+    found: dict[str, Any], texts: Mapping[int, str] | None, *, signed_in: bool
+) -> str:
     results: dict[str, str] = {}
     for turn in found["turns"]:
         results |= {result["call_id"]: result["content"] for result in turn["results"]}
@@ -190,6 +224,7 @@ def _trajectory_page(found: dict[str, Any], texts: Mapping[int, str] | None) -> 
     return page(
         "trajectory.html",
         here=None,
+        signed_in=signed_in,
         t=found,
         chart=bands(segments, label="Mean entropy of each reasoning segment, by turn"),
         legend=list(enumerate(names)),
@@ -220,26 +255,16 @@ def _wanted(asked: Mapping[str, str], tenant: str | None) -> TrajectoryFilter:
     return TrajectoryFilter(tenant=tenant, **wanted)
 
 
-def _is_ours(headers: Mapping[str, str]) -> bool:
-    """Does a request come from a page of ours, or from no page at all?"""
-    site = headers.get("sec-fetch-site")  # of browsers, over TLS or on this machine
-    if site is not None:
-        return site in ("same-origin", "none")
-    origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
-
-
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of a posted form, from our own pages only."""
-    if not _is_ours(request.headers):
-        raise RequestError("a form of another site", status=403, code="cross_site")
+    """The fields of a posted form; `AccessControl` lets only those of our own pages come here."""
     body = await read_body(request, _gateway(request).settings.serve)
     fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
     return {name: values[-1] for name, values in fields.items()}
 
 
 def _html(template: str, request: Request, status: int = 200, /, **values: Any) -> Response:
-    html = page(template, here=request.url.path, **values)
+    signed_in = session_of(request.headers) is not None and request.url.path != "/ui/login"
+    html = page(template, here=request.url.path, signed_in=signed_in, **values)
     return HTMLResponse(html, status, headers=HEADERS)
 
 
