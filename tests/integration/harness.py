@@ -34,6 +34,7 @@ TOOLS = [
     }
     for name in ("lookup", "search", "send_mail")
 ]
+METRICS_TOKEN = "the-token-of-prometheus"
 SURE, UNSURE = 0.97, 0.2  # top-1 probabilities: entropy far below, and above, 1.5 nats
 
 
@@ -64,7 +65,8 @@ class Running:
 
     async def metrics(self) -> dict[str, float]:
         """Every sample of /metrics, by name and labels as they are written there."""
-        text = (await self.client.get("/metrics")).text
+        headers = {"authorization": f"Bearer {METRICS_TOKEN}"}
+        text = (await self.client.get("/metrics", headers=headers)).text
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
@@ -119,6 +121,7 @@ def settings(
         "upstream": {"url": upstream_url},
         "store": {"url": f"sqlite:///{folder / 'store.db'}"},
         "gate": {"policy": policy},
+        "access": {"metrics_token": METRICS_TOKEN},
     }
     for name, values in branches.items():
         tree[name] = {**tree.get(name, {}), **values}

@@ -52,7 +52,8 @@ def with_bodies(gateway: Running) -> list[tuple[str, str]]:
 
 
 def head(method: str, path: str, length: int) -> bytes:
-    said = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    kind = "application/x-www-form-urlencoded" if path.startswith("/ui") else "application/json"
+    said = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
     return f"{said}Content-Length: {length}\r\n\r\n".encode()
 
 
@@ -162,4 +163,58 @@ async def test_a_kept_connection_may_be_idle_for_longer(start: Start) -> None:
             writer.write(request)
             await reader.readuntil(b'"status":"ok"')
             await asyncio.sleep(0.3)
+    writer.close()
+
+
+# -- offers of another protocol -------------------------------------------------------------------
+
+OFFERS = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "websocket": b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n",
+    "TLS": b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("step", [10**6, 7], ids=["whole", "in pieces"])
+async def test_an_offer_of_another_protocol_is_not_taken(
+    gateway: Running, offer: bytes, chunked: bool, step: int
+) -> None:
+    """The request is answered as if there had been none, and so is the next one."""
+    body = b'{"score": 0.5, "response_id": "chatcmpl-none"}'
+    length = b"Content-Length: %d\r\n" % len(body)
+    plain = head("POST", "/v1/feedback", len(body))
+    if chunked:
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    sent = plain.replace(length, offer + (b"Transfer-Encoding: chunked\r\n" if chunked else length))
+    sent += body + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    async with asyncio.timeout(20):
+        for start in range(0, len(sent), step):
+            writer.write(sent[start : start + step])
+            await writer.drain()
+            await asyncio.sleep(0)
+        answers = await reader.readuntil(b'"status":"ok"')
+    writer.close()
+    assert answers.startswith(b"HTTP/1.1 404")  # the body was read: it names what is not stored
+    assert b"chatcmpl-none" in answers
+    assert answers.count(b"HTTP/1.1 ") == 2
+
+
+async def test_no_proxy(gateway: Running) -> None:
+    sent = b"CONNECT /health HTTP/1.1\r\nHost: localhost\r\n\r\nmore"
+    status, _ = await exchange(gateway, sent)
+    assert status == 405
+
+
+async def test_many_offers_at_once(gateway: Running) -> None:
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + OFFERS["h2c"] + b"\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    async with asyncio.timeout(60):
+        writer.write(request * 1500)
+        for _ in range(1500):
+            assert b" 200 " in await reader.readline()
+            await reader.readuntil(b'"status":"ok"')
+            await reader.readuntil(b"}")
     writer.close()

@@ -1,16 +1,21 @@
 """uvicorn's HTTP protocol with bounds on what surrounds a body: request line, headers, trailers.
 
-httptools takes them at any length and waits for them for ever, and no part of ours is asked before
-they are complete, nor is any key.
+httptools bounds neither their size nor their time, and none of our code, not even authentication,
+runs before they are complete.
+
+It also stops at an offer to change the protocol (`Upgrade: h2c`) and leaves the body unread. A
+server may ignore such an offer, so the request is parsed again without it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from entrogate.wire.errors import error_body
@@ -27,6 +32,27 @@ def http_protocol(
     return type("BoundedHttpProtocol", (_Bounded,), limits)
 
 
+class _Parser(httptools.HttpRequestParser):
+    """Goes on after an offer of another protocol as if there had been none."""
+
+    def __init__(self, protocol: _Bounded) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+
+    def feed_data(self, data: bytes | bytearray | memoryview | array[int]) -> None:
+        parser, rest = self, memoryview(data)
+        while True:
+            try:
+                super(_Parser, parser).feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                parser = self._protocol.decline_upgrade()
+                if parser is None:
+                    return
+                rest = rest[offer.args[0] :]
+            else:
+                return
+
+
 class _Bounded(HttpToolsProtocol):
     """Abstract: `http_protocol` says what is missing."""
 
@@ -37,6 +63,11 @@ class _Bounded(HttpToolsProtocol):
     _has_moved = False  # by the data that is being parsed: a body grew, a request ended
     _still_bytes = 0  # since it last has
     _patience: asyncio.TimerHandle | None = None
+    _is_offer = False  # the request that is being parsed asks for another protocol
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = self._new_parser()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -65,15 +96,41 @@ class _Bounded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._wait_no_more()
-        super().on_headers_complete()
+        self._is_offer = self.parser.should_upgrade()
+        if not self._is_offer:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._has_moved = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._is_offer:  # the body comes after the second parsing
+            return
         self._has_moved = True
         super().on_message_complete()
+
+    def decline_upgrade(self) -> _Parser | None:
+        """A parser that has read the headers again without their offer; None: it is refused."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        self.parser = parser = self._new_parser()
+        if method == b"CONNECT":
+            self._refuse(405, "this server is no proxy: CONNECT is not served", "no_proxy")
+            return None
+        head = [method, b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = _without_upgrade(value)  # noqa: PLW2901
+            if name not in (b"upgrade", b"http2-settings") and value:
+                head += [name, b": ", value, b"\r\n"]
+        parser.feed_data(b"".join([*head, b"\r\n"]))
+        return parser
+
+    def _new_parser(self) -> _Parser:
+        parser = _Parser(self)
+        if hasattr(parser, "set_dangerous_leniencies"):  # as uvicorn has it
+            parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
 
     def _wait(self) -> None:
         self._patience = self.loop.call_later(self.head_timeout_seconds, self._late)
@@ -100,3 +157,10 @@ class _Bounded(HttpToolsProtocol):
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
+
+
+def _without_upgrade(connection: bytes) -> bytes:
+    """What is left of a `Connection` header without the offer."""
+    options = [option.strip() for option in connection.split(b",")]
+    kept = [each for each in options if each.lower() not in (b"upgrade", b"http2-settings", b"")]
+    return b", ".join(kept)
