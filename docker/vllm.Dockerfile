@@ -11,7 +11,8 @@ COPY policies policies
 RUN python3 -m pip freeze | grep -E '^(torch|vllm|transformers|numpy)==' > /tmp/constraints.txt \
     && python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt .
 WORKDIR /vllm-workspace
-# Other containers read the capture; the port is published to none but the network of the two.
+# Other containers read the capture, encrypted: run it with ENTROGATE_ENGINE_SECRET, the same as the
+# gateway's ENTROGATE_UPSTREAM__CAPTURE_SECRET. Without one nothing is captured.
 ENV ENTROGATE_ENGINE_ADDRESS=tcp://0.0.0.0:57371
 EXPOSE 8000 57371
 HEALTHCHECK --interval=30s --timeout=5s --start-period=15m \

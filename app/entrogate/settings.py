@@ -41,8 +41,9 @@ class UpstreamSettings(_Branch):
     reasoning_end_token: str = "</think>"
     vocab_size: int | None = Field(default=None, ge=2)  # of a remote model; tightens upper bounds
     # Where the plugin in vLLM sends what it captures: an address, `off`, or `auto` (the default
-    # address where vLLM is on this machine).
+    # address where vLLM is on this machine). TCP needs the secret that vLLM's side has, too.
     capture: str = "auto"
+    capture_secret: SecretStr | None = Field(default=None, min_length=16)
 
 
 class ManagedSettings(_Branch):

@@ -92,9 +92,13 @@ def test_urls_of_databases_are_understood() -> None:
 def test_compose_file(profile: str) -> None:
     compose = program("docker-compose", REQUIRED)
     command = (compose, "-f", DOCKER / "compose.yaml", "--profile", profile, "config")
+    secret = {"CAPTURE_SECRET": "s" * 24}
     with pytest.raises(AssertionError, match="API_KEY"):  # it listens to others: not without a key
-        check(*command)
-    services = yaml.safe_load(check(*command, API_KEY="k" * 24))["services"]
+        check(*command, **secret)
+    with pytest.raises(AssertionError, match="CAPTURE_SECRET"):
+        check(*command, API_KEY="k" * 24)
+    services = yaml.safe_load(check(*command, API_KEY="k" * 24, **secret))["services"]
+    assert services["entrogate"]["environment"]["ENTROGATE_UPSTREAM__CAPTURE_SECRET"] == "s" * 24
     assert services["entrogate"]["environment"]["ENTROGATE_ACCESS__KEY"] == "k" * 24
     published = {name: s["ports"] for name, s in services.items() if s.get("ports")}
     assert published.pop("jaeger", ["127.0.0.1:16686:16686/tcp"]) == ["127.0.0.1:16686:16686/tcp"]

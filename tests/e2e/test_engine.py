@@ -33,7 +33,8 @@ def test_ready_says_what_is_active(start: StartGateway) -> None:
 
 
 def test_a_channel_that_nobody_serves_leaves_the_log_probs(start: StartGateway) -> None:
-    gateway = start(upstream__capture="tcp://127.0.0.1:9")
+    secret = {"upstream__capture_secret": "nobody shares this secret"}
+    gateway = start(upstream__capture="tcp://127.0.0.1:9", **secret)
     upstream = httpx.get(f"{gateway.url}/ready", timeout=30).json()["upstream"]
     assert upstream["estimator"] == "topk"
     with gateway.client() as client:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 VERSION = 1
-DEFAULT_ADDRESS = "tcp://127.0.0.1:57371"
+ACTIONS = ("suppress", "force")
 REQUEST_ARGUMENT = "entrogate"
 CHOICE_ARGUMENT = "entrogate_choice"
 GATE_ARGUMENT = "entrogate_gate"
@@ -74,3 +74,33 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Message).decode
+
+
+def check(message: Message) -> None:
+    """ValueError where a decoded message is not what an engine sends: sizes, signs, versions."""
+    if message.version != VERSION:
+        raise ValueError(f"version {message.version}; want {VERSION}")
+    if len(message.tokens) % TOKEN.itemsize:
+        raise ValueError(f"{len(message.tokens)} bytes of tokens of {TOKEN.itemsize} each")
+    if message.sequence < 0 or message.worker < 0:
+        raise ValueError("a negative number of a message or of a worker")
+    for began in message.began:
+        _check_began(began)
+    for gated in message.gated:
+        if gated.position < 0 or gated.n_tokens < 0 or gated.action not in ACTIONS:
+            raise ValueError("an act of the gate that there is not")
+    for ended in message.ended:
+        if ended.n_tokens < -1:
+            raise ValueError("a choice that ended with fewer than no tokens")
+    if message.tokens:
+        tokens = np.frombuffer(message.tokens, dtype=TOKEN)
+        if tokens["token_id"].min() < 0 or (tokens["entropy"] < 0).any():
+            raise ValueError("a negative token id or entropy")
+
+
+def _check_began(began: Began) -> None:
+    packed = began.prompt_token_ids
+    if len(packed) % 4 or began.choice < 0 or began.resumed < 0:
+        raise ValueError("a choice that begins with a broken prompt or a negative number")
+    if packed and np.frombuffer(packed, dtype="<i4").min() < 0:
+        raise ValueError("a negative token id in a prompt")

@@ -11,7 +11,7 @@ from copy import copy
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from entrogate.engine.frames import CHOICE_ARGUMENT, DEFAULT_ADDRESS, REQUEST_ARGUMENT
+from entrogate.engine.frames import CHOICE_ARGUMENT, REQUEST_ARGUMENT
 
 if TYPE_CHECKING:
     from entrogate.engine.faults import Faults
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KNOWN_VERSIONS = ("0.32.",)
 ADDRESS_VARIABLE = "ENTROGATE_ENGINE_ADDRESS"
+SECRET_VARIABLE = "ENTROGATE_ENGINE_SECRET"
 OFF = "off"
 _log = logging.getLogger("entrogate.engine")
 
@@ -70,7 +71,7 @@ def open_publisher(vllm_config: Any, refusal: str | None, faults: Faults) -> Sil
 
     ``refusal`` is what the model runner has against it, if anything.
     """
-    address = os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
+    address = os.environ.get(ADDRESS_VARIABLE)
     if address == OFF or not is_known(vllm_version()):
         return None
     if refusal is not None:
@@ -78,14 +79,20 @@ def open_publisher(vllm_config: Any, refusal: str | None, faults: Faults) -> Sil
         return None
     import zmq
 
+    from entrogate.engine.channel import default_address
     from entrogate.engine.guarded import Guarded
     from entrogate.engine.publisher import Publisher, Silence
 
     if not _is_sending_rank():
         return Silence()
-    address = _for_replica(address, vllm_config.parallel_config.data_parallel_rank)
+    address = _for_replica(
+        address or default_address(), vllm_config.parallel_config.data_parallel_rank
+    )
     try:
-        publisher = Publisher(address)
+        publisher = Publisher(address, os.environ.get(SECRET_VARIABLE) or None)
+    except ValueError as refused:
+        _log.error("entrogate: no capture and no gate inside the engine: %s", refused)
+        return None
     except zmq.ZMQError as error:
         _log.error(
             "entrogate: cannot bind %s (%s): no capture; set %s to a free address or to off",
@@ -110,8 +117,10 @@ def _is_sending_rank() -> bool:
 
 
 def _for_replica(address: str, rank: int) -> str:
-    """Data-parallel replicas bind consecutive ports."""
-    head, separator, port = address.rpartition(":")
-    if not rank or not separator or not port.isdigit():
+    """Data-parallel replicas bind consecutive ports, or files with their number at the end."""
+    if not rank:
         return address
-    return f"{head}:{int(port) + rank}"
+    head, _, port = address.rpartition(":")
+    if address.startswith("tcp://") and port.isdigit():
+        return f"{head}:{int(port) + rank}"
+    return f"{address}.{rank}"

@@ -11,11 +11,13 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
 
+from entrogate.engine.channel import check_address, protect, take_socket_file
 from entrogate.engine.frames import TOKEN, VERSION, Began, Ended, Gated, Message, encode
 
 if TYPE_CHECKING:
@@ -107,20 +109,28 @@ class Silence:
 
 
 class Publisher(Silence):
-    """Collects by gateway and sends now and then. Raises zmq.ZMQError when it cannot bind.
+    """Collects by gateway and sends now and then.
+
+    Raises zmq.ZMQError when it cannot bind, ChannelRefused when it may not (see `channel`).
 
     How much it holds is bounded whatever gateways the requests name: so many names, each with so
     many bytes; past that a choice is not captured, or a message is lost.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, secret: str | None = None) -> None:
         self._socket: Any = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
         self._socket.setsockopt(zmq.LINGER, 200)
+        self._lock: IO[bytes] | None = None
         try:
+            check_address(address, secret)
+            protect(self._socket, secret, binds=True)
+            self._lock = take_socket_file(address)
             self._socket.bind(address)
-        except zmq.ZMQError:
-            self._socket.close()
+            if self._lock is not None:
+                Path(address.removeprefix("ipc://")).chmod(0o600)
+        except (zmq.ZMQError, ValueError):
+            self._close()
             raise
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.uncaptured = 0  # choices of gateways for which there was no room
@@ -221,8 +231,14 @@ class Publisher(Silence):
         self._outgoing.clear()
 
     def close(self) -> None:
+        """Send what waits and let go of the address."""
         self.flush()
+        self._close()
+
+    def _close(self) -> None:
         self._socket.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _send(self, gateway: str, outgoing: _Outgoing) -> None:
         payload = encode(outgoing.take(self._worker))

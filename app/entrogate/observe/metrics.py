@@ -120,6 +120,9 @@ class Metrics:
         self._export_progress = self._gauge(
             "export_progress_timestamp_seconds", "When the export beside the server last got on."
         )
+        self._malformed_captures = self._counter(
+            "capture_malformed", "Messages of the capture channel that no engine sends; left out."
+        )
         self._lost_spans = self._counter("lost_spans", "Spans of traces that no collector took.")
         self._queue = self._gauge("store_queue_depth", "Turns that wait for their commit.")
         self._deferred = self._gauge(
@@ -239,6 +242,10 @@ class Metrics:
     def record_export_progress(self) -> None:
         """The export said what it wrote, which may be nothing."""
         self._export_progress.set_to_current_time()
+
+    def record_malformed_capture(self) -> None:
+        """Count a message of the capture channel that was not what an engine sends."""
+        self._malformed_captures.inc()
 
     def record_lost_spans(self, spans: int) -> None:
         """The collector did not take them."""

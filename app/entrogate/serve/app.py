@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from entrogate import __version__
-from entrogate.engine.frames import DEFAULT_ADDRESS
+from entrogate.engine.channel import default_address
 from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
 from entrogate.gate.policy import load_policy
@@ -62,9 +62,9 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     url = managed.url if managed is not None else settings.upstream.url
     if url is None:
         raise ConfigError("no upstream: give --upstream URL or --model PATH")
-    channel = _channel(settings, url, managed)
-    policy = load_policy(settings.gate.policy, can_force=channel is not None)
     metrics = Metrics()
+    channel = _channel(settings, url, managed, metrics)
+    policy = load_policy(settings.gate.policy, can_force=channel is not None)
 
     def committed(seconds: float, _turns: int) -> None:
         metrics.observe_commit(seconds)
@@ -162,17 +162,28 @@ def add_routes(app: FastAPI) -> None:
     describe_api(app)
 
 
-def _channel(settings: Settings, url: str, managed: ManagedVllm | None) -> CaptureChannel | None:
+def _channel(
+    settings: Settings, url: str, managed: ManagedVllm | None, metrics: Metrics
+) -> CaptureChannel | None:
     """Where the plugin in vLLM, if there is one, sends what it captures."""
     wished = settings.upstream.capture
+    secret = settings.upstream.capture_secret
+    address, is_managed = wished, wished == "auto" and managed is not None
+    if wished == "auto":
+        if managed is not None:
+            address = managed.capture_address
+        elif urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"):
+            address = default_address()
+        else:
+            return None
     if wished == "off":
         return None
-    if wished != "auto":
-        return CaptureChannel(wished)
-    if managed is not None:
-        return CaptureChannel(managed.capture_address)
-    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return CaptureChannel(DEFAULT_ADDRESS) if local else None
+    return CaptureChannel(
+        address,
+        # A managed vLLM's socket is in a folder of our own: it is given no secret.
+        None if secret is None or is_managed else secret.get_secret_value(),
+        on_malformed=metrics.record_malformed_capture,
+    )
 
 
 def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
@@ -224,7 +235,7 @@ def _explain_no_engine(gateway: Gateway) -> None:
     if gateway.channel is not None and gateway.settings.upstream.capture != "auto":
         _log.warning(
             "upstream.limited nothing that the engine captures arrives from %s: is entrogate"
-            " installed in vLLM's environment, and is this its %s?",
+            " installed in vLLM's environment, is this its %s, and is the secret the same?",
             gateway.channel.address,
             ADDRESS_VARIABLE,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
 
@@ -18,10 +19,17 @@ import msgspec
 import numpy as np
 import zmq
 
-from entrogate.engine.frames import TOKEN, VERSION, Gated, Message, decode
+from entrogate.engine.channel import check_address, protect
+from entrogate.engine.frames import TOKEN, Gated, Message, check, decode
+from entrogate.errors import ConfigError
 
 _log = logging.getLogger("entrogate.upstream")
 WAIT_SECONDS = 2.0
+_QUEUED_MESSAGES = 10_000
+_LARGEST_MESSAGE = 2**26  # bytes; an engine sends some 4 MiB and the prompt of one request
+_BATCH = 256  # messages at a time
+_WORKERS = 256
+_CHOICES = 1024  # of one request
 
 
 @dataclass(slots=True)
@@ -86,11 +94,33 @@ class RequestCapture:
 
 
 class CaptureChannel:
-    """The gateway's end: one subscription under the gateway's own name."""
+    """The gateway's end: one subscription under the gateway's own name.
 
-    def __init__(self, address: str) -> None:
+    ``address`` is where the engine sends; of data-parallel replicas all, with commas between.
+    ``secret`` is needed for an address that others can reach (`engine.channel`). ``on_malformed``
+    is called for every message that is not what an engine sends: it is counted and left out.
+
+    Raises ConfigError where others could listen or speak at an address.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        secret: str | None = None,
+        *,
+        on_malformed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.address = address
+        self._addresses = [part.strip() for part in address.split(",")]
+        try:
+            for part in self._addresses:
+                check_address(part, secret)
+        except ValueError as error:
+            raise ConfigError(f"the capture channel: {error}") from error
         self.gateway = os.urandom(8).hex()
+        self.malformed = 0
+        self._secret = secret
+        self._on_malformed = on_malformed
         self._requests: dict[str, RequestCapture] = {}
         # Streams are numbered by the worker that sends them.
         self._streams: dict[tuple[int, int], tuple[RequestCapture, ChoiceCapture]] = {}
@@ -101,11 +131,18 @@ class CaptureChannel:
     async def __aenter__(self) -> Self:
         context = cast("Any", zmq.Context).instance()
         socket = context.socket(zmq.SUB)
-        self._socket = socket
-        socket.setsockopt(zmq.RCVHWM, 100_000)
+        socket.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES)
+        socket.setsockopt(zmq.MAXMSGSIZE, _LARGEST_MESSAGE)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt_string(zmq.SUBSCRIBE, self.gateway)
-        socket.connect(self.address)
+        try:
+            protect(socket, self._secret, binds=False)
+            for address in self._addresses:
+                socket.connect(address)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise ConfigError(f"the capture channel: {error}") from error
+        self._socket = socket
         # zmq.asyncio costs a task and three futures a message.
         asyncio.get_running_loop().add_reader(socket.getsockopt(zmq.FD), self._receive)
         self._receive()
@@ -115,6 +152,7 @@ class CaptureChannel:
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.getsockopt(zmq.FD))
             self._socket.close()
+            self._socket = None
 
     def follow(self) -> RequestCapture:
         """Begin to collect a new request; `RequestCapture.close` ends it, as does a with block."""
@@ -134,25 +172,52 @@ class CaptureChannel:
         return f"{self.gateway}/{request.key}/{-1 if tool_call_id is None else tool_call_id}"
 
     def _receive(self) -> None:
-        """Take every message that has come: ZeroMQ's descriptor tells of a change only once."""
-        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            _, payload = self._socket.recv_multipart(zmq.NOBLOCK)
+        """Take the messages that have come: ZeroMQ's descriptor tells of a change only once.
+
+        Other work gets its turn between the batches of a flood.
+        """
+        if self._socket is None:
+            return
+        for _ in range(_BATCH):
             try:
-                self._take(decode(payload))
-            except (msgspec.DecodeError, ValueError) as error:
-                _log.warning("capture.malformed %s", error)
+                if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                    return
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.ZMQError as error:
+                _log.error("capture.socket %s", error)
+                return
+            self._take_frames(frames)
+        asyncio.get_running_loop().call_soon(self._receive)
+
+    def _take_frames(self, frames: Sequence[bytes]) -> None:
+        """Take one message; what is not one of ours is counted, and nothing of it is taken."""
+        try:
+            if len(frames) != 2 or frames[0] != self.gateway.encode():
+                raise ValueError(f"{len(frames)} frames; want this gateway's name and a message")
+            message = decode(frames[1])
+            check(message)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            self.malformed += 1
+            self._on_malformed()
+            if self.malformed & (self.malformed - 1) == 0:
+                _log.warning("capture.malformed messages=%d the last: %s", self.malformed, error)
+            return
+        self._take(message)
 
     def _take(self, message: Message) -> None:
-        if message.version != VERSION:
-            raise ValueError(f"version {message.version}; want {VERSION}")
         worker = message.worker
         if message.sequence != self._next.get(worker, message.sequence):
             self._lost(worker)
+        self._next.pop(worker, None)
         self._next[worker] = message.sequence + 1
+        if len(self._next) > _WORKERS:  # each start of vLLM is a new one
+            del self._next[next(iter(self._next))]
         touched: set[RequestCapture] = set()
         for began in message.began:
             request = self._requests.get(began.request)
             if request is None:
+                continue
+            if began.choice not in request.choices and len(request.choices) >= _CHOICES:
                 continue
             choice = request.choices.setdefault(began.choice, ChoiceCapture())
             choice.prompt_token_ids = began.prompt_token_ids or choice.prompt_token_ids

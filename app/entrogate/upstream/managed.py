@@ -19,7 +19,7 @@ from typing import Self
 
 import httpx
 
-from entrogate.engine.plugin import ADDRESS_VARIABLE
+from entrogate.engine.plugin import ADDRESS_VARIABLE, SECRET_VARIABLE
 from entrogate.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from entrogate.settings import ManagedSettings
 from entrogate.upstream import vllm_command
@@ -153,6 +153,7 @@ class ManagedVllm:
             os.environ, model=self._model, cpu=build.cpu, lora=self._settings.lora
         )
         self._environment[ADDRESS_VARIABLE] = self.capture_address
+        self._environment.pop(SECRET_VARIABLE, None)  # nobody else can reach that folder
         return lambda port: vllm_command.command_line(
             self._settings, port=port, cpu=build.cpu, traces_url=traces_url
         )
