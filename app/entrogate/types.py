@@ -304,7 +304,11 @@ class PublishedWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """How far a reading of trajectories came: they are ordered by the moment they settled."""
+    """How far a reading of trajectories came, in the order of commits.
 
-    settled_at: float
-    trajectory_id: str
+    ``written_at`` of that commit tells whether a store still has the same history: one that was
+    restored from a copy gives the numbers after it a second time.
+    """
+
+    sequence: int
+    written_at: float  # seconds since the epoch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
@@ -177,10 +176,10 @@ async def test_pages_and_batches_lose_nothing(store: Store) -> None:
         await store.commit_turns([turn(name, created_at=1.0, duration_seconds=1.0)])
 
     def ids(**sizes: Any) -> list[str]:
-        found = store.iter_settled(SETTLING, TrajectoryFilter(complete=True), now=LATER, **sizes)
-        return [each.cursor.trajectory_id for each, _ in found]
+        found = store.settled(SETTLING, TrajectoryFilter(complete=True), now=LATER, **sizes)
+        return [each.listed.trajectory_id for each, _ in found]
 
-    assert ids() == ["a1", "b1", "c1", "d1", "e1"]
+    assert ids() == ["c1", "a1", "b1", "e1", "d1"]
     for page in (1, 2, 3, 5, 6):
         for batch in (1, 2, 9):
             assert ids(page=page, batch=batch) == ids()
@@ -190,16 +189,16 @@ async def test_what_changes_between_listing_and_reading_settles_anew(store: Stor
     now = time.time()
     for name in ("a1", "b1", "c1"):
         await add_run(store, name, created_at=now - 10)
-    found = store.iter_settled(SETTLING, TrajectoryFilter(complete=True), now=now + 60, batch=1)
+    harvest = store.settled(SETTLING, TrajectoryFilter(complete=True), now=now + 60, batch=1)
+    found = iter(harvest)
     first, _ = next(found)
-    assert first.cursor.trajectory_id == "a1"
-    await asyncio.sleep(0.02)
+    assert first.listed.trajectory_id == "a1"
     await store.add_feedback(trajectory_id="b1", score=0.0)
-    assert [each.cursor.trajectory_id for each, _ in found] == ["c1"]
-    again = store.iter_settled(
-        SETTLING, TrajectoryFilter(complete=True), now=now + 90, after=first.cursor
+    assert [each.listed.trajectory_id for each, _ in found] == ["c1"]
+    again = store.settled(
+        SETTLING, TrajectoryFilter(complete=True), now=now + 90, after=harvest.cursor
     )
-    assert [each.cursor.trajectory_id for each, _ in again] == ["c1", "b1"]
+    assert [each.listed.trajectory_id for each, _ in again] == ["b1"]
 
 
 async def test_membership_takes_no_hash_for_an_answer(store: Store, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ import hashlib
 import posixpath
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,10 +34,12 @@ from fsspec.implementations.local import LocalFileSystem
 from entrogate.errors import ExportError
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.targets import sync
+from entrogate.store.read.quiet import Sighting, Sightings, boot_id
 from entrogate.types import Cursor
 
 _MANIFEST, _STAGED = "_manifest", "_staged"
 CARD = "_card.json"
+_SIGHTINGS = "_sightings.json"
 _ROW_GROUP = 256
 
 
@@ -47,7 +51,8 @@ class Entry:
     part: str  # path below the dataset
     rows: int
     sha256: str
-    cursor: Cursor
+    cursor: Cursor | None  # where the next export may begin; None: at the beginning
+    wanted: str  # names the filter under which that holds
     counts: dict[str, float]  # what the card sums up
 
 
@@ -102,14 +107,20 @@ class Dataset:
     def path(self, *parts: str) -> str:
         return posixpath.join(self.root, *parts)
 
-    @property
-    def cursor(self) -> Cursor | None:
-        """How far the last part came."""
-        return self.entries[-1].cursor if self.entries else None
+    def cursor(self, wanted: str) -> Cursor | None:
+        """How far the last part came, if it was exported under the same filter."""
+        last = self.entries[-1] if self.entries else None
+        return last.cursor if last is not None and last.wanted == wanted else None
 
     def trajectory_ids(self, entry: Entry) -> tuple[str, ...]:
         """The trajectories of a part: read again each time, for there may be millions of them."""
         return tuple(_read_json(self.fs, self._entry_path(entry.number))["trajectory_ids"])
+
+    def sequences(self, entry: Entry) -> npt.NDArray[np.int64]:
+        """The commit of the last change of each of them; -1 in parts of earlier versions."""
+        fields = _read_json(self.fs, self._entry_path(entry.number))
+        found = fields.get("sequences", [-1] * len(fields["trajectory_ids"]))
+        return np.array(found, dtype=np.int64)
 
     def exported(self) -> set[str]:
         """The trajectories that are in it, all in memory."""
@@ -120,8 +131,10 @@ class Dataset:
         table: pa.Table,
         *,
         day: str,
-        cursor: Cursor,
+        cursor: Cursor | None,
+        wanted: str,
         trajectory_ids: Iterable[str],
+        sequences: Iterable[int],
         counts: dict[str, float],
     ) -> Entry:
         """Add one part, wholly or not at all."""
@@ -138,13 +151,30 @@ class Dataset:
             rows=table.num_rows,
             sha256=digest,
             cursor=cursor,
+            wanted=wanted,
             counts=counts,
         )
-        written = _to_json(entry) | {"trajectory_ids": list(trajectory_ids)}
+        written = _to_json(entry) | {
+            "trajectory_ids": list(trajectory_ids),
+            "sequences": [int(each) for each in sequences],
+        }
         self._write(self._entry_path(number), orjson.dumps(written))
         self.entries.append(entry)
         self._place(entry)
         return entry
+
+    def read_sightings(self) -> Sightings:
+        """What earlier exports saw of the store in this run of the machine."""
+        path = self.path(_SIGHTINGS)
+        fields = _read_json(self.fs, path) if self.fs.exists(path) else {}
+        if fields.get("boot_id") != boot_id():
+            return Sightings()
+        seen = [Sighting(sequence=number, uptime=at) for number, at in fields["seen"]]
+        return Sightings(seen)
+
+    def write_sightings(self, sightings: Sightings) -> None:
+        seen = [(each.sequence, each.uptime) for each in sightings.seen]
+        self._write(self.path(_SIGHTINGS), orjson.dumps({"boot_id": boot_id(), "seen": seen}))
 
     def write_card(self, card: dict[str, Any]) -> None:
         self._write(self.path(CARD), orjson.dumps(card, option=orjson.OPT_INDENT_2))
@@ -204,7 +234,8 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         "part": entry.part,
         "rows": entry.rows,
         "sha256": entry.sha256,
-        "cursor": [entry.cursor.settled_at, entry.cursor.trajectory_id],
+        "commit": None if entry.cursor is None else asdict(entry.cursor),
+        "wanted": entry.wanted,
         "counts": entry.counts,
     }
 
@@ -224,13 +255,14 @@ def _from_json(name: str, fields: dict[str, Any]) -> Entry:
                 f"{name} is of schema version {version}; this Entrogate reads and writes "
                 f"{SCHEMA_VERSION}"
             )
-        settled_at, trajectory_id = fields["cursor"]
+        commit = fields.get("commit")  # earlier versions noted a time instead: no place to go on
         return Entry(
             number=fields["number"],
             part=fields["part"],
             rows=fields["rows"],
             sha256=fields["sha256"],
-            cursor=Cursor(settled_at=settled_at, trajectory_id=trajectory_id),
+            cursor=None if commit is None else Cursor(**commit),
+            wanted=fields.get("wanted", ""),
             counts=fields["counts"],
         )
     except (KeyError, TypeError):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,9 +18,8 @@ from entrogate.export.hashes import ModelHashes
 from entrogate.export.known import Known
 from entrogate.export.sequences import rows_of
 from entrogate.export.tables import Row, to_table
-from entrogate.store import Store
-from entrogate.store.filters import TrajectoryFilter
-from entrogate.store.read.settled import Settling, StoredTrajectory
+from entrogate.store import Store, TrajectoryFilter
+from entrogate.store.read.settled import Changed, Settling, StoredTrajectory
 from entrogate.types import Cursor
 
 PART_TOKENS = 2_000_000
@@ -44,9 +43,10 @@ class _Part:
     """Rows that wait to be written together."""
 
     day: str
+    wanted: str
     rows: list[Row] = field(default_factory=list[Row])
     trajectory_ids: list[str] = field(default_factory=list[str])
-    cursor: Cursor | None = None
+    sequences: list[int] = field(default_factory=list[int])
     tokens: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
 
@@ -56,8 +56,8 @@ class _Part:
 
     def add(self, stored: StoredTrajectory, rows: list[Row]) -> None:
         self.rows += rows
-        self.trajectory_ids.append(stored.cursor.trajectory_id)
-        self.cursor = stored.cursor
+        self.trajectory_ids.append(stored.listed.trajectory_id)
+        self.sequences.append(stored.listed.sequence)
         self.tokens += sum(len(row["input_ids"]) for row in rows)
         self.counts.update(_counts(stored, rows))
 
@@ -74,39 +74,62 @@ def export_settled(
 ) -> Summary:
     """Add to ``dataset`` every trajectory that settled since its last part, each exactly once.
 
-    Memory is bounded by one part. Raises StoreError and ExportError; what was committed stays.
+    Memory is bounded by one part. With ``now`` (seconds since the epoch), trajectories settle by
+    that clock alone. Raises StoreError and ExportError; what was committed stays.
     """
     summary = Summary()
     known = Known(dataset)
+    sightings = dataset.read_sightings()
+    before = list(sightings.seen)
+    name = _name_of(wanted)
+
+    def is_known(each: Changed) -> bool:
+        if each.trajectory_id not in known:
+            return False
+        summary.late += known.is_later(each.trajectory_id, each.sequence)
+        return True
+
+    harvest = store.settled(
+        settling,
+        wanted,
+        after=dataset.cursor(name),
+        now=now,
+        sightings=sightings,
+        skip=is_known,
+    )
     part: _Part | None = None
-    moment = time.time() if now is None else now
-    for stored, toolsets in store.iter_settled(settling, wanted, now=moment, after=dataset.cursor):
-        if stored.cursor.trajectory_id in known:
-            summary.late += 1
-            continue
-        day = datetime.fromtimestamp(stored.cursor.settled_at, UTC).date().isoformat()
+    for stored, toolsets in harvest:
+        day = datetime.fromtimestamp(stored.listed.written_at, UTC).date().isoformat()
         if part is not None and (part.full or part.day != day):
-            _commit(dataset, part, summary)
+            _commit(dataset, part, harvest.cursor, summary)
             part = None
             if progress is not None:
                 progress(summary)
-        part = part or _Part(day)
+        part = part or _Part(day, name)
         part.add(stored, rows_of(stored, toolsets, hashes or ModelHashes()))
     if part is not None:
-        _commit(dataset, part, summary)
+        _commit(dataset, part, harvest.cursor, summary)
     if summary.parts:
         dataset.write_card(card_of(dataset))
+    if sightings.seen != before:
+        dataset.write_sightings(sightings)
     return summary
 
 
-def _commit(dataset: Dataset, part: _Part, summary: Summary) -> None:
-    assert part.cursor is not None
+def _name_of(wanted: TrajectoryFilter) -> str:
+    """The same for the same filter: what another one passed over was not looked at under it."""
+    return hashlib.blake2b(repr(wanted).encode(), digest_size=8).hexdigest()
+
+
+def _commit(dataset: Dataset, part: _Part, cursor: Cursor | None, summary: Summary) -> None:
     table = to_table(part.rows)
     dataset.commit(
         table,
         day=part.day,
-        cursor=part.cursor,
+        cursor=cursor,
+        wanted=part.wanted,
         trajectory_ids=part.trajectory_ids,
+        sequences=part.sequences,
         counts=dict(part.counts),
     )
     summary.trajectories += len(part.trajectory_ids)

@@ -58,7 +58,9 @@ def label_dataset(source: Dataset, target: str, labelling: Labelling) -> LabelRe
                 to_table([labels.fill(r) for rows in part_rows(source, entry) for r in rows]),
                 day=posixpath.dirname(entry.part).removeprefix("date="),
                 cursor=entry.cursor,
+                wanted=entry.wanted,
                 trajectory_ids=source.trajectory_ids(entry),
+                sequences=source.sequences(entry),
                 counts=entry.counts,
             )
         dataset.write_card(card_of(dataset) | {"labelling": asdict(labelling)})

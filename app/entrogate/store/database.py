@@ -33,11 +33,11 @@ class Database:
             self.writer = postgres.writing_engine(self.url, settings)
             self.reader = postgres.reading_engine(self.url, patient=not migrating)
             # One statement needs no transaction, which is two round trips more.
-            self._glances = self.reader.execution_options(isolation_level="AUTOCOMMIT")
+            self.glances = self.reader.execution_options(isolation_level="AUTOCOMMIT")
         else:
             sqlite.check(self.url, must_exist=not migrating)
             self.writer = sqlite.writing_engine(self.url, settings)
-            self._glances = self.reader = sqlite.reading_engine(self.url, settings)
+            self.glances = self.reader = sqlite.reading_engine(self.url, settings)
         try:
             with translated(f"cannot open {name_of(self.url)}"):
                 self._prepare(migrating=migrating)
@@ -65,7 +65,7 @@ class Database:
 
         With ``glance`` it is a single statement. Raises `StoreError`.
         """
-        engine = self._glances if glance else self.reader
+        engine = self.glances if glance else self.reader
         with translated("cannot read"):
             try:
                 with engine.begin() as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +16,14 @@ OLDEST = 13  # for pg_current_xact_id()
 _MIGRATION_LOCK = 0x656E74726F67  # any number that nothing else in the database takes
 _STATEMENT_TIMEOUT_SECONDS = 30
 _LOCK_TIMEOUT_SECONDS = 5
+_HORIZON_PATIENCE_SECONDS = 5.0
+_HORIZON_PAUSE_SECONDS = 0.01
+_WRITING = """
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'relation' AND database = (
+    SELECT oid FROM pg_database WHERE datname = current_database()
+) AND relation = 'commits'::regclass AND mode = 'RowExclusiveLock'
+"""
 
 # A server that has gone without a word is noticed after 15 seconds.
 _CONNECT = {
@@ -82,6 +91,26 @@ def transaction_status(connection: Connection, id_: str) -> str:
     """``committed``, ``aborted`` or ``in progress``."""
     query = text("SELECT pg_xact_status(CAST(:id AS xid8))")
     return connection.execute(query, {"id": id_}).scalar_one()
+
+
+def settled_sequence(engine: Engine) -> tuple[int, bool]:
+    """A number of `commits` up to which every transaction has ended; False after too long a wait.
+
+    A transaction takes the table's lock before its number and gives it back after its end, so all
+    that may still bring a number up to the highest one are among those that hold the lock now.
+    """
+    with engine.connect() as connection:
+        highest = connection.exec_driver_sql(
+            "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM commits_sequence_seq"
+        ).scalar_one()
+        waiting = set(connection.exec_driver_sql(_WRITING).scalars())
+        until = time.monotonic() + _HORIZON_PATIENCE_SECONDS
+        while waiting:
+            if time.monotonic() >= until:
+                return highest, False
+            time.sleep(_HORIZON_PAUSE_SECONDS)
+            waiting &= set(connection.exec_driver_sql(_WRITING).scalars())
+    return highest, True
 
 
 def pipelined(connection: Connection) -> AbstractContextManager[Any]:

@@ -7,6 +7,7 @@ under ``migrations/versions`` create the same tables; a test compares the two.
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     ColumnElement,
@@ -26,7 +27,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0006"
+REVISION = "0007"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -43,6 +44,21 @@ def unindexed(column: Column[str]) -> ColumnElement[str]:
     """``column``, but SQLite, which knows no statistics, does not begin with its index."""
     return func.coalesce(column, literal_column("''"))
 
+
+# One row a transaction that changed trajectories: numbered in their order, dated by the database's
+# clock on Postgres and the gateway's on SQLite. Numbers are never given twice.
+commits = Table(
+    "commits",
+    metadata,
+    Column(
+        "sequence",
+        BigInteger().with_variant(Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=True,
+    ),
+    Column("written_at", Double, nullable=False),
+    sqlite_autoincrement=True,
+)
 
 trajectories = Table(
     "trajectories",
@@ -65,6 +81,8 @@ trajectories = Table(
     Column("wasted_tokens", Integer, nullable=False),
     Column("incomplete_reason", Text),
     Column("outcome", Double),
+    Column("sequence", BigInteger, nullable=False, server_default="0"),
+    Index(None, "sequence", "id"),
     Index(None, "created_at", "id"),
     Index(None, "task_id", "created_at", "id"),
     Index(None, "tenant", "created_at", "id"),

@@ -30,17 +30,13 @@ from entrogate.store.read.decisions import (
     read_latest_decisions,
     read_policy,
 )
+from entrogate.store.read.harvest import Harvest
 from entrogate.store.read.listing import Page, list_trajectories
 from entrogate.store.read.overview import Overview, read_overview
-from entrogate.store.read.settled import (
-    Settling,
-    StoredTrajectory,
-    list_settled,
-    read_settled,
-)
+from entrogate.store.read.quiet import Sightings
+from entrogate.store.read.settled import Changed, Settling
 from entrogate.store.read.trajectory import (
     get_trajectory,
-    toolset_texts,
 )
 from entrogate.store.write.feedback import Feedback, add_feedback
 from entrogate.store.write.policies import remember_policy
@@ -276,35 +272,30 @@ class Store:
                 return
             last = (found[-1].trajectory_id, found[-1].turn_index)
 
-    def iter_settled(
+    def settled(
         self,
         settling: Settling,
         wanted: TrajectoryFilter,
         *,
-        now: float,
         after: Cursor | None = None,
+        now: float | None = None,
+        sightings: Sightings | None = None,
+        skip: Callable[[Changed], bool] = lambda _: False,
         page: int = 10_000,
         batch: int = 64,
-    ) -> Iterator[tuple[StoredTrajectory, dict[bytes, str]]]:
-        """Trajectories that had settled by ``now``, in that order, with their toolsets. Blocks.
-
-        They are listed a ``page`` at a time, since that looks at the whole store, and read a
-        ``batch`` at a time, each in a transaction of its own.
-        """
-        while True:
-            with self._database.reading() as connection:
-                listed = list_settled(
-                    connection, settling, wanted, now=now, after=after, limit=page
-                )
-            for start in range(0, len(listed), batch):
-                with self._database.reading() as connection:
-                    found = read_settled(connection, settling, listed[start : start + batch])
-                    texts = toolset_texts(connection, (t for each in found for t in each.turns))
-                for each in found:
-                    yield each, texts
-            if len(listed) < page:
-                return
-            after = listed[-1]
+    ) -> Harvest:
+        """Trajectories that have settled, in the order of commits. Iterating over it blocks."""
+        return Harvest(
+            self._database,
+            settling,
+            wanted,
+            after=after,
+            now=now,
+            sightings=sightings,
+            skip=skip,
+            page=page,
+            batch=batch,
+        )
 
     def policy_text(self, version: str) -> str | None:
         """What `remember_policy` was given for this version. Blocks."""

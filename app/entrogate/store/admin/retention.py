@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, select, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, tuple_
 
 from entrogate.store.database import Database
 from entrogate.store.faults import translated
-from entrogate.store.schema import feedback, toolsets, trajectories, turns
+from entrogate.store.schema import commits, feedback, toolsets, trajectories, turns
 from entrogate.store.transactions import Transactions
 
 BATCH = 100
@@ -69,6 +69,7 @@ def prune(
         if not dry_run:
             with translated("cannot delete"):
                 done.toolsets = writing.run(_delete_toolsets)
+                writing.run(_delete_commits)
     finally:
         writing.disconnect()
     return done
@@ -133,3 +134,9 @@ def _delete(connection: Connection, ids: Sequence[str], expiry: Expiry) -> list[
 def _delete_toolsets(connection: Connection) -> int:
     used = exists().where(turns.c.toolset_id == toolsets.c.id)
     return connection.execute(delete(toolsets).where(~used)).rowcount
+
+
+def _delete_commits(connection: Connection) -> int:
+    """Those before the oldest that a trajectory names; the numbers are not given again."""
+    oldest = select(func.min(trajectories.c.sequence)).scalar_subquery()
+    return connection.execute(delete(commits).where(commits.c.sequence < oldest)).rowcount

@@ -1,4 +1,4 @@
-"""Reads whole trajectories in the order in which they settled: what an export takes."""
+"""Reads whole trajectories in the order in which they last changed: what an export takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select
+from sqlalchemy import Connection, Row, func, select, tuple_
 
 from entrogate.store.codec import load_change
 from entrogate.store.filters import TrajectoryFilter
@@ -16,6 +16,7 @@ from entrogate.store.schema import (
     call_rewards,
     calls,
     changes,
+    commits,
     feedback,
     results,
     rewards,
@@ -42,12 +43,26 @@ class Settling:
         if not (self.quiet >= 1.0 and self.patience >= 1.0):
             raise ValueError("settling and patience are at least 1 second")
 
+    def seconds(self, *, judged: bool) -> float:
+        """How long a trajectory has to have been quiet."""
+        return self.quiet if judged else self.patience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """A trajectory, with the commit of its last change (`commits`)."""
+
+    trajectory_id: str
+    sequence: int
+    written_at: float  # seconds since the epoch, by the database's clock
+    judged: bool  # has an outcome
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTrajectory:
     """A trajectory as stored: the row of each table, turns in the order of their index."""
 
-    cursor: Cursor
+    listed: Changed
     trajectory: AnyRow
     turns: list[AnyRow] = field(default_factory=list[AnyRow])
     calls: dict[str, list[AnyRow]] = field(default_factory=dict[str, list[AnyRow]])  # by turn
@@ -59,63 +74,68 @@ class StoredTrajectory:
     outcome_source: str | None = None  # score | answer
 
 
-def list_settled(
+def list_changed(
     connection: Connection,
-    settling: Settling,
     wanted: TrajectoryFilter,
     *,
-    now: float,
-    after: Cursor | None,
+    after: tuple[int, str],
+    until: int,
     limit: int,
-) -> list[Cursor]:
-    """The next ``limit`` trajectories that had settled by ``now``.
-
-    This looks at every trajectory of the store, whatever the limit.
-    """
-    settled_at = _settled_at(settling)
-    query = select(trajectories.c.id, settled_at.label("settled_at")).where(settled_at <= now)
-    if after is not None:
-        later = settled_at > after.settled_at
-        same = and_(settled_at == after.settled_at, trajectories.c.id > after.trajectory_id)
-        query = query.where(or_(later, same))
-    query = query.where(*wanted.conditions(connection))
-    rows = connection.execute(query.order_by(settled_at, trajectories.c.id).limit(limit))
-    return [Cursor(settled_at=row.settled_at, trajectory_id=row.id) for row in rows]
-
-
-def read_settled(
-    connection: Connection, settling: Settling, listed: Sequence[Cursor]
-) -> list[StoredTrajectory]:
-    """The listed trajectories, but for those that have changed since: they settle anew."""
-    settled_at = _settled_at(settling)
-    ids = [cursor.trajectory_id for cursor in listed]
-    query = select(trajectories, settled_at.label("settled_at")).where(trajectories.c.id.in_(ids))
-    found = {row.id: row for row in connection.execute(query)}
-    rows = [
-        row
-        for cursor in listed
-        if (row := found.get(cursor.trajectory_id)) is not None
-        and row.settled_at == cursor.settled_at
-    ]
-    return _with_parts(connection, rows)
-
-
-def _settled_at(settling: Settling) -> ColumnElement[float]:
+) -> list[Changed]:
+    """The next ``limit`` trajectories in the order of their last change: past ``after`` (a number
+    and a trajectory id), and up to the number ``until``."""
     columns = trajectories.c
-    said_at = (
-        select(func.coalesce(func.max(feedback.c.created_at), 0.0))
-        .where(feedback.c.trajectory_id == columns.id)
-        .scalar_subquery()
+    query = (
+        select(
+            columns.id,
+            columns.sequence,
+            # What was stored past the writer has no number: it counts as the oldest.
+            func.coalesce(commits.c.written_at, columns.updated_at).label("written_at"),
+            columns.outcome.is_not(None).label("judged"),
+        )
+        .outerjoin(commits, commits.c.sequence == columns.sequence)
+        .where(tuple_(columns.sequence, columns.id) > tuple_(*after), columns.sequence <= until)
+        .where(*wanted.conditions(connection))
+        .order_by(columns.sequence, columns.id)
+        .limit(limit)
     )
-    last = case((said_at > columns.updated_at, said_at), else_=columns.updated_at)
-    return case(
-        (columns.outcome.is_not(None), last + settling.quiet),
-        else_=columns.updated_at + settling.patience,
+    return [
+        Changed(
+            trajectory_id=row.id,
+            sequence=row.sequence,
+            written_at=row.written_at,
+            judged=bool(row.judged),
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def read_settled(connection: Connection, listed: Sequence[Changed]) -> list[StoredTrajectory]:
+    """The listed trajectories, without those that have changed since: they settle anew."""
+    ids = [each.trajectory_id for each in listed]
+    query = select(trajectories).where(trajectories.c.id.in_(ids))
+    found = {row.id: row for row in connection.execute(query)}
+    return _with_parts(
+        connection,
+        [
+            (each, row)
+            for each in listed
+            if (row := found.get(each.trajectory_id)) is not None and row.sequence == each.sequence
+        ],
     )
 
 
-def _with_parts(connection: Connection, rows: Sequence[AnyRow]) -> list[StoredTrajectory]:
-    ids = [row.id for row in rows]
+def read_cursor(connection: Connection, sequence: int) -> Cursor | None:
+    """The last commit up to this number."""
+    query = select(commits).where(commits.c.sequence <= sequence)
+    row = connection.execute(query.order_by(commits.c.sequence.desc()).limit(1)).first()
+    return None if row is None else Cursor(sequence=row.sequence, written_at=row.written_at)
+
+
+def _with_parts(
+    connection: Connection, rows: Sequence[tuple[Changed, AnyRow]]
+) -> list[StoredTrajectory]:
+    ids = [row.id for _, row in rows]
 
     def grouped(table: Any, *order: Any) -> dict[str, list[AnyRow]]:
         """Rows that hang on turns, by turn."""
@@ -148,13 +168,13 @@ def _with_parts(connection: Connection, rows: Sequence[AnyRow]) -> list[StoredTr
     ):
         dense_of[row.trajectory_id][row.turn_id] = row.dense
     found: list[StoredTrajectory] = []
-    for row in rows:
+    for listed, row in rows:
         own = turns_of[row.id]
         said = said_of.get(row.id)
         judged = () if said is None or not own else judged_path(own, said.turn_id)
         found.append(
             StoredTrajectory(
-                cursor=Cursor(settled_at=row.settled_at, trajectory_id=row.id),
+                listed=listed,
                 trajectory=row,
                 turns=own,
                 calls={turn.id: calls_of[turn.id] for turn in own if turn.id in calls_of},

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 
 from entrogate.errors import UnknownRecord
 from entrogate.label.f1 import squad_f1
+from entrogate.store.commits import next_commit
 from entrogate.store.schema import calls, feedback, trajectories, turns
 from entrogate.store.write.rewards import refresh_rewards
 
@@ -72,6 +73,7 @@ def add_feedback(
     """
     trajectory_id, turn_id = _find_target(connection, given, tenant)
     _lock(connection, trajectory_id)
+    sequence = next_commit(connection)  # under the lock: no later change has a lower one
     row = {
         "trajectory_id": trajectory_id,
         "turn_id": turn_id,
@@ -85,7 +87,9 @@ def add_feedback(
     }
     inserted = connection.execute(feedback.insert(), row).inserted_primary_key
     connection.execute(
-        trajectories.update().where(trajectories.c.id == trajectory_id).values(outcome=given.score)
+        trajectories.update()
+        .where(trajectories.c.id == trajectory_id)
+        .values(outcome=given.score, sequence=sequence)
     )
     computed = refresh_rewards(connection, trajectory_id)
     return {

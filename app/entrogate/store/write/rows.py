@@ -112,7 +112,7 @@ def change_rows(record: TurnRecord) -> Iterable[Row]:
         yield {"turn_id": record.turn_id} | dump_change(record.change)
 
 
-def trajectory_row(record: TurnRecord, place: Place) -> Row:
+def trajectory_row(record: TurnRecord, place: Place, sequence: int) -> Row:
     """What one turn adds to its trajectory: a row to insert or to add to the stored one."""
     applied = [call.decision.applied for call in record.calls]
     return {
@@ -133,6 +133,7 @@ def trajectory_row(record: TurnRecord, place: Place) -> Row:
         "completion_tokens": len(record.capture),
         "wasted_tokens": record.wasted_tokens,
         "incomplete_reason": _incomplete(record, place),
+        "sequence": sequence,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -25,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
 from entrogate.store import postgres
+from entrogate.store.commits import insert_commit
 from entrogate.store.heads import head_of_record
 from entrogate.store.schema import calls, changes, results, toolsets, trajectories, turns
 from entrogate.store.write.placement import Extent, Place, Placement, Tail
@@ -56,6 +58,7 @@ class TurnTables:
         self._on_postgres = dialect.name == "postgresql"
         insert: Any = postgresql.insert if self._on_postgres else sqlite.insert
         counted = [column.name for column in trajectories.c if column.name != "outcome"]
+        self._insert_commit = _compiled(insert_commit(dialect), dialect)
         self._find_extents = _compiled(_extents(dialect), dialect)
         self._find_tails = _compiled(_tails(dialect), dialect)
         self._upsert_trajectories = _compiled(_upsert(insert), dialect, counted)
@@ -76,7 +79,7 @@ class TurnTables:
         try:
             with postgres.pipelined(connection) if self._on_postgres else nullcontext():
                 cursor = connection.connection.cursor()
-                placed, judged = self._insert(cursor, records)
+                placed, judged = self._insert(connection, cursor, records)
                 cursor.close()
             for trajectory_id in judged:
                 refresh_rewards(connection, trajectory_id)
@@ -97,15 +100,18 @@ class TurnTables:
         return [None if record.turn_id in stored else next(heads) for record in records]
 
     def _insert(
-        self, cursor: DBAPICursor, records: Sequence[TurnRecord]
+        self, connection: Connection, cursor: DBAPICursor, records: Sequence[TurnRecord]
     ) -> tuple[list[tuple[TurnRecord, Place]], list[str]]:
         """Where each turn went, and the trajectories among theirs that have an outcome."""
+        numbering = self._begin_commit(connection)
         extents, judged = self._read_extents(cursor, records)
+        sequence: int = numbering.fetchall()[0][0]
+        numbering.close()
         placement = Placement(extents, self._read_tails(cursor, records))
         placed = [(record, placement.place(record)) for record in records]
         touched: dict[str, Row] = {}
         for record, place in placed:
-            row = trajectory_row(record, place)
+            row = trajectory_row(record, place, sequence)
             known = touched.get(record.trajectory_id)
             touched[record.trajectory_id] = row if known is None else merge(known, row)
         # Every process locks rows in the order of their keys, so that none waits in a circle.
@@ -117,6 +123,12 @@ class TurnTables:
             if rows:
                 cursor.executemany(statement, rows)
         return placed, judged
+
+    def _begin_commit(self, connection: Connection) -> DBAPICursor:
+        """Takes the number of this transaction: its answer comes with that of the next query."""
+        cursor = connection.connection.cursor()
+        cursor.execute(self._insert_commit, {} if self._on_postgres else {"now": time.time()})
+        return cursor
 
     def _read_extents(
         self, cursor: DBAPICursor, records: Sequence[TurnRecord]
@@ -205,7 +217,7 @@ def _upsert(insert: Any) -> Insert:
     stored, added = trajectories.c, new.excluded
     update: dict[str, Any] = {name: stored[name] + added[name] for name in SUMS}
     # SQLite's two-argument max() and Postgres' greatest() have no common name.
-    for name in ("n_branches", "updated_at"):
+    for name in ("n_branches", "updated_at", "sequence"):
         update[name] = case((added[name] > stored[name], added[name]), else_=stored[name])
     for name in ("incomplete_reason", "mode", "task_id", "metadata"):
         update[name] = func.coalesce(stored[name], added[name])
