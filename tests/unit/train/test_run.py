@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("accelerate")
+
 from entrogate.export.hashes import hashes_of
 from entrogate.train.data import DataError, DataReport
 from entrogate.train.run import _check_tokenizer
