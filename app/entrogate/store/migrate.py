@@ -5,6 +5,7 @@ Alembic takes 100 ms to import, and an up-to-date database has no need of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,12 @@ def upgrade(connection: Connection) -> str | None:
     return current
 
 
-def downgrade(connection: Connection, revision: str) -> None:
+def downgrade(connection: Connection, revision: str, *, force: bool = False) -> None:
     """Take the database back to an older revision, for an older version of Entrogate.
 
-    Raises `StoreError` for a revision that is unknown or newer than what the database has.
+    Raises `StoreError` for a revision that is unknown or newer than what the database has, and,
+    unless ``force`` is given, where the older one cannot hold something that is there: each
+    migration script says so in its ``losses(connection)``.
     """
     if postgres.is_postgres(connection):
         postgres.lock_migrations(connection)
@@ -69,6 +72,12 @@ def downgrade(connection: Connection, revision: str) -> None:
         raise StoreError(
             f"store: the way down from revision {current} leads to "
             f"{' or '.join(reversed(older)) or 'nothing'}, not to {revision}"
+        )
+    lost = [] if force else _losses(connection, revision)
+    if lost:
+        raise StoreError(
+            f"store: revision {revision} cannot hold {', '.join(lost)}; back the store up, then"
+            " --force deletes that"
         )
     from alembic import command
 
@@ -84,6 +93,19 @@ def require_current(connection: Connection) -> None:
             f"uses {REVISION}; `entrogate store upgrade` or a start of `entrogate serve` migrates "
             "an older one"
         )
+
+
+def _losses(connection: Connection, revision: str) -> list[str]:
+    """What would be gone after the way down to ``revision``, in words."""
+    from alembic.script import ScriptDirectory
+
+    lost: list[str] = []
+    scripts = ScriptDirectory.from_config(_config(connection))
+    current = current_revision(connection)
+    for script in scripts.iterate_revisions(current, revision):
+        losses: Callable[[Connection], list[str]] | None = getattr(script.module, "losses", None)
+        lost += [] if losses is None else losses(connection)
+    return lost
 
 
 def _require_known(connection: Connection, current: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -9,17 +10,21 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, select, text
 
 import entrogate.store
+from entrogate.access import Key, Scope
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
+from entrogate.store import Store
+from entrogate.store.admin.keys import add_key
 from entrogate.store.database import Database
-from entrogate.store.migrate import current_revision, downgrade
+from entrogate.store.migrate import current_revision, downgrade, upgrade
 from entrogate.store.schema import REVISION, metadata
 from entrogate.store.url import parse_url
 from entrogate.store.write.weights import change_weights, delete_weights, read_weights
 from entrogate.types import PublishedWeights, WeightsState
+from tests.unit.store.made import allowed_call, change, turn
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -36,6 +41,102 @@ def test_a_migrated_database_has_exactly_the_tables_of_the_metadata(url: str) ->
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
         assert context.get_current_revision() == REVISION
+    database.close()
+
+
+def test_a_way_down_that_would_lose_something_is_refused_unless_forced(url: str) -> None:
+    database = Database(StoreSettings(url=url))
+    with database.writer.begin() as connection:
+        downgrade(connection, "0001")  # nothing is there
+        upgrade(connection)
+        add_key(connection, KEY)
+        change_weights(connection, "m", lambda _: [WEIGHTS])
+    said = "0001 cannot hold when 1 API keys were last used, 1 API keys, 1 published weights; back"
+    with database.writer.begin() as connection:
+        with pytest.raises(StoreError, match=said):
+            downgrade(connection, "0001")
+        assert current_revision(connection) == REVISION
+        with pytest.raises(StoreError, match="0004 cannot hold when 1 API keys were last used; "):
+            downgrade(connection, "0004")
+        downgrade(connection, "0001", force=True)
+        assert current_revision(connection) == "0001"
+    database.close()
+
+
+OLDER = [
+    script.revision
+    for script in ScriptDirectory(
+        str(Path(entrogate.store.__file__).parent / "migrations")
+    ).walk_revisions()
+    if script.revision != REVISION
+]
+
+
+@pytest.mark.parametrize("revision", OLDER)
+async def test_what_an_older_revision_can_hold_survives_the_way_down_and_up(
+    url: str, revision: str
+) -> None:
+    store = Store.open(StoreSettings(url=url))
+    await store.start()
+    for name in ("a", "acme~b", "other~c"):
+        first = turn(name, calls=allowed_call())
+        (head,) = await store.commit_turns([first])
+        await store.commit_turns([turn(name, parent=first, head=head, change=change(True))])
+    await store.add_feedback(trajectory_id="acme~b", score=0.5)
+    await store.remember_policy("v", "kept", "observe", "{}")
+    await store.aclose()
+    database = Database(StoreSettings(url=url))
+    with database.writer.begin() as connection:
+        add_key(connection, KEY)
+        change_weights(connection, "m", lambda _: [WEIGHTS])
+        before = contents(connection)
+        downgrade(connection, revision, force=True)
+        assert current_revision(connection) == revision
+        upgrade(connection)
+        after = contents(connection)
+    database.close()
+    if revision < "0007":  # numbered anew, in the same order
+        for each in (before, after):
+            order = sorted(each["trajectories"], key=lambda row: row["sequence"])
+            each["trajectories"] = [{**row, "sequence": 0} for row in order]
+            del each["commits"]
+    if revision < "0005":
+        before["api_keys"] = [{**row, "last_used_at": None} for row in before["api_keys"]]
+    if revision < "0004":
+        before["api_keys"] = []
+    if revision < "0002":
+        before["weights"] = []
+    assert after == before
+    tenants = {row["id"]: row["tenant"] for row in after["trajectories"]}
+    assert tenants == {"a": "", "acme~b": "acme", "other~c": "other"}
+
+
+def contents(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables, in the order of their keys."""
+    return {
+        table.name: [
+            dict(row)
+            for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()
+        ]
+        for table in metadata.sorted_tables
+    }
+
+
+def test_tenants_that_an_earlier_way_down_emptied_come_back(url: str) -> None:
+    database = Database(StoreSettings(url=url))
+    engine = database.writer
+    with engine.begin() as connection:
+        downgrade(connection, "0006")
+        connection.execute(
+            text(
+                "INSERT INTO trajectories (id, schema_version, tenant, model, created_at,"
+                " updated_at, n_turns, n_branches, n_calls, n_suppressed, n_replayed,"
+                " completion_tokens, wasted_tokens)"
+                " VALUES ('acme~x', 1, '', 'm', 1.0, 2.0, 0, 0, 0, 0, 0, 0, 0)"
+            )
+        )
+        upgrade(connection)
+        assert connection.execute(text("SELECT tenant FROM trajectories")).scalar() == "acme"
     database.close()
 
 
@@ -78,6 +179,17 @@ def test_the_way_down_leads_to_older_revisions_alone(tmp_path: Path, revision: s
         downgrade(connection, revision)
     database.close()
 
+
+KEY = Key(
+    id="k",
+    name="key",
+    digest=b"digest",
+    shown="eg_abc",
+    tenant="acme",
+    scopes=frozenset({Scope.INFER}),
+    created_at=1.0,
+    last_used_at=3.0,
+)
 
 WEIGHTS = PublishedWeights(
     model="m",

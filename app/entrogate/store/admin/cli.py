@@ -49,16 +49,17 @@ def upgrade(url: str) -> None:
 @click.argument("revision")
 @store_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def downgrade(revision: str, url: str, *, yes: bool) -> None:
+@click.option("--force", is_flag=True, help="Delete what REVISION cannot hold.")
+def downgrade(revision: str, url: str, *, yes: bool, force: bool) -> None:
     """Take the database back to REVISION, for an older Entrogate. Stop every gateway first.
 
-    What only newer revisions can hold is deleted.
+    Refused where only newer revisions can hold what is there, unless --force deletes that.
     """
     if not yes:
-        click.confirm(f"Delete what revision {revision} cannot hold?", abort=True)
+        click.confirm("Are all gateways of this store stopped?", abort=True)
     with _transaction(url) as connection:
         before = current_revision(connection)
-        bring_down(connection, revision)
+        bring_down(connection, revision, force=force)
     click.echo(f"revision {before} -> {revision}")
 
 

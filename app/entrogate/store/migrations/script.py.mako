@@ -19,5 +19,10 @@ def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
 
 
+def losses(connection: sa.Connection) -> list[str]:
+    """What the older revision cannot hold, in words; leave it out where that is nothing."""
+    return []
+
+
 def downgrade() -> None:
     ${downgrades if downgrades else "pass"}

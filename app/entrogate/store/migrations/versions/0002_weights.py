@@ -34,5 +34,10 @@ def upgrade() -> None:
     )
 
 
+def losses(connection: sa.Connection) -> list[str]:
+    weights = connection.execute(sa.text("SELECT count(*) FROM weights")).scalar_one()
+    return [f"{weights} published weights"] if weights else []
+
+
 def downgrade() -> None:
     op.drop_table("weights")

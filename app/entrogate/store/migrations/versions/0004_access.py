@@ -36,6 +36,28 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_trajectories_tenant_created_at_id"), "trajectories", ["tenant", "created_at", "id"]
     )
+    _derive_tenants()
+
+
+def _derive_tenants() -> None:
+    """The trajectory id says whose it is: ``acme~…``."""
+    begins = "split_part(id, '~', 1)"
+    if op.get_bind().dialect.name == "sqlite":
+        begins = "substr(id, 1, instr(id, '~') - 1)"
+    op.execute(f"UPDATE trajectories SET tenant = {begins} WHERE id LIKE '%~%' AND tenant = ''")
+
+
+def losses(connection: sa.Connection) -> list[str]:
+    found: list[str] = []
+    keys = connection.execute(sa.text("SELECT count(*) FROM api_keys")).scalar_one()
+    if keys:
+        found.append(f"{keys} API keys")
+    tenants = connection.execute(
+        sa.text("SELECT count(DISTINCT tenant) FROM trajectories WHERE tenant <> ''")
+    ).scalar_one()
+    if tenants:
+        found.append(f"whose trajectories are whose ({tenants} tenants)")
+    return found
 
 
 def downgrade() -> None:

@@ -1,6 +1,7 @@
 """The order of commits, which exports follow.
 
-What is there is numbered in the order in which it last changed.
+What is there is numbered in the order in which it last changed. Tenants that a way down and up
+again emptied are read from the ids once more.
 
 Revision ID: 0007
 Revises: 0006
@@ -60,6 +61,15 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute(_ON_POSTGRES)
     op.create_index(op.f("ix_trajectories_sequence_id"), "trajectories", ["sequence", "id"])
+    _derive_tenants()
+
+
+def _derive_tenants() -> None:
+    """The trajectory id says whose it is: ``acme~…``."""
+    begins = "split_part(id, '~', 1)"
+    if op.get_bind().dialect.name == "sqlite":
+        begins = "substr(id, 1, instr(id, '~') - 1)"
+    op.execute(f"UPDATE trajectories SET tenant = {begins} WHERE id LIKE '%~%' AND tenant = ''")
 
 
 def downgrade() -> None:
