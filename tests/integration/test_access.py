@@ -115,7 +115,7 @@ async def test_every_route_with_every_scope(gateway: Running, keys: Keys) -> Non
     await keys.revoke(revoked)
     await keys.expire(expired)
     for method, path in asked(gateway):
-        pattern = next(p for p in SCOPES if re.fullmatch(re.sub(r"{\w+}", "[^/]+", p), path))
+        pattern = next(p for p in SCOPES if re.fullmatch(re.sub(r"{\w+(:\w+)?}", "[^/]+", p), path))
         needed = SCOPES[pattern]
         for refused in (
             {},

@@ -32,7 +32,12 @@ _CHANGE_NATS = (-5.0, -3.0, -2.0, -1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.
 _FAST_SECONDS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 _ANSWER_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 600.0)
 # Kinds that are there from the start with 0, so that Prometheus sees the first fault as a rise.
-_UPSTREAM_KINDS = ("UpstreamUnavailable", "UpstreamTimeout", "UpstreamProtocol")
+_UPSTREAM_KINDS = (
+    "UpstreamUnavailable",
+    "UpstreamTimeout",
+    "UpstreamProtocol",
+    "UpstreamStatus",  # it answered with 500 or above
+)
 _STORE_KINDS = ("commit", "lost")
 SEVERAL = "several"
 _SIGN = {True: "reduced", False: "raised", None: "unknown"}

@@ -31,7 +31,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring
 from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
-from entrogate.serve.passthrough import forward
+from entrogate.serve.passthrough import PASSED, forward
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.responses import response, responses
 from entrogate.serve.status import Checks, status_routes
@@ -152,8 +152,8 @@ def add_routes(app: FastAPI) -> None:
     app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"])
     app.add_route(MESSAGES_ROUTE, messages, methods=["POST"])
     app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
-    app.add_route("/v1/completions", forward, methods=["POST"])
-    app.add_route("/v1/models", forward, methods=["GET"])
+    for path, method in PASSED:
+        app.add_route(path, forward, methods=[method])
     # Not include_router: FastAPI 0.137 and later keeps what it includes as one object without a
     # path, and access control has to see every route.
     for part in (VIEWER, DOCS, router.routes, status_routes.routes, admin_routes.routes):

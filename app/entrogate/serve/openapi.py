@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from entrogate.serve.access import SCOPES
 _WRITTEN = Path(__file__).with_name("openapi.yaml")
 _METHODS = ("get", "post", "put", "patch", "delete")
 _TAGS = {"/v1/": "Records", "/admin/": "Weights", "/": "Status"}
+# OpenAPI writes no kind behind the name of a part of the path.
+_SCOPES = {re.sub(r":\w+}", "}", path): scope for path, scope in SCOPES.items()}
 _ERROR = {"$ref": "#/components/responses/Error"}
 
 
@@ -38,7 +41,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         operation["responses"]["default"] = _ERROR
     made["paths"] |= written["paths"]
     for path, _, operation in operations(made["paths"]):
-        scope = SCOPES[path]
+        scope = _SCOPES[path]
         if scope is None:
             operation["security"] = []
             continue

@@ -20,7 +20,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import read_body
 from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
-from entrogate.wire.request import parse_json_object
+from entrogate.wire.body import parse_json_object
 from entrogate.wire.responses.answer import ResponsesAnswer
 from entrogate.wire.responses.request import responses_request
 from entrogate.wire.responses.stored import stored_response

@@ -147,12 +147,22 @@ async def _models(client: UpstreamClient) -> list[dict[str, Any]]:
     """The base model under each of its names, then its adapters (they have a ``parent``)."""
     status, body = await _call(client, "GET", "/v1/models", None)
     models = body.get("data") if status == 200 else None
-    if not isinstance(models, list) or not models:
+    if not _are_models(models):
         raise UpstreamProtocol(
             f"{client.shown_url}/v1/models answered {status} and no list of models:"
             " is this a vLLM server, and is the API key right?"
         )
     return cast("list[dict[str, Any]]", models)
+
+
+def _are_models(models: object) -> bool:
+    """A list of objects with an id, at least one."""
+    if not isinstance(models, list) or not models:
+        return False
+    return all(
+        isinstance(each, dict) and isinstance(cast("dict[str, Any]", each).get("id"), str)
+        for each in cast("list[object]", models)
+    )
 
 
 async def _probe_logprobs(client: UpstreamClient, model: str, wished: int) -> _Probe:

@@ -21,8 +21,13 @@ def error_body(
     message: str, *, kind: str, code: str | None = None, param: str | None = None
 ) -> bytes:
     """OpenAI's error envelope as JSON."""
-    error = {"message": message, "type": kind, "param": param, "code": code}
+    error = {"message": _whole(message), "type": kind, "param": _whole(param), "code": code}
     return orjson.dumps({"error": error})
+
+
+def _whole(text: str | None) -> str | None:
+    """``text`` with marks for halves of surrogate pairs, which a client can send as field names."""
+    return None if text is None else text.encode(errors="replace").decode()
 
 
 def is_error_body(body: bytes) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from entrogate.errors import RequestError
+from entrogate.wire.kinds import flag
 
 Json = dict[str, Any]
 
@@ -86,7 +87,9 @@ def passed_on(
     for name, value in body.items():
         if name in unread or value is None:
             continue
-        if name in fields:
+        if name == "stream":
+            chat[name] = flag(value, name)
+        elif name in fields:
             chat[fields[name]] = value
         elif name in VLLM_FIELDS:
             chat[name] = value

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-import orjson
-
 from entrogate.errors import RequestError
+from entrogate.wire.body import parse_json_object, to_json
+from entrogate.wire.kinds import (
+    MAX_CHOICES,
+    check_tool_choice,
+    check_tools,
+    checked_messages,
+    converted_fields,
+    metadata_of,
+    optional_object,
+    stream_options,
+)
+from entrogate.wire.ours import without_ours
 from entrogate.wire.strip import Wanted
 
 # Fields that only say what to return, never what to sample: not stored as sampling parameters.
@@ -33,8 +43,8 @@ class ChatRequest:
     @property
     def tool_names(self) -> list[str]:
         """Names of the tools that the request offers."""
-        tools: list[Any] = [t for t in self.body.get("tools") or () if isinstance(t, dict)]
-        functions: list[dict[str, Any]] = [t.get("function") or {} for t in tools]
+        tools: list[dict[str, Any]] = self.body.get("tools") or []
+        functions: list[dict[str, Any]] = [tool.get("function") or {} for tool in tools]
         return [str(function.get("name")) for function in functions]
 
     def upstream(self, top_logprobs: int) -> dict[str, Any]:
@@ -66,66 +76,56 @@ class ChatRequest:
     def params(self) -> bytes:
         """Every field but the messages and tools, as JSON, for the record."""
         params = {k: v for k, v in self.body.items() if k not in _NOT_PARAMS}
-        return orjson.dumps(params | {"door": self.door} if self.door else params)
+        return to_json(params | {"door": self.door} if self.door else params)
 
     def tools(self) -> bytes | None:
         tools = self.body.get("tools")
-        return orjson.dumps(tools) if tools else None
+        return to_json(tools) if tools else None
 
 
 def parse_chat(raw: bytes) -> ChatRequest:
     """Parse a chat body; refuses only what cannot be served at all, vLLM judges the rest.
 
-    Raises RequestError for malformed JSON or a body without a list of messages.
+    Raises RequestError that names the field.
     """
     return chat_request(parse_json_object(raw))
 
 
 def chat_request(body: dict[str, Any]) -> ChatRequest:
-    """The request that a chat body makes; RequestError when it has no list of messages."""
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not all(
-        isinstance(message, dict) for message in cast("list[Any]", messages)
-    ):
-        raise RequestError("messages must be a list of objects", param="messages")
-    n = body.get("n")
+    """The request that a chat body makes, without engine arguments that only we may set.
+
+    Raises RequestError for a part of a wrong kind, or for too many parts.
+    """
+    messages = checked_messages(body)
+    check_tools(body)
+    check_tool_choice(body)
+    read, sent = converted_fields(without_ours(body))
+    n: int = read.get("n") or 1
+    if n > MAX_CHOICES:
+        raise RequestError(f"n: is {n}; at most {MAX_CHOICES}", param="n")
     # vLLM would name its answer after it, and the ids of answers are ours.
-    request_id = body.get("request_id")
+    request_id = sent.get("request_id")
     return ChatRequest(
-        body={name: value for name, value in body.items() if name != "request_id"},
+        body={name: value for name, value in sent.items() if name != "request_id"},
         request_id=request_id if isinstance(request_id, str) else None,
-        messages=cast("list[dict[str, Any]]", messages),
-        stream=body.get("stream") is True,
-        n=n if isinstance(n, int) and n > 0 else 1,
-        model=str(body.get("model") or ""),
-        tool_choice=_tool_choice(body),
-        has_tools=bool(body.get("tools")),
-        wanted=_wanted(body),
-        metadata=_metadata(body.get("metadata")),
+        messages=messages,
+        stream=bool(read.get("stream")),
+        n=max(n, 1),
+        model=read.get("model") or "",
+        tool_choice=_tool_choice(sent),
+        has_tools=bool(sent.get("tools")),
+        wanted=_wanted(sent, read),
+        metadata=metadata_of(sent),
     )
 
 
-def parse_json_object(raw: bytes) -> dict[str, Any]:
-    """Parse ``raw`` as a JSON object or raise RequestError."""
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise RequestError("the body must be a JSON object", code="invalid_json")
-    return cast("dict[str, Any]", body)
-
-
-def _wanted(body: dict[str, Any]) -> Wanted:
-    options = body.get("stream_options")
-    usage = isinstance(options, dict) and cast("dict[str, Any]", options).get("include_usage")
-    top = body.get("top_logprobs")
-    visible = body.get("include_reasoning") is not False
+def _wanted(body: dict[str, Any], read: dict[str, Any]) -> Wanted:
+    visible = read.get("include_reasoning") is not False
     return Wanted(
-        logprobs=body.get("logprobs") is True and visible,
-        top_logprobs=top if isinstance(top, int) else 0,
-        token_ids=body.get("return_token_ids") is True and visible,
-        usage=usage is True,
+        logprobs=read.get("logprobs") is True and visible,
+        top_logprobs=read.get("top_logprobs") or 0,
+        token_ids=read.get("return_token_ids") is True and visible,
+        usage=stream_options(body)["include_usage"],
         reasoning=visible,
     )
 
@@ -136,17 +136,11 @@ def _tool_choice(body: dict[str, Any]) -> str:
         return "named"
     if choice in ("required", "none"):
         return cast("str", choice)
-    constrained = body.get("structured_outputs") or _constrains(body.get("response_format"))
+    constrained = body.get("structured_outputs") or _constrains(
+        optional_object(body, "response_format")
+    )
     return "constrained" if constrained else "auto"
 
 
-def _constrains(response_format: object) -> bool:
-    if not isinstance(response_format, dict):
-        return False
-    return cast("dict[str, Any]", response_format).get("type") not in (None, "text")
-
-
-def _metadata(value: object) -> dict[str, str] | None:
-    if not isinstance(value, dict):
-        return None
-    return {str(k): str(v) for k, v in cast("dict[object, object]", value).items()}
+def _constrains(response_format: dict[str, Any] | None) -> bool:
+    return response_format is not None and response_format.get("type") not in (None, "text")

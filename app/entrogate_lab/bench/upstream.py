@@ -276,14 +276,18 @@ class ScriptedUpstream:
         return json_response(dialect.compact({"version": "0.32.0"}))
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        body = await request.json()
+        body = await _object(request)
+        if body is None or not ("messages" in body or isinstance(body.get("prompt"), str)):
+            return json_response(invalid_json(), 400)
         text = self._chat_prompt(body) if "messages" in body else body["prompt"]
         tokens = self._vocabulary.encode(text)
         answer = {"count": len(tokens), "max_model_len": self._max_model_len}
         return json_response(dialect.compact(answer | {"tokens": tokens, "token_strs": None}))
 
     async def _detokenize(self, request: web.Request) -> web.Response:
-        body = await request.json()
+        body = await _object(request)
+        if body is None or not isinstance(body.get("tokens"), list):
+            return json_response(invalid_json(), 400)
         return json_response(dialect.compact({"prompt": self._vocabulary.decode(body["tokens"])}))
 
     async def _stats(self, _: web.Request) -> web.Response:
@@ -292,6 +296,14 @@ class ScriptedUpstream:
     async def _reset(self, _: web.Request) -> web.Response:
         self.stats = Stats(open=self.stats.open)
         return json_response(b"{}")
+
+
+async def _object(request: web.Request) -> dict[str, Any] | None:
+    try:
+        body = await request.json()
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", body) if isinstance(body, dict) else None
 
 
 def _withhold(wish: dialect.Wish, step: Step) -> dialect.Wish:

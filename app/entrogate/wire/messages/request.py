@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from entrogate.errors import RequestError
+from entrogate.wire.body import parse_json_object, to_json
 from entrogate.wire.fields import (
     Json,
     assistant,
@@ -18,7 +17,8 @@ from entrogate.wire.fields import (
     text,
     wrong,
 )
-from entrogate.wire.request import ChatRequest, chat_request, parse_json_object
+from entrogate.wire.kinds import whole_number
+from entrogate.wire.request import ChatRequest, chat_request
 
 _API = "the Messages API"
 _RENAMED = {
@@ -45,7 +45,7 @@ _ATTRIBUTION = "x-anthropic-billing-header"
 def parse_messages(raw: bytes) -> ChatRequest:
     """The chat request for a Messages body. Raises RequestError that names the field."""
     body = parse_json_object(raw)
-    if not isinstance(body.get("max_tokens"), int):
+    if whole_number(body.get("max_tokens"), "max_tokens") is None:
         raise wrong("max_tokens", "want a whole number; the Messages API requires it")
     chat = chat_body(body)
     if chat.get("stream") is True:
@@ -65,7 +65,7 @@ def parse_count(raw: bytes) -> bytes:
     for name in ("add_generation_prompt", "continue_final_message"):
         if name in body:
             prompt[name] = body[name]
-    return orjson.dumps(prompt)
+    return to_json(prompt)
 
 
 def chat_body(body: Json) -> Json:
@@ -135,7 +135,7 @@ def _assistant(blocks: list[Json], where: str) -> Json:
             case "thinking":
                 reasoning.append(text(block, "thinking", here))
             case "tool_use":
-                arguments = orjson.dumps(object_of(block.get("input"), f"{here}.input")).decode()
+                arguments = to_json(object_of(block.get("input"), f"{here}.input")).decode()
                 calls.append(call(text(block, "id", here), text(block, "name", here), arguments))
             case "redacted_thinking":
                 pass  # nobody but its author can read it
