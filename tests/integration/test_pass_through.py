@@ -17,6 +17,8 @@ GETS = ("/version", "/v1/models", "/v1/models/raw")
 EVERY = [*(("POST", path) for path in POSTS), *(("GET", path) for path in GETS)]
 SAID = {"object": "something", "data": [1.5, None, "é"]}
 
+JSON = {"content-type": "application/json"}
+
 
 def answering(answer: Any) -> dict[str, Any]:
     return dict.fromkeys((*POSTS, *GETS), answer)
@@ -27,7 +29,7 @@ async def test_request_and_answer_cross_unchanged(start: Start, method: str, pat
     async with raw_upstream(answering(json_answer(SAID, "x-secret: no"))) as upstream:
         gateway = await start(upstream.url)
         body = b'{"model":"raw", "input": "\\u00e9",  "prompt":"a"}' if method == "POST" else b""
-        got = await gateway.client.request(method, path, content=body)
+        got = await gateway.client.request(method, path, content=body, headers=JSON)
         assert (got.status_code, got.content) == (200, json.dumps(SAID).encode())
         assert got.headers["content-type"] == "application/json"
         assert "x-secret" not in got.headers
@@ -43,7 +45,9 @@ async def test_a_server_without_the_route(start: Start, method: str, path: str) 
     answers = answering(json_answer({"detail": "Not Found"}, status="404 Not Found"))
     async with raw_upstream(answers) as upstream:
         gateway = await start(upstream.url)
-        got = await gateway.client.request(method, path, content=b"{}" if method == "POST" else b"")
+        got = await gateway.client.request(
+            method, path, content=b"{}" if method == "POST" else b"", headers=JSON
+        )
         assert error_of(got, 404) == {
             "message": f"the model server has no {path}",
             "type": "not_found_error",
@@ -60,7 +64,7 @@ async def test_errors_of_the_server_are_counted_and_in_the_envelope(
         gateway = await start(upstream.url)
         before = await gateway.metric("entrogate_upstream_errors_total", kind="UpstreamStatus")
         for _ in range(3):
-            got = await gateway.client.request(method, path, content=b"{}")
+            got = await gateway.client.request(method, path, content=b"{}", headers=JSON)
             assert "answered 502: <h1>bad" in error_of(got, 502)["message"]
         after = await gateway.metric("entrogate_upstream_errors_total", kind="UpstreamStatus")
         assert after - before == 3
@@ -70,7 +74,7 @@ async def test_an_error_in_an_envelope_stays_as_it_is(start: Start) -> None:
     error = {"error": {"message": "no", "type": "x", "param": None, "code": 400}}
     async with raw_upstream(answering(json_answer(error, status="400 Bad"))) as upstream:
         gateway = await start(upstream.url)
-        got = await gateway.client.post("/tokenize", content=b"{}")
+        got = await gateway.client.post("/tokenize", content=b"{}", headers=JSON)
         assert (got.status_code, got.json()) == (400, error)
 
 
@@ -86,7 +90,7 @@ async def test_a_page_of_another_kind_does_not_reach_a_browser(start: Start) -> 
 async def test_a_broken_body_is_a_502_and_not_half_an_answer(start: Start) -> None:
     async with raw_upstream(answering(http(b'{"a":', length=100))) as upstream:
         gateway = await start(upstream.url)
-        got = await gateway.client.post("/v1/embeddings", content=b"{}")
+        got = await gateway.client.post("/v1/embeddings", content=b"{}", headers=JSON)
         assert error_of(got, 502)["code"] == "upstream_unavailable"
 
 
@@ -123,7 +127,9 @@ async def test_a_body_beyond_the_limit_is_refused(start: Start) -> None:
     async with raw_upstream(answering(json_answer(SAID))) as upstream:
         gateway = await start(upstream.url, serve={"body_limit_bytes": 2000})
         for path in POSTS:
-            got = await gateway.client.post(path, content=b'{"input":"' + b"a" * 3000 + b'"}')
+            got = await gateway.client.post(
+                path, content=b'{"input":"' + b"a" * 3000 + b'"}', headers=JSON
+            )
             assert error_of(got, 413)["code"] == "body_too_large"
 
 
@@ -131,8 +137,10 @@ async def test_a_key_without_the_scope_is_refused(start: Start) -> None:
     async with raw_upstream(answering(json_answer(SAID))) as upstream:
         gateway = await start(upstream.url, access={"key": "k" * 20})
         for method, path in EVERY:
-            got = await gateway.client.request(method, path, content=b"{}")
+            got = await gateway.client.request(method, path, content=b"{}", headers=JSON)
             assert got.status_code == 401, path
             headers = {"authorization": f"Bearer {'k' * 20}"}
-            got = await gateway.client.request(method, path, content=b"{}", headers=headers)
+            got = await gateway.client.request(
+                method, path, content=b"{}", headers={**JSON, **headers}
+            )
             assert got.status_code == 200, path

@@ -36,6 +36,8 @@ TRICKS = {
     "byte_order_mark": lambda raw: b"\xef\xbb\xbf" + raw,
 }
 
+JSON = {"content-type": "application/json"}
+
 
 @pytest.mark.parametrize("door", DOORS)
 async def test_every_door_strips(upstream: ScriptedUpstream, gateway: Running, door: str) -> None:
@@ -78,5 +80,5 @@ async def test_resuming_strips_too(upstream: ScriptedUpstream, start: Start, fol
 
 async def test_completions_that_are_no_object(gateway: Running) -> None:
     for raw in (b"[1]", b"{", b'{"prompt": NaN}'):
-        response = await gateway.client.post(COMPLETIONS, content=raw)
+        response = await gateway.client.post(COMPLETIONS, content=raw, headers=JSON)
         assert error_of(response, 400)["code"] == "invalid_json"
