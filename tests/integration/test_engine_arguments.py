@@ -45,7 +45,7 @@ from tests.integration.test_engine_processor import (
     received,
 )
 
-BAD_GATE = [1, 99999999, 1786, 1787, 0, 0.0, 0, False, False, 0.0]
+BAD_GATE = [2, 99999999, 6, 7, 0, 0.0, 0, False, False, 0.0, -1, 0]
 NUMBERS = st.one_of(
     st.integers(-(2**63), 2**64 - 1),
     st.floats(),
@@ -62,7 +62,7 @@ REQUESTS = st.builds(
     "/".join,
     st.lists(NAMES | st.integers().map(str) | st.text("0123456789-/", max_size=9), max_size=5),
 ) | st.builds("{}/forged/{}".format, NAMES, st.integers(-2, VOCABULARY + 2))
-GATES = st.lists(NUMBERS, max_size=90) | st.builds(
+GATES = st.lists(NUMBERS, max_size=280) | st.builds(
     lambda at, number: [*gate()[:at], number, *gate()[at + 1 :]],
     st.integers(0, len(gate()) - 1),
     NUMBERS | st.text(max_size=3),

@@ -220,6 +220,8 @@ def gate(**changed: Any) -> list[float]:
         "suppress_uncertain": False,
         "force_above": float("inf"),
         "blank_ids": frozenset(),
+        "control_ids": frozenset({8}),
+        "call_close_id": 9,
     }
     return GateNumbers(**(values | changed)).pack()
 
@@ -302,7 +304,7 @@ def test_a_grammar_that_forbids_calls_is_obeyed(processor: EntrogateProcessor) -
         ({"entrogate": "00/1/32"}, "GATEWAY/REQUEST/TOKEN_ID"),
         ({"entrogate": f"{GATEWAY}/1/99999999"}, "vocabulary ends"),
         ({"entrogate": f"{GATEWAY}/1/5", "entrogate_choice": "abc"}, "index of a choice"),
-        ({"entrogate": f"{GATEWAY}/1/5", "entrogate_gate": [1]}, "10 to"),
+        ({"entrogate": f"{GATEWAY}/1/5", "entrogate_gate": [1]}, "12 to"),
         ({"entrogate": f"{GATEWAY}/1/5", "entrogate_gate": "abc"}, "list"),
     ],
 )

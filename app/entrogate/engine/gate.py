@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self, cast
 
-from entrogate.segments.spans import starts_in_reasoning
+from entrogate.entropy.statistics import STATISTICS as FUNCTIONS
+from entrogate.segments.online import SegmentSoFar
+from entrogate.segments.spans import Markers, starts_in_reasoning
 
-FORMAT = 1
-STATISTICS = (
-    "entropy_max",
-    "entropy_mean",
-    "entropy_tail_mean",
-    "entropy_last_window",
-    "margin_mean",
-    "margin_min",
-)
-_TAIL_SHARE = 0.1
-_LAST_WINDOW = 8
-_FIXED = 10  # numbers before the blank ids
-_MAX_BLANKS = 64
+FORMAT = 2
+STATISTICS = tuple(FUNCTIONS)
+_MARGINS = frozenset({STATISTICS.index("margin_mean"), STATISTICS.index("margin_min")})
+_FIXED = 12  # numbers before the blank ids
+_MAX_IDS = 256  # blank and control ids together
 _LARGEST = 1e30
 
 
@@ -36,10 +30,12 @@ class GateNumbers:
     ``suppress_certain`` and ``suppress_uncertain`` say what becomes of a call when the statistic is
     on the certain side of ``threshold`` and when it is not (exploring may turn either round).
     ``force_above`` is the value above which an answer becomes a call (inf: never). ``blank_ids``
-    are tokens that stand between the reasoning and the choice (line breaks).
+    are tokens that stand between the reasoning and the choice (line breaks), ``control_ids`` those
+    that are never text. Of the markers, -1 is one that the model does not have.
     """
 
     call_id: int
+    call_close_id: int
     think_open_id: int
     think_close_id: int
     statistic: int  # index in STATISTICS
@@ -49,6 +45,18 @@ class GateNumbers:
     suppress_uncertain: bool
     force_above: float
     blank_ids: frozenset[int]
+    control_ids: frozenset[int]
+
+    @property
+    def markers(self) -> Markers:
+        """What cuts the turn into spans, as in the gateway."""
+        return Markers(
+            think_open=self.think_open_id,
+            think_close=self.think_close_id,
+            call_open=self.call_id,
+            call_close=self.call_close_id,
+            end=self.control_ids,
+        )
 
     def pack(self) -> list[float]:
         """As the list of numbers that ``vllm_xargs`` can carry."""
@@ -63,7 +71,10 @@ class GateNumbers:
             self.suppress_certain,
             self.suppress_uncertain,
             self.force_above if math.isfinite(self.force_above) else -1.0,
+            self.call_close_id,
+            len(self.blank_ids),
             *sorted(self.blank_ids),
+            *sorted(self.control_ids),
         ]
 
 
@@ -72,23 +83,26 @@ def unpack(numbers: object, vocab_size: int) -> GateNumbers:
     if not isinstance(numbers, list | tuple):
         raise ValueError("entrogate_gate is not a list of numbers")
     items = cast("Sequence[object]", numbers)
-    if not _FIXED <= len(items) <= _FIXED + _MAX_BLANKS or items[0] != FORMAT:
+    if not _FIXED <= len(items) <= _FIXED + _MAX_IDS or items[0] != FORMAT:
         raise ValueError(
-            f"entrogate_gate wants format {FORMAT} and {_FIXED} to {_FIXED + _MAX_BLANKS} numbers"
+            f"entrogate_gate wants format {FORMAT} and {_FIXED} to {_FIXED + _MAX_IDS} numbers"
         )
     last = vocab_size - 1
     force_above = _finite(items[9])
+    controls_at = _FIXED + _whole(items[11], len(items) - _FIXED)
     return GateNumbers(
         call_id=_whole(items[1], last),
         think_open_id=_whole(items[2], last, least=-1),
         think_close_id=_whole(items[3], last, least=-1),
+        call_close_id=_whole(items[10], last, least=-1),
         statistic=_whole(items[4], len(STATISTICS) - 1),
         threshold=_finite(items[5]),
         min_tokens=_whole(items[6], 2**31),
         suppress_certain=bool(_whole(items[7], 1)),
         suppress_uncertain=bool(_whole(items[8], 1)),
         force_above=math.inf if force_above < 0 else force_above,
-        blank_ids=frozenset(_whole(n, last) for n in items[_FIXED:]),
+        blank_ids=frozenset(_whole(n, last) for n in items[_FIXED:controls_at]),
+        control_ids=frozenset(_whole(n, last) for n in items[controls_at:]),
     )
 
 
@@ -108,85 +122,66 @@ def _whole(value: object, most: int, *, least: int = 0) -> int:
     return int(number)
 
 
-@dataclass(slots=True)
 class GateState:
-    """What the gate remembers of one choice while it is decoded."""
+    """What the gate remembers of one choice while it is decoded.
 
-    numbers: GateNumbers
-    thinking: bool  # begins true where the prompt ended inside an open think marker
-    thought: bool = False  # there was a reasoning span
-    called: bool = False  # a call was opened: nothing is left to decide
-    blank: bool = True  # only blanks since the reasoning
-    reasoning: list[float] = field(default_factory=list[float])
-    text: list[float] = field(default_factory=list[float])
+    ``starts`` says that the prompt ended inside an open think marker.
+    """
 
-    def __post_init__(self) -> None:
-        self.thought = self.thinking
+    def __init__(self, numbers: GateNumbers, starts: bool) -> None:
+        self.numbers = numbers
+        self.segment = SegmentSoFar(numbers.markers, thinking=starts)
+        self._blank = True  # only blanks since the reasoning
 
     @classmethod
     def begin(cls, numbers: GateNumbers, prompt_token_ids: Sequence[int]) -> Self:
         """The state before the first token."""
-        starts = starts_in_reasoning(
-            prompt_token_ids, numbers.think_open_id, numbers.think_close_id
+        return cls(
+            numbers,
+            starts_in_reasoning(prompt_token_ids, numbers.think_open_id, numbers.think_close_id),
         )
-        return cls(numbers, starts)
 
     def take(self, token_id: int, entropy: float, margin: float) -> None:
         """One more sampled token of the choice, with what was measured where it was sampled."""
         numbers = self.numbers
-        if token_id == numbers.call_id:
-            self.called = True
-        elif token_id == numbers.think_open_id:
-            self.thinking = self.thought = True
-        elif token_id == numbers.think_close_id:
-            self.thinking, self.blank = False, True
-        else:
-            measured = margin if numbers.statistic >= 4 else entropy
-            (self.reasoning if self.thinking else self.text).append(measured)
-            self.blank = self.blank and token_id in numbers.blank_ids
+        self.segment.take(token_id, margin if numbers.statistic in _MARGINS else entropy)
+        if token_id == numbers.think_close_id:
+            self._blank = True
+        elif token_id != numbers.think_open_id:
+            self._blank = self._blank and token_id in numbers.blank_ids
 
     @property
     def n_tokens(self) -> int:
-        return len(self._segment)
-
-    @property
-    def _segment(self) -> list[float]:
-        return self.reasoning or self.text
+        """Of the segment so far."""
+        return len(self.segment.values)
 
     def value(self) -> float:
-        """The statistic over the segment so far, nan without tokens."""
-        values = self._segment
-        if not values:
+        """The statistic over the segment so far, nan without tokens or with unknown ones."""
+        values = self.segment.values
+        unknown = math.isnan if self.numbers.statistic in _MARGINS else _unbounded
+        if not values or any(map(unknown, values)):
             return math.nan
-        match STATISTICS[self.numbers.statistic]:
-            case "entropy_max":
-                return max(values)
-            case "entropy_tail_mean":
-                count = max(1, math.ceil(_TAIL_SHARE * len(values)))
-                return math.fsum(sorted(values)[-count:]) / count
-            case "entropy_last_window":
-                last = values[-_LAST_WINDOW:]
-                return math.fsum(last) / len(last)
-            case "margin_min":
-                return min(values)
-            case _:
-                return math.fsum(values) / len(values)
+        return FUNCTIONS[STATISTICS[self.numbers.statistic]](values)
 
     def suppresses(self) -> bool:
         """Is a call that would begin with the next token to be suppressed?"""
         numbers = self.numbers
-        if self.called or self.n_tokens < numbers.min_tokens:
+        if self.segment.called or self.n_tokens < numbers.min_tokens:
             return False
         value = self.value()
         if math.isnan(value):
             return False
-        above = numbers.statistic >= 4
+        above = numbers.statistic in _MARGINS
         certain = value > numbers.threshold if above else value < numbers.threshold
         return numbers.suppress_certain if certain else numbers.suppress_uncertain
 
     def may_force(self) -> bool:
         """Would an answer that begins with the next token become a call?"""
-        numbers = self.numbers
-        if self.called or self.thinking or not self.thought or not self.blank:
+        numbers, segment = self.numbers, self.segment
+        if segment.called or segment.thinking or not segment.thought or not self._blank:
             return False
         return self.n_tokens >= numbers.min_tokens and self.value() > numbers.force_above
+
+
+def _unbounded(value: float) -> bool:
+    return not math.isfinite(value)

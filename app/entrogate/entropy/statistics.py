@@ -11,13 +11,42 @@ statistic of the l_t and of the u_t, because each does not fall when one of its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 
 from entrogate.types import Capture, FloatArray, Interval, SegmentStats
 
 TAIL_SHARE = 0.1
 LAST_WINDOW = 8
+
+
+def _least(values: list[float]) -> float:
+    """The smallest; nan where one is unknown."""
+    return math.nan if any(map(math.isnan, values)) else min(values)
+
+
+def _tail_mean(values: list[float]) -> float:
+    count = max(1, math.ceil(TAIL_SHARE * len(values)))
+    return fmean(sorted(values)[-count:])
+
+
+def _last_window(values: list[float]) -> float:
+    return fmean(values[-LAST_WINDOW:])
+
+
+# By the name that a policy gives them, over the values of a segment's tokens (at least one). The
+# gate in the engine and `segment_stats` use the same.
+STATISTICS: Mapping[str, Callable[[list[float]], float]] = MappingProxyType(
+    {
+        "entropy_max": max,
+        "entropy_mean": fmean,
+        "entropy_tail_mean": _tail_mean,
+        "entropy_last_window": _last_window,
+        "margin_mean": fmean,
+        "margin_min": _least,
+    }
+)
 
 
 def segment_stats(
@@ -40,20 +69,20 @@ def segment_stats(
         return None
     margin = _values(capture.margin, ranges)
 
-    def interval(statistic: Callable[[list[float]], float]) -> Interval:
-        return Interval(lower=statistic(lower), upper=statistic(upper))
+    def interval(name: str) -> Interval:
+        return Interval(lower=STATISTICS[name](lower), upper=STATISTICS[name](upper))
 
     return SegmentStats(
         start=next(start for start, stop in ranges if start < stop),
         stop=next(stop for start, stop in reversed(ranges) if start < stop),
         n_tokens=len(lower),
         estimator=capture.estimator,
-        mean=interval(fmean),
-        max=interval(max),
-        tail_mean=interval(_tail_mean),
-        last_window=interval(_last_window),
-        margin_mean=fmean(margin),
-        margin_min=math.nan if any(map(math.isnan, margin)) else min(margin),
+        mean=interval("entropy_mean"),
+        max=interval("entropy_max"),
+        tail_mean=interval("entropy_tail_mean"),
+        last_window=interval("entropy_last_window"),
+        margin_mean=STATISTICS["margin_mean"](margin),
+        margin_min=STATISTICS["margin_min"](margin),
         p_tool_call=_p_tool_call(capture, decision_at),
     )
 
@@ -78,12 +107,3 @@ def _p_tool_call(capture: Capture, position: int | None) -> float | None:
         return None
     value = float(capture.p_tool_call[position])
     return None if math.isnan(value) else value
-
-
-def _tail_mean(values: list[float]) -> float:
-    count = max(1, math.ceil(TAIL_SHARE * len(values)))
-    return fmean(sorted(values)[-count:])
-
-
-def _last_window(values: list[float]) -> float:
-    return fmean(values[-LAST_WINDOW:])

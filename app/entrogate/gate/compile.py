@@ -39,6 +39,7 @@ def compile_gate(
         return None
     return GateNumbers(
         call_id=markers.call_open,
+        call_close_id=-1 if markers.call_close is None else markers.call_close,
         think_open_id=-1 if markers.think_open is None else markers.think_open,
         think_close_id=-1 if markers.think_close is None else markers.think_close,
         statistic=STATISTICS.index(statistic),
@@ -48,6 +49,7 @@ def compile_gate(
         suppress_uncertain=uncertain is Action.SUPPRESS,
         force_above=policy.force.threshold if policy.force is not None and forces else math.inf,
         blank_ids=blank_ids,
+        control_ids=markers.end,
     )
 
 

@@ -1,5 +1,6 @@
 """Tokens to reasoning, call, answer and control spans."""
 
+from entrogate.segments.online import SegmentSoFar
 from entrogate.segments.spans import (
     CALL_MARKER_MISSING,
     Markers,
@@ -13,6 +14,7 @@ from entrogate.segments.spans import (
 __all__ = [
     "CALL_MARKER_MISSING",
     "Markers",
+    "SegmentSoFar",
     "call_gap",
     "decision_position",
     "find_spans",

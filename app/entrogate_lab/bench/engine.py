@@ -182,6 +182,8 @@ def _gate() -> GateNumbers:
         suppress_uncertain=False,
         force_above=float("inf"),
         blank_ids=frozenset(),
+        control_ids=frozenset(),
+        call_close_id=-1,
     )
 
 

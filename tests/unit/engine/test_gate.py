@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from entrogate.engine.gate import STATISTICS, GateNumbers, GateState, unpack
@@ -12,7 +12,14 @@ from entrogate.entropy.statistics import segment_stats
 from entrogate.segments.spans import Markers, find_spans, reasoning_ranges
 from entrogate.types import Capture, Estimator
 
-CALL, OPEN, CLOSE, BLANK, TEXT = 1, 2, 3, 4, 5
+CALL, OPEN, CLOSE, BLANK, TEXT, CALL_CLOSE, END = 1, 2, 3, 4, 5, 6, 7
+MARKERS = Markers(
+    think_open=OPEN,
+    think_close=CLOSE,
+    call_open=CALL,
+    call_close=CALL_CLOSE,
+    end=frozenset({END}),
+)
 
 
 def numbers(**changed: object) -> GateNumbers:
@@ -27,6 +34,8 @@ def numbers(**changed: object) -> GateNumbers:
         "suppress_uncertain": False,
         "force_above": math.inf,
         "blank_ids": frozenset({BLANK}),
+        "control_ids": frozenset({END}),
+        "call_close_id": CALL_CLOSE,
     }
     return GateNumbers(**(values | changed))  # pyright: ignore[reportArgumentType]
 
@@ -40,16 +49,41 @@ def after(gate: GateNumbers, tokens: list[tuple[int, float]], *, starts: bool = 
 
 @given(
     tokens=st.lists(
-        st.tuples(st.sampled_from([OPEN, CLOSE, BLANK, TEXT]), st.floats(0, 10, width=32)),
+        st.tuples(
+            st.sampled_from([OPEN, CLOSE, BLANK, TEXT, TEXT, CALL, CALL_CLOSE, END]),
+            st.floats(0, 10, width=32),
+        ),
         max_size=30,
     ),
     statistic=st.integers(0, len(STATISTICS) - 1),
     starts=st.booleans(),
 )
-def test_value_is_that_of_the_segment_before_the_call(
+@example(tokens=[(END, 3.0), (TEXT, 0.125)], statistic=0, starts=False)
+@example(
+    tokens=[(OPEN, 0), (TEXT, 0.125), (CALL_CLOSE, 3.0), (TEXT, 2.0)], statistic=0, starts=False
+)
+@example(tokens=[(TEXT, 0.125), (CLOSE, 3.0), (TEXT, 2.0)], statistic=0, starts=False)
+@example(
+    tokens=[(TEXT, 0.125), (CALL_CLOSE, 3.0), (TEXT, 2.0), (CLOSE, 0)], statistic=0, starts=False
+)
+@settings(max_examples=1000)
+def test_at_every_token_the_value_is_that_of_the_gateway(
     tokens: list[tuple[int, float]], statistic: int, starts: bool
 ) -> None:
-    state = after(numbers(statistic=statistic), tokens, starts=starts)
+    """Up to the first call, which is the last place where the gate in the engine decides."""
+    state = GateState(numbers(statistic=statistic), starts)
+    for count, (token_id, entropy) in enumerate(tokens):
+        expected = measured(tokens[:count], STATISTICS[statistic], starts)
+        assert (state.n_tokens, state.value()) == pytest.approx(expected, nan_ok=True, rel=0, abs=0)
+        if token_id == CALL:
+            return
+        state.take(token_id, entropy, entropy)
+    expected = measured(tokens, STATISTICS[statistic], starts)
+    assert (state.n_tokens, state.value()) == pytest.approx(expected, nan_ok=True, rel=0, abs=0)
+
+
+def measured(tokens: list[tuple[int, float]], name: str, starts: bool) -> tuple[int, float]:
+    """The number of tokens of the segment and the statistic, as the gateway has them."""
     entropy = np.array([e for _, e in tokens], dtype=np.float32)
     none = np.zeros(len(tokens), dtype=np.float32)
     capture = Capture(
@@ -63,32 +97,26 @@ def test_value_is_that_of_the_segment_before_the_call(
         estimator=Estimator.EXACT,
         top_k=None,
     )
-    markers = Markers(think_open=OPEN, think_close=CLOSE, call_open=CALL)
-    spans = find_spans([t for t, _ in tokens], markers, stopped=False, starts_in_reasoning=starts)
-    closes_first = next((t for t, _ in tokens if t in (OPEN, CLOSE)), OPEN) == CLOSE
-    if closes_first and not starts:
-        return  # the gateway finds out that the prompt began the reasoning; here it is told
+    ids = [t for t, _ in tokens]
+    spans = find_spans(ids, MARKERS, stopped=False, starts_in_reasoning=starts)
     stats = segment_stats(capture, reasoning_ranges(spans))
     if stats is None:
-        assert math.isnan(state.value())
-        return
-    name = STATISTICS[statistic]
-    expected = {
+        return 0, math.nan
+    values = {
         "entropy_max": stats.max.lower,
         "entropy_mean": stats.mean.lower,
         "entropy_tail_mean": stats.tail_mean.lower,
         "entropy_last_window": stats.last_window.lower,
         "margin_mean": stats.margin_mean,
         "margin_min": stats.margin_min,
-    }[name]
-    assert state.n_tokens == stats.n_tokens
-    assert state.value() == pytest.approx(expected, rel=1e-9)
+    }
+    return stats.n_tokens, values[name]
 
 
 def test_a_closed_empty_think_block_in_the_prompt_is_not_open() -> None:
     gate = numbers()
-    assert GateState.begin(gate, [9, OPEN, BLANK]).thinking
-    assert not GateState.begin(gate, [9, OPEN, BLANK, CLOSE, BLANK]).thinking
+    assert GateState.begin(gate, [9, OPEN, BLANK]).segment.thinking
+    assert not GateState.begin(gate, [9, OPEN, BLANK, CLOSE, BLANK]).segment.thinking
 
 
 def test_suppresses_where_certain_and_long_enough() -> None:
@@ -98,7 +126,7 @@ def test_suppresses_where_certain_and_long_enough() -> None:
     assert not after(numbers(min_tokens=3), certain).suppresses()
     assert not after(numbers(suppress_certain=False), certain).suppresses()
     assert not after(numbers(), [*certain, (CALL, 0.0)]).suppresses()
-    assert not GateState(numbers(), thinking=False).suppresses()
+    assert not GateState(numbers(), starts=False).suppresses()
 
 
 def test_a_wide_margin_is_certain() -> None:
@@ -129,27 +157,38 @@ def test_forces_only_between_the_reasoning_and_the_answer() -> None:
 
 @given(st.floats(0, 1e6), st.booleans(), st.sets(st.integers(0, 300_000), max_size=5))
 def test_numbers_survive_the_request(threshold: float, flag: bool, blanks: set[int]) -> None:
-    gate = numbers(threshold=threshold, suppress_uncertain=flag, blank_ids=frozenset(blanks))
+    ids = {"blank_ids": frozenset(blanks), "control_ids": frozenset({8, 9, 300_000})}
+    gate = numbers(threshold=threshold, suppress_uncertain=flag, **ids)
     packed = [float(n) for n in gate.pack()]  # vllm_xargs may turn all into floats
     assert unpack(packed, 300_001) == gate
+
+
+GOOD = [2, 1, 2, 3, 0, 0.5, 1, 1, 0, -1, 6, 1, 4, 7]
+
+
+def changed(at: int, value: object) -> list[object]:
+    return [*GOOD[:at], value, *GOOD[at + 1 :]]
 
 
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ([1, 2], "10 to"),
-        ([9] * 11, "format 1"),
-        ([1, 1, 2, 3, 77, 0, 1, 1, 0, -1], "77"),
-        ([1, 100, 2, 3, 0, 0, 1, 1, 0, -1], "100"),
-        ([1, -1, 2, 3, 0, 0, 1, 1, 0, -1], "-1"),
-        ([1, 1, 2, 3, 0, float("nan"), 1, 1, 0, -1], "number"),
-        ([1, 1, 2, 3, 0, float("inf"), 1, 1, 0, -1], "number"),
-        ([1, 1, 2, 3, 0, 10**400, 1, 1, 0, -1], "number"),
-        ([1, 1, 2, 3, 0, "0", 1, 1, 0, -1], "str"),
-        ([1, 1.5, 2, 3, 0, 0, 1, 1, 0, -1], "1.5"),
-        ([1, 1, 2, 3, 0, 0, 1, 2, 0, -1], "0 to 1"),
-        ([1, 1, 2, 3, 0, 0, 1, 1, 0, -1, 100], "100"),
-        ([1, 1, 2, 3, 0, 0, 1, 1, 0, -1, *range(65)], "numbers"),
+        ([1, 2], "12 to"),
+        ([9] * 14, "format 2"),
+        (changed(4, 77), "77"),
+        (changed(1, 100), "100"),
+        (changed(1, -1), "-1"),
+        (changed(5, float("nan")), "number"),
+        (changed(5, float("inf")), "number"),
+        (changed(5, 10**400), "number"),
+        (changed(5, "0"), "str"),
+        (changed(5, [[]]), "list"),
+        (changed(1, 1.5), "1.5"),
+        (changed(7, 2), "0 to 1"),
+        (changed(11, 3), "0 to 2"),
+        (changed(12, 100), "100"),
+        (changed(13, -1), "-1"),
+        ([*GOOD, *range(300)], "numbers"),
         ("1123450000", "list"),
         (None, "list"),
     ],

@@ -25,6 +25,8 @@ GATE = GateNumbers(
     suppress_uncertain=False,
     force_above=float("inf"),
     blank_ids=frozenset(),
+    control_ids=frozenset(),
+    call_close_id=-1,
 )
 
 
@@ -67,7 +69,9 @@ def send(publisher: Publisher, *pairs: tuple[Stream, int]) -> None:
 
 
 async def test_a_request_arrives_whole(publisher: Publisher, channel: CaptureChannel) -> None:
-    gate = GateState(GATE, thinking=True, reasoning=[0.5, 0.25])
+    gate = GateState(GATE, starts=True)
+    gate.take(9, 0.5, 1.0)
+    gate.take(9, 0.25, 1.0)
     with channel.follow() as request:
         assert channel.argument(request, 5) == f"{channel.gateway}/{request.key}/5"
         stream = begin(publisher, channel, request.key)
