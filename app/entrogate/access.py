@@ -26,6 +26,8 @@ class Scope(StrEnum):
     FEEDBACK = "feedback"  # report outcomes
     READ = "read"  # look at what was recorded
     METRICS = "metrics"  # scrape /metrics, which names the tools of all tenants
+    ERASE = "erase"  # erase what was recorded
+    AUDIT = "audit"  # see who did what
     ADMIN = "admin"  # everything, of all tenants; published weights
 
 

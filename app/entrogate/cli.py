@@ -77,7 +77,8 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "trajectories": LazyCommand(
         target="entrogate.store.read.cli:trajectories",
-        help="List and show recorded trajectories.",
+        help="List, show and erase recorded trajectories.",
+        children={"erase": "entrogate.store.admin.erase_cli:erase"},
     ),
     "prune": LazyCommand(
         target="entrogate.export.prune:prune",
@@ -86,6 +87,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "keys": LazyCommand(
         target="entrogate.store.admin.keys_cli:keys",
         help="Make, list and revoke API keys.",
+    ),
+    "audit": LazyCommand(
+        target="entrogate.store.admin.erase_cli:audit",
+        help="Who did what to the records and the keys.",
     ),
     "store": LazyCommand(
         target="entrogate.store.admin.cli:store",

@@ -10,6 +10,7 @@
     │   └── UpstreamProtocol      answered what we cannot read (502)
     ├── StoreError           the store cannot be read or written
     │   └── UnknownRecord         nothing is stored under the given id (404)
+    │       └── ErasedRecord          what was stored under it was erased (410)
     └── ExportError          a dataset cannot be written or read
 
 The pure core raises ``ValueError`` with what was wrong and what would be right. ``cli`` prints an
@@ -66,6 +67,10 @@ class StoreError(EntrogateError):
 
 class UnknownRecord(StoreError):
     """Nothing is stored under the given id."""
+
+
+class ErasedRecord(UnknownRecord):
+    """What was stored under the given id was erased."""
 
 
 class ExportError(EntrogateError):

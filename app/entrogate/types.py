@@ -265,6 +265,7 @@ class TurnRecord:
     weight_version: str = ""  # of the weights that answered, `BASE_WEIGHTS` where no LoRA did
     metadata: dict[str, str] | None = None
     error: str | None = None  # the turn broke off: the upstream failed or the client went away
+    key_id: str | None = None  # of the API key that asked; None where none is needed
 
     @property
     def complete(self) -> bool:

@@ -115,8 +115,12 @@ async def test_every_route_with_every_scope(gateway: Running, keys: Keys) -> Non
     await keys.revoke(revoked)
     await keys.expire(expired)
     for method, path in asked(gateway):
-        pattern = next(p for p in SCOPES if re.fullmatch(re.sub(r"{\w+(:\w+)?}", "[^/]+", p), path))
-        needed = SCOPES[pattern]
+        needed = next(
+            SCOPES[pattern]
+            for asked_for in (f"{method} {path}", path)
+            for pattern in SCOPES
+            if re.fullmatch(re.sub(r"{\w+(:\w+)?}", "[^/]+", pattern), asked_for)
+        )
         for refused in (
             {},
             *map(bearer, ("none", FORGED, revoked, expired)),

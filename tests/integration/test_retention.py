@@ -61,6 +61,7 @@ def rows(url: str) -> dict[str, int]:
         counts = {
             table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
             for table in metadata.sorted_tables
+            if table.name != "audit"  # it only grows
         }
     database.close()
     return counts

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from entrogate.settings import StoreSettings
+from entrogate.store.admin.audit import Act, Deed, command_actor, note
 from entrogate.store.admin.retention import Expiry, Pruned
 from entrogate.store.admin.retention import prune as delete_old
 from entrogate.store.database import Database
@@ -61,11 +62,21 @@ def prune(
         if vacuum and database.shared:
             raise click.UsageError("--vacuum is for SQLite; Postgres frees space by itself")
         done = delete_old(database, expiry, dry_run=dry_run, progress=_tell)
+        if done.trajectories and not dry_run:
+            _note(database, done, age)
         if vacuum and not dry_run:
             _vacuum(str(database.url.database))
     finally:
         database.close()
     click.echo(_summary(done, dry_run=dry_run))
+
+
+def _note(database: Database, done: Pruned, age: float) -> None:
+    detail = {"trajectories": done.trajectories, "turns": done.turns}
+    target = f"older than {age:g} s"
+    deed = Deed(actor=command_actor(), action=Act.PRUNE, target=target, detail=detail)
+    with translated("cannot write"), database.writer.begin() as connection:
+        note(connection, deed)
 
 
 def _exported(dataset: str) -> Callable[[str], bool]:

@@ -30,6 +30,7 @@ from entrogate.serve.keyring import Keyring, Refused
 from entrogate.serve.paths import PathTable
 from entrogate.serve.sites import SAFE_METHODS, Sites
 from entrogate.settings import ServeSettings
+from entrogate.store.admin.audit import ANYBODY
 from entrogate.wire.errors import error_body
 
 OPEN = None
@@ -51,9 +52,15 @@ SCOPES: dict[str, Scope | None] = {
     "/v1/feedback": Scope.FEEDBACK,
     "/v1/trajectories": Scope.READ,
     "/v1/trajectories/{trajectory_id}": Scope.READ,
+    "DELETE /v1/trajectories/{trajectory_id}": Scope.ERASE,
+    "/v1/tasks/{task_id}": Scope.ERASE,
+    "/v1/tenants/{tenant}": Scope.ERASE,
+    "/v1/audit": Scope.AUDIT,
     "/ui": Scope.READ,
     "/ui/trajectories": Scope.READ,
     "/ui/trajectories/{trajectory_id}": Scope.READ,
+    "POST /ui/trajectories/{trajectory_id}": Scope.ERASE,
+    "/ui/audit": Scope.AUDIT,
     "/ui/policy": Scope.READ,
     "/ui/login": OPEN,
     "/ui/logout": OPEN,
@@ -84,12 +91,27 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """``tenant``: whose trajectories a request makes; ``sees``: whose it may know of, None: all."""
+    """On whose behalf a request is made.
+
+    ``tenant``: whose trajectories it makes; ``sees``: whose it may know of, None means all;
+    ``key_id``: of its API key, None where none is needed.
+    """
 
     tenant: str = ""
     sees: str | None = None
     is_admin: bool = False
     is_stranger: bool = False  # without a key although there are some
+    key_id: str | None = None
+    scopes: frozenset[Scope] = frozenset(Scope)
+
+    @property
+    def actor(self) -> str:
+        """What the audit calls it."""
+        return self.key_id or ANYBODY
+
+    def may(self, scope: Scope) -> bool:
+        """Whether it may do what needs ``scope``."""
+        return self.is_admin or scope in self.scopes
 
 
 _ANYONE = Caller()
@@ -166,14 +188,17 @@ class AccessControl:
                 return
             await self._timed(scope, receive, answering)
 
-    def required(self, path: str) -> Scope | None:
-        """The scope for a path; what is no route needs a key, so that nobody looks around."""
-        return self._scopes.get(path, Scope.READ)
+    def required(self, path: str, method: str = "GET") -> Scope | None:
+        """The scope for a path; what is no route needs a key, so that nobody looks around.
+
+        An entry that names the method goes before one that does not.
+        """
+        return self._scopes.get(f"{method} {path}", self._scopes.get(path, Scope.READ))
 
     def _admit(self, scope: AsgiScope, headers: Headers, held: ExitStack) -> bool:
         """Whether the caller is known. Raises Refused for one that may not ask for this."""
         method, path = scope["method"], scope["path"]
-        needed = self.required(path)
+        needed = self.required(path, method)
         foreign = self._sites.is_foreign(method, headers)
         if needed is None or not self._keyring.closed:
             if foreign and (needed is not None or method not in SAFE_METHODS):
@@ -297,7 +322,13 @@ def _error_of(refused: Refused) -> bytes:
 
 def _caller(key: Key) -> Caller:
     is_admin = Scope.ADMIN in key.scopes
-    return Caller(tenant=key.tenant, sees=None if is_admin else key.tenant, is_admin=is_admin)
+    return Caller(
+        tenant=key.tenant,
+        sees=None if is_admin else key.tenant,
+        is_admin=is_admin,
+        key_id=key.id,
+        scopes=key.scopes,
+    )
 
 
 def _take_secret(scope: AsgiScope) -> str | None:

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from entrogate.errors import RequestError
 from entrogate.serve.access import caller_of
+from entrogate.serve.gateway import Gateway
 from entrogate.serve.publisher import Publisher
 from entrogate.serve.respond import BoundedRoute
+from entrogate.store.admin.audit import Act, Deed
 from entrogate.types import BASE_WEIGHTS, PublishedWeights, WeightsState
 
 
@@ -79,6 +81,8 @@ async def publish(body: PublishBody, request: Request) -> dict[str, Any]:
     """Load a LoRA into vLLM and route a share to it; answers when it is served."""
     publisher = _publisher(request)
     published = await publisher.publish(body.folder, share=body.share, name=body.name)
+    detail = {"model": published.model, "name": published.name, "share": body.share}
+    await _note(request, Act.PUBLISH, published.version, detail)
     return _described(publisher, published)
 
 
@@ -86,14 +90,18 @@ async def publish(body: PublishBody, request: Request) -> dict[str, Any]:
 async def share(version: str, body: ShareBody, request: Request) -> dict[str, Any]:
     """Give a published version another share."""
     publisher = _publisher(request)
-    return _described(publisher, await publisher.set_share(version, body.share))
+    changed = await publisher.set_share(version, body.share)
+    await _note(request, Act.SHARE, version, {"model": changed.model, "share": body.share})
+    return _described(publisher, changed)
 
 
 @admin_routes.delete("/weights/{version}")
 async def roll_back(version: str, request: Request) -> dict[str, Any]:
     """Out of routing at once; unloaded after its last turn."""
     publisher = _publisher(request)
-    return _described(publisher, await publisher.roll_back(version))
+    withdrawn = await publisher.roll_back(version)
+    await _note(request, Act.ROLL_BACK, version, {"model": withdrawn.model})
+    return _described(publisher, withdrawn)
 
 
 def _described(publisher: Publisher, each: PublishedWeights) -> dict[str, Any]:
@@ -114,6 +122,16 @@ def _described(publisher: Publisher, each: PublishedWeights) -> dict[str, Any]:
         "rank": each.rank,
         "published_at": each.published_at,
     }
+
+
+async def _note(request: Request, action: Act, target: str, detail: dict[str, Any]) -> None:
+    """Add to the audit what the caller has done."""
+    caller = caller_of(request)
+    deed = Deed(
+        actor=caller.actor, action=action, target=target, tenant=caller.tenant, detail=detail
+    )
+    gateway: Gateway = request.app.state.gateway
+    await gateway.store.admin.note(deed)
 
 
 def _publisher(request: Request) -> Publisher:

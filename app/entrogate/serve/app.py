@@ -26,6 +26,7 @@ from entrogate.serve.chat import chat
 from entrogate.serve.docs import DOCS
 from entrogate.serve.door import CHAT_DOOR, MESSAGES_ROUTE, RESPONSES_ROUTE, envelope_of
 from entrogate.serve.drain import Drain
+from entrogate.serve.erasing import router as erasing
 from entrogate.serve.exporting import PeriodicExport, check_export
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring
@@ -102,12 +103,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         await store.start()
         try:
-            await store.remember_policy(
-                policy.version,
-                policy.name,
-                policy.mode,
-                policy.model_dump_json(exclude_unset=True),
-            )
+            await _remember_policy(gateway)
             async with (
                 gateway.tracing or nullcontext(),
                 gateway.client,
@@ -156,7 +152,8 @@ def add_routes(app: FastAPI) -> None:
         app.add_route(path, forward, methods=[method])
     # Not include_router: FastAPI 0.137 and later keeps what it includes as one object without a
     # path, and access control has to see every route.
-    for part in (VIEWER, DOCS, router.routes, status_routes.routes, admin_routes.routes):
+    parts = (VIEWER, DOCS, router.routes, erasing.routes, status_routes.routes, admin_routes.routes)
+    for part in parts:
         app.router.routes.extend(part)
     check_routes(app.routes)
     describe_api(app)
@@ -209,6 +206,14 @@ def _publisher(gateway: Gateway, url: str) -> Publisher:
         settings=gateway.settings.weights,
         base_model=base_model,
     )
+
+
+async def _remember_policy(gateway: Gateway) -> None:
+    """Keep the policy for replays, and say in the audit that it decides from now on."""
+    policy, store = gateway.policy, gateway.store
+    text = policy.model_dump_json(exclude_unset=True)
+    await store.remember_policy(policy.version, policy.name, policy.mode, text)
+    await store.admin.note_policy(policy.version, policy.name, gateway.mode)
 
 
 async def _greet(gateway: Gateway) -> None:

@@ -40,8 +40,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
         operation["responses"].pop("422", None)  # an invalid body is answered with 400, our way
         operation["responses"]["default"] = _ERROR
     made["paths"] |= written["paths"]
-    for path, _, operation in operations(made["paths"]):
-        scope = _SCOPES[path]
+    for path, method, operation in operations(made["paths"]):
+        scope = _SCOPES.get(f"{method.upper()} {path}", _SCOPES[path])
         if scope is None:
             operation["security"] = []
             continue

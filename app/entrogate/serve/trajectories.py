@@ -44,7 +44,7 @@ async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
         if body.response_id is not None:
             given["response_id"] = chat_id(body.response_id)
         rewards = await _gateway(request).store.add_feedback(
-            **given, tenant=caller_of(request).sees
+            **given, tenant=caller_of(request).sees, key_id=caller_of(request).key_id
         )
     except ValueError as error:
         raise RequestError(str(error)) from None

@@ -40,6 +40,9 @@ class Lru(Generic[K, V]):
         if len(self._items) > self._limit:
             self._items.popitem(last=False)
 
+    def clear(self) -> None:
+        self._items.clear()
+
     def __len__(self) -> int:
         return len(self._items)
 
@@ -51,6 +54,12 @@ class HeadCache:
         self.by_call: Lru[str, TurnHead] = Lru(limit)
         self.by_fingerprint: Lru[bytes, TurnHead] = Lru(limit)
         self.by_trajectory: Lru[str, TurnHead] = Lru(limit)
+
+    def clear(self) -> None:
+        """Forget every head: some may be of what was erased."""
+        self.by_call.clear()
+        self.by_fingerprint.clear()
+        self.by_trajectory.clear()
 
     def remember(self, record: TurnRecord, head: TurnHead) -> None:
         for call in record.calls:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0007"
+REVISION = "0008"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -143,6 +143,7 @@ turns = Table(
     Column("margin", LargeBinary, nullable=False),
     Column("tail_mass", LargeBinary, nullable=False),
     Column("p_tool_call", LargeBinary, nullable=False),
+    Column("key_id", Text),
     UniqueConstraint("trajectory_id", "turn_index"),
     Index(None, "parent_id", "branch_index"),
     Index(None, "fingerprint"),
@@ -222,6 +223,7 @@ feedback = Table(
     Column("gold", Text),
     Column("comment", Text),
     Column("created_at", Double, nullable=False),
+    Column("key_id", Text),
     Index(None, "trajectory_id"),
     Index(None, "turn_id"),
 )
@@ -292,4 +294,28 @@ api_keys = Table(
     Column("expires_at", Double),
     Column("revoked_at", Double),
     Column("last_used_at", Double),
+)
+
+# What was erased, by a digest of its id: an id that a client chose may itself say something.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("erased_at", Double, nullable=False),
+)
+
+# Rows are only ever added: triggers (of the migration) refuse every change.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("detail", Text),
+    Index(None, "tenant", "id"),
+    Index(None, "actor", "id"),
+    Index(None, "action", "id"),
 )

@@ -31,7 +31,7 @@ def check(url: URL, *, must_exist: bool) -> None:
 
 def writing_engine(url: URL, settings: StoreSettings) -> Engine:
     """One connection; a transaction holds the write lock from its beginning."""
-    pragmas = (*_common(settings), "journal_mode=WAL", "foreign_keys=ON")
+    pragmas = (*_common(settings), "journal_mode=WAL", "foreign_keys=ON", "secure_delete=ON")
     return _engine(url, pragmas, "BEGIN IMMEDIATE", pool_size=1)
 
 

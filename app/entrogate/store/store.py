@@ -6,6 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -13,6 +14,7 @@ from sqlalchemy import Connection
 from entrogate.access import Key, belongs
 from entrogate.errors import StoreError, UnknownRecord
 from entrogate.settings import StoreSettings
+from entrogate.store.admin.administration import Administration
 from entrogate.store.admin.keys import note_uses, read_keys
 from entrogate.store.database import Database
 from entrogate.store.filters import EVERY, TrajectoryFilter
@@ -77,6 +79,10 @@ class Store:
         self._settings = settings
         self._heads = HeadCache(settings.head_cache)
         self._writer: Writer | None = None
+        self.admin = Administration(
+            database, write=self._write, read=self._read, forget=self._heads.clear
+        )
+        self._watching = AsyncExitStack()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="entrogate-read")
 
     @classmethod
@@ -105,9 +111,11 @@ class Store:
             queue_limit=self._settings.queue_limit,
             patience_seconds=self._settings.patience_seconds,
         )
+        await self._watching.enter_async_context(self.admin.watching())
 
     async def aclose(self) -> None:
         """Write what is waiting, then close the database."""
+        await self._watching.aclose()
         if self._writer is not None:
             await self._writer.close()
         await asyncio.to_thread(self._close)
@@ -133,14 +141,15 @@ class Store:
         A record may have an earlier one of the same call as its parent. With durability ``off`` it
         returns at once, and while the database is away after some patience: the indices in those
         heads are then guesses, the stored ones are right. Raises `StoreError` when the turns are
-        not stored and never will be.
+        not stored and never will be. Turns of a trajectory that was erased are not stored either,
+        and have no head.
         """
         if self._settings.durability == "off":
             self._submit(Job(records=records))
             return [self._guess(record) for record in records]
-        future: asyncio.Future[list[TurnHead]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[TurnHead | None]] = asyncio.get_running_loop().create_future()
         self._submit(Job(records=records, future=future))
-        return await future
+        return [head for head in await future if head is not None]
 
     async def head_of_call(self, call_id: str) -> TurnHead | None:
         """The turn that proposed the call with this id."""
@@ -188,12 +197,14 @@ class Store:
         gold: str | Sequence[str] | None = None,
         comment: str | None = None,
         tenant: str | None = None,
+        key_id: str | None = None,
     ) -> dict[str, Any]:
         """Record an outcome and compute the rewards of the trajectory it belongs to.
 
         Names one target and either a score in [0, 1] or an answer with its gold (SQuAD F1). The
         last feedback of a trajectory counts; earlier ones are kept. Raises ValueError for a bad
-        combination, `UnknownRecord` for an id that is not stored, or not for ``tenant``.
+        combination, `UnknownRecord` for an id that is not stored, or not for ``tenant``,
+        `ErasedRecord` for a trajectory that was erased. ``key_id``: who says so.
         """
         given = Feedback.of(
             targets={
@@ -206,7 +217,7 @@ class Store:
             gold=gold,
             comment=comment,
         )
-        return await self._write(lambda connection: add_feedback(connection, given, tenant))
+        return await self._write(lambda connection: add_feedback(connection, given, tenant, key_id))
 
     async def remember_policy(self, version: str, name: str, mode: Mode | str, text: str) -> None:
         """Keep the policy of this version, so that its decisions can be replayed."""
@@ -348,6 +359,8 @@ class Store:
             for record, head in zip(job.records, outcome, strict=True):
                 if head is not None:
                     self._heads.remember(record, head)
+                else:  # erased, as what we remember of it may be
+                    self._heads.clear()
         if n_turns and self.on_commit is not None:
             self.on_commit(batch.seconds, n_turns)
 

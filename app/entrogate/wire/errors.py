@@ -6,6 +6,7 @@ import orjson
 
 from entrogate.errors import (
     EntrogateError,
+    ErasedRecord,
     RequestError,
     StoreError,
     UnknownRecord,
@@ -54,6 +55,7 @@ _KINDS: tuple[tuple[type[EntrogateError], int, str, str], ...] = (
     (UpstreamProtocol, 502, "upstream_error", "upstream_protocol"),
     (UpstreamRefused, 400, "invalid_request_error", "upstream_refused"),
     (UpstreamError, 502, "upstream_error", "upstream_error"),
+    (ErasedRecord, 410, "not_found_error", "erased"),
     (UnknownRecord, 404, "not_found_error", "not_found"),
     (StoreError, 503, "gateway_error", "store_unavailable"),
     (EntrogateError, 500, "gateway_error", "gateway_error"),

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from sqlalchemy import Connection
 
 from entrogate.access import SHOWN_CHARACTERS, Key, Scope, check_tenant, digest_of, new_secret
 from entrogate.settings import StoreSettings
+from entrogate.store.admin.audit import Act, Deed, command_actor, note
 from entrogate.store.admin.keys import add_key, read_keys, revoke_key
 from entrogate.store.database import Database
 from entrogate.store.faults import translated
@@ -77,7 +78,13 @@ def create(
         created_at=now,
         expires_at=None if expires is None else now + _seconds(expires),
     )
-    _write(url, lambda connection: add_key(connection, key))
+
+    def add(connection: Connection) -> None:
+        add_key(connection, key)
+        detail = {"name": name, "scopes": sorted(key.scopes)}
+        note(connection, _deed(Act.CREATE_KEY, key, detail))
+
+    _write(url, add)
     click.echo(f"{key.id}: scopes {' '.join(sorted(key.scopes))}, tenant {tenant!r}", err=True)
     click.echo(secret)
 
@@ -113,8 +120,21 @@ def list_(url: str) -> None:
 @store_option
 def revoke(key: str, url: str) -> None:
     """Revoke the key ID (or the beginning of its secret, as lists show it)."""
-    revoked = _write(url, lambda connection: revoke_key(connection, key.rstrip("…"), time.time()))
+
+    def withdraw(connection: Connection) -> Key:
+        found = revoke_key(connection, key.rstrip("…"), time.time())
+        if found.revoked_at is None:  # not revoked already
+            note(connection, _deed(Act.REVOKE_KEY, found, {"name": found.name}))
+        return found
+
+    revoked = _write(url, withdraw)
     click.echo(f"{revoked.id} ({revoked.name}) is revoked")
+
+
+def _deed(action: Act, key: Key, detail: dict[str, Any]) -> Deed:
+    return Deed(
+        actor=command_actor(), action=action, target=key.id, tenant=key.tenant, detail=detail
+    )
 
 
 def _write(url: str, work: Callable[[Connection], T]) -> T:

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from sqlalchemy import Connection, Row, RowMapping, select
 
-from entrogate.errors import UnknownRecord
+from entrogate.store.admin.erasure import unknown
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
 from entrogate.store.read.listing import summary
 from entrogate.store.schema import (
@@ -58,17 +58,18 @@ _SCALARS = (
     "wasted_tokens",
     "estimator",
     "top_k",
+    "key_id",
 )
 
 
 def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) -> dict[str, Any]:
     """Everything stored of one trajectory; token arrays only with ``tokens``.
 
-    Raises `UnknownRecord`.
+    Raises `UnknownRecord`, `ErasedRecord`.
     """
     row = connection.execute(select(trajectories).where(trajectories.c.id == trajectory_id)).first()
     if row is None:
-        raise UnknownRecord(f"no trajectory {trajectory_id!r} is stored")
+        raise unknown(connection, trajectory_id)
     columns = turns.c if tokens else _SUMMARY
     turn_rows = connection.execute(
         select(*columns).where(turns.c.trajectory_id == trajectory_id).order_by(turns.c.turn_index)

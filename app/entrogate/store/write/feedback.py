@@ -11,8 +11,11 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, select
 
+from entrogate.access import belongs, tenant_of
 from entrogate.errors import UnknownRecord
 from entrogate.label.f1 import squad_f1
+from entrogate.store.admin.audit import ANYBODY, Act, Deed, note
+from entrogate.store.admin.erasure import unknown
 from entrogate.store.commits import next_commit
 from entrogate.store.schema import calls, feedback, trajectories, turns
 from entrogate.store.write.rewards import refresh_rewards
@@ -65,11 +68,15 @@ class Feedback:
 
 
 def add_feedback(
-    connection: Connection, given: Feedback, tenant: str | None = None
+    connection: Connection,
+    given: Feedback,
+    tenant: str | None = None,
+    key_id: str | None = None,
 ) -> dict[str, Any]:
     """Store it, set the trajectory's outcome and recompute its rewards.
 
-    Raises `UnknownRecord` also for what is not of ``tenant``; None: whosever it is.
+    ``key_id`` is the API key that says so. Raises `UnknownRecord` also for what is not of
+    ``tenant`` (None means any), `ErasedRecord` for a trajectory that was erased.
     """
     trajectory_id, turn_id = _find_target(connection, given, tenant)
     _lock(connection, trajectory_id)
@@ -84,6 +91,7 @@ def add_feedback(
         "gold": None if given.gold is None else orjson.dumps(given.gold).decode(),
         "comment": given.comment,
         "created_at": time.time(),
+        "key_id": key_id,
     }
     inserted = connection.execute(feedback.insert(), row).inserted_primary_key
     connection.execute(
@@ -91,6 +99,14 @@ def add_feedback(
         .where(trajectories.c.id == trajectory_id)
         .values(outcome=given.score, sequence=sequence)
     )
+    deed = Deed(
+        actor=key_id or ANYBODY,
+        action=Act.JUDGE,
+        target=trajectory_id,
+        tenant=tenant_of(trajectory_id),
+        detail={"score": given.score},
+    )
+    note(connection, deed)
     computed = refresh_rewards(connection, trajectory_id)
     return {
         "id": None if inserted is None else inserted[0],
@@ -116,6 +132,8 @@ def _find_target(
             whole = whole.where(trajectories.c.tenant == tenant)
         if connection.execute(whole).first() is not None:
             return given.target_id, None
+        if belongs(given.target_id, tenant):
+            raise unknown(connection, given.target_id)
     else:
         query = select(turns.c.trajectory_id, turns.c.id)
         if given.target == "tool_call_id":

@@ -72,6 +72,7 @@ def turn_row(record: TurnRecord, place: Place) -> Row:
         "margin": pack_floats(capture.margin),
         "tail_mass": pack_floats(capture.tail_mass),
         "p_tool_call": pack_floats(capture.p_tool_call),
+        "key_id": record.key_id,
     }
 
 

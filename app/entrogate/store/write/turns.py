@@ -25,10 +25,22 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
+from entrogate.access import tenant_of
 from entrogate.store import postgres
+from entrogate.store.admin.audit import Act, Deed
+from entrogate.store.admin.erasure import digest_of_trajectory
 from entrogate.store.commits import insert_commit
 from entrogate.store.heads import head_of_record
-from entrogate.store.schema import calls, changes, results, toolsets, trajectories, turns
+from entrogate.store.schema import (
+    audit,
+    calls,
+    changes,
+    erasures,
+    results,
+    toolsets,
+    trajectories,
+    turns,
+)
 from entrogate.store.write.placement import Extent, Place, Placement, Tail
 from entrogate.store.write.rewards import refresh_rewards
 from entrogate.store.write.rows import (
@@ -63,6 +75,11 @@ class TurnTables:
         self._find_tails = _compiled(_tails(dialect), dialect)
         self._upsert_trajectories = _compiled(_upsert(insert), dialect, counted)
         self._insert_toolsets = _compiled(insert(toolsets).on_conflict_do_nothing(), dialect)
+        self._find_erased = _compiled(
+            select(erasures.c.digest).where(erasures.c.digest.in_(_listed(dialect))), dialect
+        )
+        named = [column.name for column in audit.c if column.name != "id"]
+        self._insert_audit = _compiled(audit.insert(), dialect, named)
         self._insert_turns = _compiled(turns.insert(), dialect)
         self._parts = [
             (_compiled(table.insert(), dialect), rows_of)
@@ -74,8 +91,11 @@ class TurnTables:
         ]
         self._known_toolsets: set[bytes] = set()
 
-    def write(self, connection: Connection, records: Sequence[TurnRecord]) -> list[TurnHead]:
-        """Insert the turns, in order, inside the caller's transaction; return their heads."""
+    def write(self, connection: Connection, records: Sequence[TurnRecord]) -> list[TurnHead | None]:
+        """Insert the turns, in order, inside the caller's transaction; return their heads.
+
+        A turn whose trajectory was erased is not stored and has none.
+        """
         try:
             with postgres.pipelined(connection) if self._on_postgres else nullcontext():
                 cursor = connection.connection.cursor()
@@ -86,9 +106,11 @@ class TurnTables:
         except Exception:
             self._known_toolsets.clear()  # another process may have removed some
             raise
-        return [
-            head_of_record(record, place.turn_index, place.branch_index) for record, place in placed
-        ]
+        heads = {
+            record.turn_id: head_of_record(record, place.turn_index, place.branch_index)
+            for record, place in placed
+        }
+        return [heads.get(record.turn_id) for record in records]
 
     def write_again(
         self, connection: Connection, records: Sequence[TurnRecord]
@@ -107,6 +129,14 @@ class TurnTables:
         extents, judged = self._read_extents(cursor, records)
         sequence: int = numbering.fetchall()[0][0]
         numbering.close()
+        begun = {record.trajectory_id for record in records} - extents.keys()
+        if begun:
+            # Read after the rows above are locked: who erases one of them has ended by now.
+            erased = self._read_erased(cursor, begun)
+            records = [record for record in records if record.trajectory_id not in erased]
+            begun -= erased
+        if not records:
+            return [], []
         placement = Placement(extents, self._read_tails(cursor, records))
         placed = [(record, placement.place(record)) for record in records]
         touched: dict[str, Row] = {}
@@ -118,6 +148,9 @@ class TurnTables:
         cursor.executemany(self._upsert_trajectories, [touched[id_] for id_ in sorted(touched)])
         self._write_toolsets(cursor, records)
         cursor.executemany(self._insert_turns, [turn_row(*each) for each in placed])
+        deeds = _begun(placed, begun)
+        if deeds:
+            cursor.executemany(self._insert_audit, deeds)
         for statement, rows_of in self._parts:
             rows = [row for record in records for row in rows_of(record)]
             if rows:
@@ -138,6 +171,12 @@ class TurnTables:
         rows = cursor.fetchall()
         extents = {row[0]: Extent(n_turns=row[1], n_branches=row[2]) for row in rows}
         return extents, [row[0] for row in rows if row[3] is not None]
+
+    def _read_erased(self, cursor: DBAPICursor, trajectory_ids: set[str]) -> set[str]:
+        """Those among them that were erased."""
+        by_digest = {digest_of_trajectory(id_): id_ for id_ in trajectory_ids}
+        cursor.execute(self._find_erased, _ids(set(by_digest)))
+        return {by_digest[row[0]] for row in cursor.fetchall()}
 
     def _read_tails(self, cursor: DBAPICursor, records: Sequence[TurnRecord]) -> dict[str, Tail]:
         ids = {record.parent.turn_id for record in records if record.parent is not None}
@@ -172,6 +211,20 @@ class TurnTables:
             self._known_toolsets.clear()
         keys = (toolset_id(record.tools) for record in records)
         self._known_toolsets.update(key for key in keys if key is not None)
+
+
+def _begun(placed: Sequence[tuple[TurnRecord, Place]], begun: set[str]) -> list[Row]:
+    """Entries of the audit for the trajectories that these turns begin, where keys are in use."""
+    return [
+        Deed(
+            actor=record.key_id,
+            action=Act.BEGIN,
+            target=record.trajectory_id,
+            tenant=tenant_of(record.trajectory_id),
+        ).row()
+        for record, place in placed
+        if record.key_id is not None and record.trajectory_id in begun and place.turn_index == 0
+    ]
 
 
 def _compiled(statement: Any, dialect: Dialect, columns: list[str] | None = None) -> str:

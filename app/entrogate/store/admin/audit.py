@@ -1,0 +1,149 @@
+"""The audit: who did what to the records and the keys. Rows are added, never changed.
+
+An entry holds ids, names and counts; no secret, no prompt, no answer, no tool result.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, select
+
+from entrogate.store.schema import audit
+
+MAX_PAGE = 1000
+ANYBODY = "-"
+"""The actor where no API key is needed."""
+
+GATEWAY = "gateway"
+"""The actor of what a gateway does when it starts: what its operator told it to."""
+
+
+class Act(StrEnum):
+    """What was done."""
+
+    BEGIN = "trajectory.begin"  # the first turn of a trajectory
+    JUDGE = "feedback.give"
+    ERASE = "trajectory.erase"
+    PRUNE = "trajectory.prune"
+    PUBLISH = "weights.publish"
+    SHARE = "weights.share"
+    ROLL_BACK = "weights.roll_back"
+    POLICY = "policy.use"
+    CREATE_KEY = "key.create"
+    REVOKE_KEY = "key.revoke"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deed:
+    """Something that was done.
+
+    ``actor`` is the id of an API key, ``cli:USER``, ANYBODY or GATEWAY.
+    """
+
+    actor: str
+    action: Act
+    target: str  # an id or a name; what kind, the action says
+    tenant: str = ""  # whose records or keys it touches
+    detail: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def row(self) -> dict[str, Any]:
+        """The row of ``audit`` that is added for it now."""
+        detail = orjson.dumps(dict(self.detail)).decode() if self.detail else None
+        return {
+            "at": time.time(),
+            "actor": self.actor,
+            "action": self.action.value,
+            "target": self.target,
+            "tenant": self.tenant,
+            "detail": detail,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """Conditions that all have to hold; None asks for nothing."""
+
+    actor: str | None = None
+    action: str | None = None
+    target: str | None = None
+    tenant: str | None = None
+    since: float | None = None  # seconds since the epoch
+    until: float | None = None  # exclusive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A row of the audit."""
+
+    id: int
+    at: float
+    actor: str
+    action: str
+    target: str
+    tenant: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """Entries, the latest first; ``next_before`` is None on the last page."""
+
+    entries: list[Entry]
+    next_before: int | None
+
+
+def command_actor() -> str:
+    """The actor of a command: the user of the operating system who gave it."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # no name in the environment nor in the user database
+        return f"cli:{os.getuid()}"
+
+
+def note(connection: Connection, *deeds: Deed) -> None:
+    """Add what was done, inside the caller's transaction."""
+    if deeds:
+        connection.execute(audit.insert(), [deed.row() for deed in deeds])
+
+
+def read_audit(
+    connection: Connection, wanted: AuditFilter, *, limit: int, before: int | None = None
+) -> AuditPage:
+    """A page of entries, those before the entry ``before``. ValueError for a bad limit."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise ValueError(f"limit is {limit}, it must be between 1 and {MAX_PAGE}")
+    columns = audit.c
+    query = select(audit)
+    for name in ("actor", "action", "target", "tenant"):
+        if (value := getattr(wanted, name)) is not None:
+            query = query.where(columns[name] == value)
+    if wanted.since is not None:
+        query = query.where(columns.at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(columns.at < wanted.until)
+    if before is not None:
+        query = query.where(columns.id < before)
+    rows = connection.execute(query.order_by(columns.id.desc()).limit(limit + 1)).mappings().all()
+    entries = [Entry(**{**row, "detail": orjson.loads(row["detail"] or "{}")}) for row in rows]
+    more = len(entries) > limit
+    return AuditPage(entries=entries[:limit], next_before=entries[limit - 1].id if more else None)
+
+
+def note_policy(connection: Connection, version: str, name: str, mode: str) -> None:
+    """Add that this policy decides from now on, unless the latest entry says so already."""
+    columns = audit.c
+    latest = select(columns.target, columns.detail).where(columns.action == Act.POLICY.value)
+    row = connection.execute(latest.order_by(columns.id.desc()).limit(1)).first()
+    deed = Deed(
+        actor=GATEWAY, action=Act.POLICY, target=version, detail={"name": name, "mode": mode}
+    )
+    if row is None or (row.target, row.detail) != (version, deed.row()["detail"]):
+        note(connection, deed)
