@@ -95,6 +95,7 @@ async def test_what_an_older_revision_can_hold_survives_the_way_down_and_up(
         upgrade(connection)
         after = contents(connection)
     database.close()
+    before["audit"] = []  # of 0008
     if revision < "0007":  # numbered anew, in the same order
         for each in (before, after):
             order = sorted(each["trajectories"], key=lambda row: row["sequence"])

@@ -62,6 +62,14 @@ def upgrade() -> None:
         op.execute(statement)
 
 
+def losses(connection: sa.Connection) -> list[str]:
+    lost: list[str] = []
+    for table, what in (("audit", "entries of the audit"), ("erasures", "tombstones")):
+        rows = connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one()
+        lost += [f"{rows} {what}"] if rows else []
+    return lost
+
+
 def downgrade() -> None:
     op.drop_column("feedback", "key_id")
     op.drop_column("turns", "key_id")
