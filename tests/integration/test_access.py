@@ -23,7 +23,16 @@ from entrogate.store.read.cli import trajectories as trajectories_command
 from entrogate.store.schema import api_keys
 from tests.integration.conftest import Start
 from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses
-from tests.integration.harness import CHAT, Running, ask, calling, events, follow_up, message_of
+from tests.integration.harness import (
+    CHAT,
+    METRICS_TOKEN,
+    Running,
+    ask,
+    calling,
+    events,
+    follow_up,
+    message_of,
+)
 
 pytestmark = pytest.mark.both_stores
 
@@ -214,6 +223,44 @@ async def test_the_clients_key_stays_here(
         assert (await gateway.client.post(CHAT, json=body, headers=headers)).status_code == 200
     assert seen
     assert all(secret not in str(each) for each in seen)
+
+
+async def test_probes_need_no_key_and_learn_little(gateway: Running, keys: Keys) -> None:
+    everything = (await gateway.client.get("/ready")).json()
+    assert everything["upstream"]["model"] == "scripted"  # without any key anybody may know
+    scraped = await gateway.client.get("/metrics")
+    assert scraped.status_code == 200
+    read, infer, scrape = [await keys.make(scope) for scope in ("read", "infer", "metrics")]
+    for headers in ({}, bearer(infer), bearer("none"), bearer(scrape)):
+        answer = await gateway.client.get("/ready", headers=headers)
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+    told = (await gateway.client.get("/ready", headers=bearer(read))).json()
+    assert told["upstream"] == everything["upstream"]
+    gateway.gateway.client.base_url = "http://127.0.0.1:1"
+    answer = await gateway.client.get("/ready")
+    assert (answer.status_code, answer.json()) == (503, {"status": "unavailable"})
+    answer = await gateway.client.get("/ready", headers=bearer(read))
+    assert "127.0.0.1:1" in answer.json()["upstream"]["reason"]
+
+
+async def test_metrics_need_a_scope_or_the_token(
+    gateway: Running, keys: Keys, start: Start
+) -> None:
+    scrape = await keys.make("metrics")
+    for secret, status in ((scrape, 200), (METRICS_TOKEN, 200), (FORGED, 401)):
+        answer = await gateway.client.get("/metrics", headers=bearer(secret))
+        assert answer.status_code == status
+    assert (await gateway.client.get("/metrics")).status_code == 401
+    for path in ("/v1/trajectories", "/v1/models", "/admin/weights"):
+        answer = await gateway.client.get(path, headers=bearer(METRICS_TOKEN))
+        assert answer.status_code == 403
+    open_ = await start(access={"key": "a-static-secret-1", "protect_metrics": False})
+    assert (await open_.client.get("/metrics")).status_code == 200
+
+
+async def test_a_token_for_metrics_closes_nothing(start: Start) -> None:
+    gateway = await start(access={"metrics_token": "t" * 16})
+    assert (await gateway.client.get("/v1/trajectories")).status_code == 200
 
 
 # -- tenants --------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from html import unescape
 from typing import Any
 
@@ -18,6 +20,8 @@ from entrogate.errors import ConfigError
 from entrogate.gate.policy import parse_policy
 from entrogate.serve import viewer
 from entrogate.store import filters
+from entrogate.ui.pages import SHOWN_CHARACTERS
+from entrogate.ui.paging import pages_of
 from entrogate.ui.runs import level_of
 from tests.integration.conftest import Start
 from tests.integration.harness import (
@@ -221,6 +225,144 @@ async def test_a_session_is_a_key_and_sees_its_tenant(gateway: Running, store_ur
         assert ("Nothing is recorded yet" in shown) == (status == 404)
         # A cookie is for pages alone: it opens no API to a form of another site.
         assert (await gateway.client.get("/v1/trajectories")).status_code == 401
+
+
+async def test_a_long_trajectory_comes_in_pages(
+    gateway: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token stands on one page, also of a turn that is longer than one."""
+    id_ = await recorded(gateway)
+    stored = (await gateway.client.get(f"/v1/trajectories/{id_}?tokens=true")).json()
+    counts = [turn["n_tokens"] for turn in stored["turns"]]
+    size = 7
+    monkeypatch.setattr(viewer, "pages_of", partial(pages_of, tokens=size))
+    href = f"/ui/trajectories/{id_}"
+    runs: list[int] = []
+    calls = 0
+    while href:
+        page = await gateway.client.get(href)
+        assert page.status_code == 200
+        on_it = [int(run[2].partition(" ")[0]) for run in RUN.findall(page.text)]
+        assert sum(on_it) <= size
+        runs += on_it
+        calls += page.text.count("What the gate saw")
+        found = re.search(r'href="(\?page=\d+)" rel="next"', page.text)
+        href = f"/ui/trajectories/{id_}{found[1]}" if found else ""
+    assert sum(runs) == sum(counts)
+    assert calls == 2  # each stands where its turn ends
+    for number in ("0", "1000", "x", "-1", "9" * 30):
+        missing = await gateway.client.get(f"/ui/trajectories/{id_}?page={number}")
+        assert missing.status_code == 404
+
+
+async def test_long_texts_are_cut(gateway: Running) -> None:
+    long = "z" * (SHOWN_CHARACTERS + 5)
+    answer = await gateway.chat(ask({"content": "Hi."}, text=long, tools=False))
+    id_ = answer.headers["x-entrogate-trajectory-id"]
+    page = (await gateway.client.get(f"/ui/trajectories/{id_}")).text
+    assert "more characters" in page
+    assert page.count("z") < SHOWN_CHARACTERS + 100
+
+
+# -- sessions -------------------------------------------------------------------------------------
+
+
+async def logged_in(gateway: Running, key: str, **headers: str) -> str:
+    """Log in; the cookie's value."""
+    gateway.client.cookies.clear()
+    entered = await gateway.client.post("/ui/login", data={"key": key}, headers=headers)
+    assert entered.status_code == 303
+    assert (await gateway.client.get("/ui")).status_code == 200
+    return gateway.client.cookies["entrogate_session"]
+
+
+async def test_a_session_ends(gateway: Running, store_url: str) -> None:
+    keys = Keys(gateway, store_url)
+    first, second = await keys.make("read"), await keys.make("read")
+    session = await logged_in(gateway, first)
+    assert first not in session
+    assert "Log out" in (await gateway.client.get("/ui")).text
+    left = await gateway.client.post("/ui/logout")
+    assert (left.status_code, left.headers["location"]) == (303, "/ui/login")
+    assert "entrogate_session" not in gateway.client.cookies
+    for cookie in (session, session[:-1], session[:-1] + "é", "a.b.c.d", "....", ""):
+        headers = {"cookie": f"entrogate_session={cookie}".encode()}
+        assert (await gateway.client.get("/ui", headers=headers)).status_code == 303, cookie
+    session = await logged_in(gateway, second)
+    forged = session.replace(session.split(".")[0], "key_none")
+    later = ".".join([session.split(".")[0], "99999999999", *session.split(".")[2:]])
+    for cookie in (forged, later):
+        headers = {"cookie": f"entrogate_session={cookie}"}
+        gateway.client.cookies.clear()
+        assert (await gateway.client.get("/ui", headers=headers)).status_code == 303
+    await logged_in(gateway, second)
+    await keys.revoke(second)
+    assert (await gateway.client.get("/ui")).status_code == 303
+
+
+async def test_a_session_has_a_time(
+    start: Start, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = await start(access={**KEYS, "session_seconds": 60})
+    key = await Keys(gateway, store_url).make("read")
+    entered = await gateway.client.post("/ui/login", data={"key": key})
+    assert "Max-Age=60;" in entered.headers["set-cookie"].replace("max-age", "Max-Age")
+    assert "secure" not in entered.headers["set-cookie"].lower()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 61)
+    cookie = {"cookie": f"entrogate_session={gateway.client.cookies['entrogate_session']}"}
+    assert (await gateway.client.get("/ui", headers=cookie)).status_code == 303
+
+
+async def test_behind_a_proxy_with_tls_the_cookie_is_secure(
+    gateway: Running, store_url: str
+) -> None:
+    key = await Keys(gateway, store_url).make("read")
+    entered = await gateway.client.post(
+        "/ui/login", data={"key": key}, headers={"x-forwarded-proto": "https"}
+    )
+    assert "secure" in entered.headers["set-cookie"].lower()
+
+
+async def test_sessions_of_replicas(start: Start) -> None:
+    """Those that share a key, or a secret, know each other's."""
+    cookie: dict[str, str] = {}
+    for shared in ({}, {"session_secret": "s" * 32}):
+        access = {"key": "a-static-secret-1", **shared}
+        one, two = await start(access=access), await start(access=access)
+        cookie = {"cookie": f"entrogate_session={await logged_in(one, 'a-static-secret-1')}"}
+        assert (await two.client.get("/ui", headers=cookie)).status_code == 200
+    other = await start(access={"key": "a-static-secret-1", "session_secret": "t" * 32})
+    assert (await other.client.get("/ui", headers=cookie)).status_code == 303
+
+
+async def test_a_key_that_opens_no_page_logs_nobody_in(gateway: Running, store_url: str) -> None:
+    key = await Keys(gateway, store_url).make("infer")
+    entered = await gateway.client.post("/ui/login", data={"key": key})
+    assert entered.status_code == 403
+    assert "set-cookie" not in entered.headers
+    assert "scope" in entered.text
+
+
+async def test_the_page_of_the_api_loads_nothing_from_elsewhere(gateway: Running) -> None:
+    page = await gateway.client.get("/docs")
+    assert page.status_code == 200
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert loaded
+    assert all(each.startswith(("/", "#")) and not each.startswith("//") for each in loaded)
+    document = (await gateway.client.get("/openapi.json")).json()
+    for path, methods in document["paths"].items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in page.text
+    for gone in ("/redoc", "/docs/oauth2-redirect"):
+        assert (await gateway.client.get(gone)).status_code == 404
+
+
+async def test_the_bare_address_leads_to_the_pages(gateway: Running) -> None:
+    answer = await gateway.client.get("/", follow_redirects=True)
+    assert answer.status_code == 200
+    assert str(answer.url).endswith("/ui")
 
 
 # -- in a browser ---------------------------------------------------------------------------------

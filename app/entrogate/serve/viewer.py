@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -23,9 +24,11 @@ from entrogate.serve.respond import read_body
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.store import TrajectoryFilter
 from entrogate.store.read.replay import replay_turns
+from entrogate.store.read.slices import SlicedTokens, TokenSlice
 from entrogate.ui.charts import bands
 from entrogate.ui.overview import sections
 from entrogate.ui.pages import HEADERS, page
+from entrogate.ui.paging import Part, pages_of
 from entrogate.ui.runs import LEVELS, runs_of
 
 PAGE = 50
@@ -84,20 +87,38 @@ async def trajectories(request: Request) -> Response:
 
 
 async def trajectory(request: Request) -> Response:
-    """One trajectory as a person would read it."""
+    """One trajectory as a person would read it, a page at a time where it is long."""
     caller = caller_of(request)
     store = _gateway(request).store
     id_: str = request.path_params["trajectory_id"]
     try:
-        found = await store.get_trajectory(
-            qualified(caller.sees or "", id_), tokens=True, tenant=caller.sees
-        )
+        found = await store.get_trajectory(qualified(caller.sees or "", id_), tenant=caller.sees)
     except UnknownRecord as error:
         return _html("problem.html", request, 404, problem=str(error))
-    ids = {id_ for turn in found["turns"] for id_ in turn["tokens"]["token_ids"]}
-    texts = await _texts(request).of(found["model"], ids)
-    signed_in = session_of(request.headers) is not None
-    html = await asyncio.to_thread(_trajectory_page, found, texts, signed_in=signed_in)
+    pages = await asyncio.to_thread(pages_of, [turn["n_tokens"] for turn in found["turns"]])
+    asked = request.query_params.get("page", "1")
+    number = int(asked) if asked.isdecimal() and len(asked) < 9 else 0
+    if not 1 <= number <= len(pages):
+        problem = f"page {asked[:20]!r}: this trajectory has the pages 1 to {len(pages)}"
+        return _html("problem.html", request, 404, problem=problem)
+    parts = pages[number - 1]
+    tokens = await store.token_slices(
+        [
+            TokenSlice(turn_id=found["turns"][at.position]["id"], start=at.start, stop=at.stop)
+            for at in parts
+        ]
+    )
+    ids = {token for each in tokens.values() for token in each.token_ids}
+    shown = Shown(
+        found=found,
+        parts=parts,
+        tokens=tokens,
+        texts=await _texts(request).of(found["model"], ids),
+        number=number,
+        pages=len(pages),
+        signed_in=session_of(request.headers) is not None,
+    )
+    html = await asyncio.to_thread(_trajectory_page, shown)
     return HTMLResponse(html, headers=HEADERS)
 
 
@@ -199,14 +220,30 @@ VIEWER = (
 )
 
 
-def _trajectory_page(
-    found: dict[str, Any], texts: Mapping[int, str] | None, *, signed_in: bool
-) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What one page of a trajectory is made of; ``found`` is `Store.get_trajectory`'s."""
+
+    found: dict[str, Any]
+    parts: Sequence[Part]
+    tokens: Mapping[str, SlicedTokens]  # by the turn's id
+    texts: Mapping[int, str] | None
+    number: int  # of the page, from 1
+    pages: int
+    signed_in: bool
+
+
+def _trajectory_page(shown: Shown) -> str:
+    found, texts = shown.found, shown.texts or {}
     results: dict[str, str] = {}
     for turn in found["turns"]:
         results |= {result["call_id"]: result["content"] for result in turn["results"]}
-    for turn in found["turns"]:
-        turn["runs"] = runs_of(turn, texts or {})
+    turns: list[dict[str, Any]] = []
+    for part in shown.parts:
+        turn = found["turns"][part.position]
+        turns.append(turn)
+        turn["part"] = part
+        turn["runs"] = runs_of(turn["spans"], shown.tokens[turn["id"]], texts)
         for call in turn["calls"]:
             call["result"] = results.get(call["id"])
             features = orjson.dumps(call["features"], option=orjson.OPT_INDENT_2)
@@ -217,18 +254,21 @@ def _trajectory_page(
             turn["segment"]["mean"]["lower"],
             turn["segment"]["mean"]["upper"],
         )
-        for turn in found["turns"]
+        for turn in turns
         if turn["segment"] is not None and turn["segment"]["mean"]["lower"] is not None
     ]
     names = [f"below {LEVELS[0]:g}", *(f"{level:g}" for level in LEVELS)]
     return page(
         "trajectory.html",
         here=None,
-        signed_in=signed_in,
+        signed_in=shown.signed_in,
         t=found,
+        turns=turns,
+        number=shown.number,
+        pages=shown.pages,
         chart=bands(segments, label="Mean entropy of each reasoning segment, by turn"),
         legend=list(enumerate(names)),
-        texts_known=texts is not None,
+        texts_known=shown.texts is not None,
     )
 
 

@@ -37,6 +37,7 @@ from entrogate.store.read.listing import Page, list_trajectories
 from entrogate.store.read.overview import Overview, read_overview
 from entrogate.store.read.quiet import Sightings
 from entrogate.store.read.settled import Changed, Settling
+from entrogate.store.read.slices import SlicedTokens, TokenSlice, read_token_slices
 from entrogate.store.read.trajectory import (
     get_trajectory,
 )
@@ -263,6 +264,10 @@ class Store:
         if not belongs(trajectory_id, tenant):
             raise UnknownRecord(f"no trajectory {trajectory_id!r} is stored")
         return await self._read(get_trajectory, trajectory_id, tokens=tokens)
+
+    async def token_slices(self, slices: Sequence[TokenSlice]) -> dict[str, SlicedTokens]:
+        """Tokens of turns that `get_trajectory` named, by the turn's id."""
+        return await self._read(read_token_slices, slices)
 
     async def overview(self, tenant: str | None, window: int) -> Overview:
         """Figures over the latest ``window`` trajectories."""

@@ -20,6 +20,9 @@ HEADERS = {
 }
 """Of every page: nothing but our own style and script runs, whatever a prompt may hold."""
 
+SHOWN_CHARACTERS = 20_000
+"""Of one message, one result or one call's arguments."""
+
 
 def page(template: str, /, **values: Any) -> str:
     """The HTML of a template in ``templates/``."""
@@ -68,6 +71,15 @@ def _said(content: object) -> str:
     return "".join(parts)
 
 
+def _cut(text: object) -> str:
+    """A text as far as a page shows it."""
+    whole = str(text)
+    more = len(whole) - SHOWN_CHARACTERS
+    if more <= 0:
+        return whole
+    return f"{whole[:SHOWN_CHARACTERS]}\n… {more} more characters: see /v1/trajectories"
+
+
 _environment = Environment(
     loader=PackageLoader("entrogate.ui"),
     autoescape=True,
@@ -82,5 +94,6 @@ _environment.filters.update(  # pyright: ignore[reportUnknownMemberType]
         "interval": _interval,
         "signed": _signed,
         "said": _said,
+        "cut": _cut,
     }
 )

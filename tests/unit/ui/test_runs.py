@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from entrogate.serve.token_texts import _split
+from entrogate.store.read.slices import SlicedTokens
 from entrogate.ui.runs import LEVELS, level_of, runs_of
 
 ENTROPIES = st.none() | st.floats(0, 12)
@@ -25,24 +25,27 @@ def test_runs_are_all_tokens_in_order_each_in_its_colour(
     ends = sorted({cut for cut in cuts if cut < len(entropies)} | {0, len(entropies)})
     spans = [{"kind": "reasoning", "start": a, "stop": b} for a, b in pairwise(ends)]
     ids = list(range(len(entropies)))
-    tokens = {"token_ids": ids, "entropy_lower": entropies, "entropy_upper": entropies}
-    turn: dict[str, Any] = {"tokens": tokens, "spans": spans}
     texts = {id_: f"<{id_}>" for id_ in ids}
-    runs = runs_of(turn, texts)
-    assert "".join(run.text for run in runs) == "".join(texts.values())
-    levels = [run.level for run in runs for _ in range(run.text.count("<"))]
-    assert levels == [level_of(entropy) for entropy in entropies]
+    for start, stop in ((0, len(ids)), (len(ids) // 3, 2 * len(ids) // 3)):
+        known = entropies[start:stop]
+        sliced = SlicedTokens(
+            start=start, token_ids=ids[start:stop], entropy_lower=known, entropy_upper=known
+        )
+        runs = runs_of(spans, sliced, texts)
+        assert "".join(run.text for run in runs) == "".join([*texts.values()][start:stop])
+        levels = [run.level for run in runs for _ in range(run.text.count("<"))]
+        assert levels == [level_of(entropy) for entropy in known]
 
 
 def test_levels_and_titles() -> None:
     assert [level_of(value) for value in (0.0, *LEVELS, None)] == [*"01234567", "x"]
-    tokens = {
-        "token_ids": [1, 2, 3],
-        "entropy_lower": [1.1, 1.2, None],
-        "entropy_upper": [1.3, 1.4, None],
-    }
-    turn = {"tokens": tokens, "spans": [{"kind": "answer", "start": 0, "stop": 3}]}
-    runs = runs_of(turn, {})
+    tokens = SlicedTokens(
+        start=0,
+        token_ids=[1, 2, 3],
+        entropy_lower=[1.1, 1.2, None],
+        entropy_upper=[1.3, 1.4, None],
+    )
+    runs = runs_of([{"kind": "answer", "start": 0, "stop": 3}], tokens, {})
     assert [(run.text, run.title) for run in runs] == [
         ("⟨1⟩⟨2⟩", "2 tokens, 1.10 to 1.40 nats"),
         ("⟨3⟩", "1 token, entropy unknown"),
