@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.demo
 ARGS ?=
 
 .PHONY: help demo test lint check bench docs format clean
@@ -16,7 +17,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on, e.g. make demo ARGS="--tasks 50"'
 
-demo: $(STAMP) ## Run agents through a real vLLM with the gate off and on; writes demo-report/
+demo: $(DEMO_STAMP) ## Run agents through a real vLLM with the gate off and on; writes demo-report/
 	@$(BIN)/entrogate demo $(ARGS)
 
 test: $(STAMP) ## Run all tests: unit, integration, and e2e on a real vLLM
@@ -36,7 +37,7 @@ lint: $(STAMP) ## Style, types, import contracts, security
 
 check: lint docs test ## lint, docs, then test
 
-bench: $(STAMP) ## Measure the gateway's overhead against a scripted upstream
+bench: $(DEMO_STAMP) ## Measure the gateway's overhead against a scripted upstream
 	@$(BIN)/entrogate bench overhead $(ARGS)
 
 docs: $(STAMP) ## Build the documentation site into site/; a bad link is an error
@@ -50,5 +51,11 @@ clean: ## Remove everything that make created
 	rm -rf $(VENV) demo-report site dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml scripts/setup-venv
-	@PYTHON="$(PYTHON)" scripts/setup-venv $(VENV)
+# The demo waits for vLLM, the gateway and its agent alone; all else needs the rest as well.
+PROJECTS := pyproject.toml app/entrogate_lab/pyproject.toml scripts/setup-venv
+
+$(DEMO_STAMP): $(PROJECTS)
+	@PYTHON="$(PYTHON)" scripts/setup-venv $(VENV) demo
+
+$(STAMP): $(PROJECTS)
+	@PYTHON="$(PYTHON)" scripts/setup-venv $(VENV) all
