@@ -11,10 +11,10 @@ STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.demo
 ARGS ?=
 
-.PHONY: help demo test lint check bench docs format clean
+.PHONY: help demo test test-vllm test-light lint check bench docs format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on, e.g. make demo ARGS="--tasks 50"'
 
 demo: $(DEMO_STAMP) ## Run agents through a real vLLM with the gate off and on; writes demo-report/
@@ -27,6 +27,17 @@ ifeq ($(strip $(ARGS)),)
 else
 	@$(BIN)/pytest --durations=15 $(ARGS)
 endif
+
+# Tests of unit and integration that need torch or vLLM say so.
+NEED_VLLM = $(shell grep -rlE '^pytest.importorskip\("(torch|vllm|transformers|accelerate|peft)"\)|^torch = ' tests/unit tests/integration)
+
+test-vllm: $(STAMP) ## The part of the tests that needs torch or vLLM, or tools of their own
+	@$(BIN)/pytest --numprocesses=auto --durations=15 $(NEED_VLLM) tests/deploy
+	@$(BIN)/pytest --durations=15 tests/e2e
+
+test-light: ## The rest, without vLLM, with the newest and with the lowest versions allowed
+	@scripts/test-versions newest
+	@scripts/test-versions lowest
 
 lint: $(STAMP) ## Style, types, import contracts, security
 	@$(BIN)/ruff check .

@@ -5,10 +5,12 @@ FROM vllm/vllm-openai:v0.32.0
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src/entrogate
 COPY pyproject.toml README.md LICENSE ./
-COPY app app
+COPY constraints constraints
+COPY app/entrogate app/entrogate
 COPY policies policies
-# What vLLM brought along must stay as it is.
-RUN python3 -m pip freeze | grep -E '^(torch|vllm|transformers|numpy)==' > /tmp/constraints.txt \
+# What vLLM brought along must stay as it is; for the rest, the first version named for a package counts.
+RUN python3 -m pip list --format=freeze | cat - constraints/gateway.txt \
+    | awk -F== '{ name = tolower($1); gsub(/[-_.]+/, "-", name) } !seen[name]++' > /tmp/constraints.txt \
     && python3 -m pip install --no-cache-dir --constraint /tmp/constraints.txt .
 WORKDIR /vllm-workspace
 # Other containers read the capture, encrypted: run it with ENTROGATE_ENGINE_SECRET, the same as the

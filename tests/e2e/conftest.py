@@ -34,6 +34,9 @@ FULL = os.environ.get("E2E_FULL") == "1"
 # log-probs agree with a float64 forward pass to about 1e-5. The prefix cache would make the second
 # of two equal requests compute less, in other shapes, than the first.
 VLLM_ARGUMENTS = ("--dtype", "float32", "--no-enable-prefix-caching", "--max-model-len", "2048")
+# A start takes most of a minute: one vLLM has what several files need (the plugin, traces, LoRAs).
+# Files that need another one (a small cache, model runner V2) start their own.
+LORA_ARGUMENTS = ("--enable-lora", "--max-lora-rank", "8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +74,15 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Generator[Collector | No
 def vllm(
     captures: str, traces: Collector | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[str]:
-    """URL of a bare vLLM that serves the bundled model."""
+    """URL of a bare vLLM that serves the bundled model and takes LoRAs while it runs."""
     if importlib.util.find_spec("vllm") is None and not os.environ.get("CI"):
         pytest.skip("vLLM is not installed here")
     if not (MODEL / "config.json").is_file():
         pytest.skip("the bundled model has not been built")
     traced = () if traces is None else ("--otlp-traces-endpoint", f"{traces.endpoint}/v1/traces")
-    with serve_vllm(captures, tmp_path_factory.mktemp("vllm") / "vllm.log", *traced) as url:
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    arguments = (*LORA_ARGUMENTS, *traced)
+    with serve_vllm(captures, log, *arguments, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as url:
         yield url
 
 

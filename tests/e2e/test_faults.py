@@ -8,6 +8,7 @@ import pytest
 
 from tests.chaos.faults import COMPILER, SCENARIOS, Setup
 from tests.chaos.stack import Gateways
+from tests.e2e.conftest import FULL
 from tests.postgres import Server
 
 LASTS_SECONDS = 3.0
@@ -20,6 +21,10 @@ async def test_nothing_acknowledged_is_lost(
 ) -> None:
     if name.startswith("postgres") and postgres_server.cluster is None:
         pytest.skip("the server named in ENTROGATE_TEST_POSTGRES is not ours to stop")
+    if name == "managed_vllm" and not FULL:
+        pytest.skip(
+            "starts vLLM twice: E2E_FULL=1 (tests/unit/upstream/test_managed.py has the rest)"
+        )
     if name == "clock_jumps" and COMPILER is None:
         pytest.skip("install a C compiler")
     setup = Setup(

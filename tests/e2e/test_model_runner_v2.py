@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from entrogate.cli import run
 from entrogate_lab.almanac.tasks import Task
 from tests.e2e import test_engine
 from tests.e2e.conftest import StartGateway, chat_body, serve_vllm, tasks
@@ -26,6 +27,7 @@ from tests.e2e.test_engine import (
 )
 from tests.e2e.test_entropy_bounds import true_logprobs
 from tests.e2e.test_gate import trajectory
+from tests.e2e.test_publish import make_adapter
 from tests.integration.harness import CHAT
 
 INTERPRETER = Path(__file__).parent / "interpreter"
@@ -119,3 +121,12 @@ def test_entropy_and_probabilities_are_those_of_the_weights(start: StartGateway)
         np.testing.assert_allclose(tokens["logprobs"], expected, atol=2e-3)
         checked += len(raw)
     assert checked > 150
+
+
+def test_a_vllm_without_lora(vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """This vLLM, unlike the one that the other files share, takes no LoRAs."""
+    adapter = make_adapter(tmp_path, rank=4)
+    assert run(["publish", str(adapter), "--vllm", vllm]) == 1
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in capsys.readouterr().err
+    assert run(["publish", str(adapter), "--vllm", "http://127.0.0.1:9"]) == 1
+    assert "no answer from" in capsys.readouterr().err

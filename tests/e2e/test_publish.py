@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ pytest.importorskip("peft")
 
 from entrogate.cli import run
 from entrogate_lab.bench.processes import child, free_port
-from tests.e2e.conftest import FULL, MODEL, NAME, chat_body, gateway_process, serve_vllm, tasks
+from tests.e2e.conftest import FULL, MODEL, NAME, chat_body, gateway_process, tasks
 
 
 def make_adapter(folder: Path, rank: int, seed: int = 0, **changed: Any) -> Path:
@@ -43,14 +42,6 @@ def make_adapter(folder: Path, rank: int, seed: int = 0, **changed: Any) -> Path
     return folder
 
 
-@pytest.fixture(scope="module")
-def lora_vllm(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    arguments = ("--enable-lora", "--max-lora-rank", "8")
-    log = tmp_path_factory.mktemp("vllm-lora") / "vllm.log"
-    with serve_vllm("off", log, *arguments, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as url:
-        yield url
-
-
 def served(url: str) -> list[str]:
     return [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
 
@@ -61,14 +52,14 @@ def logprobs(url: str, model: str) -> list[float]:
     return answer.json()["choices"][0]["logprobs"]["token_logprobs"]
 
 
-def test_publish(lora_vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_publish(vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = make_adapter(tmp_path / "one", rank=8)
-    command = ["publish", str(adapter), "--vllm", lora_vllm]
+    command = ["publish", str(adapter), "--vllm", vllm]
     assert run(command) == 0
     name = capsys.readouterr().out.strip()
     assert name.startswith(f"{NAME}-")
-    assert served(lora_vllm) == [NAME, name]
-    assert logprobs(lora_vllm, name) != pytest.approx(logprobs(lora_vllm, NAME), abs=1e-3)
+    assert served(vllm) == [NAME, name]
+    assert logprobs(vllm, name) != pytest.approx(logprobs(vllm, NAME), abs=1e-3)
     assert run(command) == 0, "what is there already is left alone"
     assert capsys.readouterr().out.strip() == name
     make_adapter(adapter, rank=8, seed=1)
@@ -76,27 +67,19 @@ def test_publish(lora_vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     second = capsys.readouterr().out.strip()
     assert second != name, "other weights, another name"
 
-    before = served(lora_vllm)
+    before = served(vllm)
     large = make_adapter(tmp_path / "large", rank=16)
-    assert run(["publish", str(large), "--vllm", lora_vllm]) == 1
+    assert run(["publish", str(large), "--vllm", vllm]) == 1
     assert "rank" in capsys.readouterr().err
     (adapter / "adapter_model.safetensors").write_bytes(b"half a file")
     assert run(command) == 1
     assert "is no safetensors file" in capsys.readouterr().err
-    assert served(lora_vllm) == before, "nothing half-published"
+    assert served(vllm) == before, "nothing half-published"
 
 
 def test_what_is_no_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["publish", str(tmp_path), "--vllm", "http://127.0.0.1:9"]) == 1
     assert "it has no adapter_config.json" in capsys.readouterr().err
-
-
-def test_a_vllm_without_lora(vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    adapter = make_adapter(tmp_path, rank=4)
-    assert run(["publish", str(adapter), "--vllm", vllm]) == 1
-    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in capsys.readouterr().err
-    assert run(["publish", str(adapter), "--vllm", "http://127.0.0.1:9"]) == 1
-    assert "no answer from" in capsys.readouterr().err
 
 
 def weights(url: str) -> dict[str, dict[str, Any]]:
@@ -133,7 +116,7 @@ async def stream(client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
 
 
 async def test_a_canary_is_rolled_back_under_load(
-    lora_vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not one request fails, before, during and after; each turn says what answered it."""
     adapter = make_adapter(tmp_path / "canary", rank=8, seed=2)
@@ -141,7 +124,7 @@ async def test_a_canary_is_rolled_back_under_load(
         chat_body(task, tools=False, max_tokens=16, stream=True, temperature=1) for task in tasks(8)
     ]
     answers: list[Answer] = []
-    with gateway_process(lora_vllm, tmp_path, upstream__capture="off") as gateway:
+    with gateway_process(vllm, tmp_path, upstream__capture="off") as gateway:
         url = ["--gateway", gateway.url]
         assert run(["publish", str(adapter), *url, "--share", "0.5"]) == 0
         name = capsys.readouterr().out.strip()
@@ -179,25 +162,25 @@ async def test_a_canary_is_rolled_back_under_load(
         while version in weights(gateway.url):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
-        assert name not in served(lora_vllm)
+        assert name not in served(vllm)
         for answer in answers:
             stored = httpx.get(f"{gateway.url}/v1/trajectories/{answer.trajectory}").json()
             assert [turn["weight_version"] for turn in stored["turns"]] == [answer.version]
 
 
 def test_a_gateway_refuses_what_vllm_refuses(
-    lora_vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vllm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A rank that is too high: vLLM's reason is shown. Another model's LoRA: vLLM takes it."""
     large = make_adapter(tmp_path / "large", rank=16)
     foreign = make_adapter(tmp_path / "foreign", rank=8, hidden_size=64, intermediate_size=96)
-    before = served(lora_vllm)
-    with gateway_process(lora_vllm, tmp_path, upstream__capture="off") as gateway:
+    before = served(vllm)
+    with gateway_process(vllm, tmp_path, upstream__capture="off") as gateway:
         for adapter, reason in ((large, "rank"), (foreign, "of another model")):
             assert run(["publish", str(adapter), "--gateway", gateway.url, "--share", "1"]) == 1
             assert reason in capsys.readouterr().err
             assert list(weights(gateway.url)) == ["base"]
-            assert served(lora_vllm) == before
+            assert served(vllm) == before
         body = chat_body(tasks(1)[0], tools=False, max_tokens=4)
         answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=60)
         assert answer.headers["x-entrogate-weight-version"] == "base", answer.text
