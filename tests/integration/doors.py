@@ -128,7 +128,10 @@ def folded_response(events: list[dict[str, Any]]) -> dict[str, Any]:
             case "content_part.added":
                 item["content"].append(event["part"])
             case "output_text.delta" | "reasoning_text.delta":
-                item["content"][event["content_index"]]["text"] += event["delta"]
+                part = item["content"][event["content_index"]]
+                part["text"] += event["delta"]
+                if part["type"] == "output_text":
+                    part["logprobs"] += event["logprobs"]
             case "refusal.delta":
                 item["content"][event["content_index"]]["refusal"] += event["delta"]
             case "refusal.done":
@@ -138,7 +141,12 @@ def folded_response(events: list[dict[str, Any]]) -> dict[str, Any]:
             case "output_text.done" | "reasoning_text.done":
                 assert event["text"] == item["content"][event["content_index"]]["text"]
             case "content_part.done":
-                assert event["part"] == item["content"][event["content_index"]]
+                part = item["content"][event["content_index"]]
+                whole = event["part"].get("logprobs", [])
+                said = part.get("logprobs", [])
+                assert [t["token"] for t in said] == [t["token"] for t in whole]
+                part |= {"logprobs": whole} if whole else {}  # which have the bytes too
+                assert event["part"] == part
             case "function_call_arguments.done":
                 assert event["arguments"] == item["arguments"]
             case other:

@@ -361,7 +361,9 @@ async def test_what_is_not_supported_is_refused_by_name(gateway: Running) -> Non
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["no.such.part"]}, "include"),
+        ({"enable_response_messages": True}, "enable_response_messages"),
+        ({"moderation": {"model": "m"}}, "moderation"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
     ):
         for stream in (True, False):

@@ -22,7 +22,7 @@ from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
 from entrogate.wire.body import parse_json_object
 from entrogate.wire.responses.answer import ResponsesAnswer
-from entrogate.wire.responses.request import responses_request
+from entrogate.wire.responses.request import responses_request, wants_logprobs
 from entrogate.wire.responses.stored import stored_response
 
 
@@ -35,7 +35,7 @@ async def responses(request: Request) -> Response:
     tenant = caller_of(request).tenant
     earlier = await _earlier(gateway, body, tenant)
     parsed = responses_request(body, earlier.messages if earlier is not None else ())
-    door = Door(route=RESPONSES_ROUTE, answer=ResponsesAnswer(body))
+    door = Door(route=RESPONSES_ROUTE, answer=ResponsesAnswer(body, logprobs=wants_logprobs(body)))
     return await serve_turn(
         gateway,
         parsed,

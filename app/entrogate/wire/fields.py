@@ -20,18 +20,23 @@ VLLM_FIELDS = frozenset(
         "chat_template",
         "chat_template_kwargs",
         "documents",
+        "ec_transfer_params",
         "frequency_penalty",
         "ignore_eos",
         "include_stop_str_in_output",
+        "kv_transfer_params",
         "length_penalty",
         "logit_bias",
+        "media_io_kwargs",
         "min_p",
         "min_tokens",
         "mm_processor_kwargs",
         "presence_penalty",
         "priority",
+        "repetition_detection",
         "repetition_penalty",
         "seed",
+        "session_id",
         "skip_special_tokens",
         "spaces_between_special_tokens",
         "stop",
@@ -40,7 +45,9 @@ VLLM_FIELDS = frozenset(
         "thinking_token_budget",
         "top_k",
         "truncate_prompt_tokens",
+        "truncation_side",
         "vllm_xargs",
+        "watermarking",
     }
 )
 
@@ -122,6 +129,11 @@ def assistant(*, reasoning: list[str], said: list[str], calls: list[Json]) -> Js
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def is_plain_text(message: Json) -> bool:
+    """Is this a message of the assistant with text and no more? Another cannot be gone on with."""
+    return message["role"] == "assistant" and not message.keys() & {"tool_calls", "reasoning"}
 
 
 def call(call_id: str, name: str, arguments: str) -> Json:

@@ -248,3 +248,130 @@ def test_what_comes_after_a_call_is_another_turn() -> None:
     first, second = responses_request({"model": "m", "input": [said, call, said]}).messages
     assert [c["id"] for c in first["tool_calls"]] == ["call_1"]
     assert second == said
+
+
+def roles(request: ChatRequest) -> list[tuple[str, Any]]:
+    return [(m["role"], m["content"]) for m in request.messages]
+
+
+def test_what_instructs_the_model_is_one_message_at_the_beginning() -> None:
+    rules = {"role": "developer", "content": "RULES"}
+    parts = {"role": "system", "content": [{"type": "input_text", "text": t} for t in "AB"]}
+    hi = {"role": "user", "content": "hi"}
+    for instructions, items, wanted in (
+        ("BASE", [rules, hi], "BASE\n\nRULES"),
+        ("BASE", [hi], "BASE"),
+        ("", [rules, hi], "RULES"),
+        (None, [rules, parts, hi], "RULES\n\nA\nB"),
+    ):
+        body = {"model": "m", "instructions": instructions, "input": items}
+        assert roles(responses_request(body)) == [("system", wanted), ("user", "hi")]
+    later = responses_request({"model": "m", "instructions": "BASE", "input": [hi, rules, hi]})
+    assert roles(later) == [("system", "BASE"), ("user", "hi"), ("user", "RULES"), ("user", "hi")]
+    image = {"role": "system", "content": [{"type": "input_image", "image_url": "http://x"}]}
+    (system, _) = responses_request({"model": "m", "input": [rules, image, hi]}).messages
+    assert [part["type"] for part in system["content"]] == ["text", "image_url"]
+
+
+def test_the_messages_api_has_one_system_message_too() -> None:
+    said = [
+        {"role": "system", "content": "x-anthropic-billing-header: 1"},
+        {"role": "system", "content": [{"type": "text", "text": "RULES"}]},
+        {"role": "user", "content": "hi"},
+        {"role": "system", "content": "NOTE"},
+    ]
+    blocks = [{"type": "text", "text": text} for text in ("x-anthropic-billing-header", "A", "B")]
+    for system, wanted in ((blocks, "AB\n\nRULES"), ("BASE", "BASE\n\nRULES"), (None, "RULES")):
+        body: Json = {"model": "m", "max_tokens": 9, "messages": said, "system": system}
+        assert roles(from_messages(body)) == [
+            ("system", wanted), ("user", "hi"), ("user", "NOTE"),
+        ]  # fmt: skip
+
+
+def test_only_plain_text_is_the_beginning_of_an_answer() -> None:
+    use = {"type": "tool_use", "id": "c", "name": "lookup", "input": {"entity": "Ada"}}
+    thinking = {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    words = {"type": "text", "text": "It is"}
+    cases: list[tuple[Any, bool, bool]] = [
+        ("It is", True, False),
+        ([words], True, False),
+        ([words, use], False, True),
+        ([thinking, words], False, False),
+    ]
+    for content, begun, calls in cases:
+        messages = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": content}]
+        body: Json = {"model": "m", "max_tokens": 9, "messages": messages}
+        assert ("continue_final_message" in from_messages(body).body) is begun
+        counted = orjson.loads(parse_count(orjson.dumps(body)))
+        assert ("continue_final_message" in counted) is begun
+        assert ("tool_calls" in counted["messages"][-1]) is calls
+    question = {"role": "user", "content": "?"}
+    for status, begun in (("incomplete", True), ("in_progress", True), ("completed", False)):
+        item = {"role": "assistant", "content": "It is", "status": status}
+        asked = responses_request({"model": "m", "input": [question, item]})
+        assert ("continue_final_message" in asked.body) is begun
+
+
+def test_what_newer_clients_send_is_taken() -> None:
+    codex: Json = {
+        "model": "m",
+        "input": "hi",
+        "store": False,
+        "client_metadata": {"x-codex-installation-id": "0"},
+        "prompt_cache_key": "k",
+        "service_tier": "auto",
+        "include": ["reasoning.encrypted_content", "web_search_call.action.sources"],
+        "text": {"verbosity": "low"},
+    }
+    sent = responses_request(codex).body
+    assert set(sent) == {"model", "messages"}
+    code: Json = {
+        "model": "m",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "hi"}],
+        "context_management": {"edits": []},
+        "betas": ["x"],
+        "mcp_servers": [],
+        "output_format": {"type": "json_schema", "schema": {"type": "object"}},
+    }
+    assert from_messages(code).body["response_format"]["type"] == "json_schema"
+
+
+X = [{"type": "text", "text": "x"}]
+PLAIN = {"type": "text", "media_type": "text/plain", "data": "x"}
+
+
+@pytest.mark.parametrize(
+    ("block", "wanted"),
+    [
+        ({"type": "tool_reference", "tool_name": "lookup"}, "lookup"),
+        ({"type": "search_result", "title": "T", "source": "S", "content": X}, "T\nS\nx"),
+        ({"type": "document", "title": "T", "source": PLAIN}, "T\nx"),
+        ({"type": "document", "source": {"type": "content", "content": X}}, "x"),
+        ({"type": "document", "source": {"type": "content", "content": "x"}}, "x"),
+    ],
+)
+def test_results_that_are_texts_are_taken_as_texts(block: Json, wanted: str) -> None:
+    result = {"type": "tool_result", "tool_use_id": "c", "content": [block]}
+    body: Json = {"model": "m", "max_tokens": 9}
+    (message,) = from_messages(
+        {**body, "messages": [{"role": "user", "content": [result]}]}
+    ).messages
+    assert message == {"role": "tool", "tool_call_id": "c", "content": wanted}
+    (message,) = from_messages(
+        {**body, "messages": [{"role": "user", "content": [block]}]}
+    ).messages
+    assert message["content"] == wanted
+
+
+def test_log_probs_are_asked_for_by_include() -> None:
+    included: Json = {"model": "m", "input": "hi", "include": ["message.output_text.logprobs"]}
+    body = responses_request({**included, "top_logprobs": 3}).body
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 3)
+    assert responses_request(included).body["top_logprobs"] == 0
+    assert (
+        "logprobs" not in responses_request({"model": "m", "input": "hi", "top_logprobs": 3}).body
+    )
+    for wrong in ("3", True, [3], -2):
+        with pytest.raises(RequestError, match="top_logprobs"):
+            responses_request({**included, "top_logprobs": wrong})

@@ -103,17 +103,33 @@ def _said(
     """The messages, without the instructions of the last request that changed them; these."""
     messages: list[dict[str, Any]] = []
     instructed = replayed = False
+    length: int | None = None
     for row in chain:
         new = orjson.loads(row.new_messages)
         if replayed:
             new = []  # the results that were fed back, which the client never saw
         elif len(new) + 1 == row.n_messages:  # a first turn, or a history that was rewritten
-            messages, instructed = [], bool(_door(row).get("instructions"))
+            messages, door = [], _door(row)
+            instructed, length = bool(door.get("instructions")), door.get("instructions_characters")
         messages += new
         replayed = row.replayed
         if not replayed:
             messages.append(orjson.loads(row.response))
-    return (messages[1:], messages[0]["content"]) if instructed else (messages, None)
+    if not instructed:
+        return messages, None
+    instructions, others = _parted(messages[0], length)
+    return [*others, *messages[1:]], instructions
+
+
+def _parted(system: dict[str, Any], length: int | None) -> tuple[str, list[dict[str, Any]]]:
+    """The instructions, and the system message of what else was joined to them, if anything was."""
+    content: str | list[dict[str, Any]] = system["content"]
+    if isinstance(content, list):
+        return content[0]["text"], [{**system, "content": content[1:]}]
+    if length is None:
+        return content, []
+    rest = content[length:].removeprefix("\n\n")
+    return content[:length], [{**system, "content": rest}]
 
 
 def _door(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:

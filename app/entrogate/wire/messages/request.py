@@ -11,6 +11,7 @@ from entrogate.wire.fields import (
     assistant,
     call,
     content_of,
+    is_plain_text,
     object_of,
     objects,
     passed_on,
@@ -19,6 +20,7 @@ from entrogate.wire.fields import (
 )
 from entrogate.wire.kinds import whole_number
 from entrogate.wire.request import ChatRequest, chat_request
+from entrogate.wire.system import one_system
 
 _API = "the Messages API"
 _RENAMED = {
@@ -31,12 +33,19 @@ _RENAMED = {
     "metadata": "metadata",
     "stream": "stream",
 }
-_READ = frozenset({"messages", "system", "tools", "tool_choice", "thinking", "output_config"})
+_READ = frozenset(
+    {
+        "mcp_servers", "messages", "output_config", "output_format", "system", "thinking",
+        "tool_choice", "tools",
+    }
+)  # fmt: skip
 # Of a service that bills, routes and caches on its own terms: nothing here depends on them.
 _IGNORED = frozenset(
     {
-        "betas", "cache_control", "context_management", "diagnostics", "inference_geo",
-        "service_tier", "speed", "user_profile_id",
+        "betas", "billing_policy", "cache_control", "compaction", "context_management",
+        "diagnostics", "fallback_credit_token", "fallbacks", "inference_geo", "mm_payload",
+        "request_id", "return_mm_kwargs", "service_tier", "speed", "user_profile_id",
+        "workspace_id",
     }
 )  # fmt: skip
 _ATTRIBUTION = "x-anthropic-billing-header"
@@ -71,9 +80,9 @@ def parse_count(raw: bytes) -> bytes:
 def chat_body(body: Json) -> Json:
     """Every field of a Messages body as chat says it."""
     chat = passed_on(body, _RENAMED, _READ | _IGNORED, _API)
-    messages = [*_system(body.get("system")), *_messages(body.get("messages"))]
+    messages = one_system([*_system(body.get("system")), *_messages(body.get("messages"))])
     chat["messages"] = messages
-    if messages and messages[-1]["role"] == "assistant":
+    if messages and is_plain_text(messages[-1]):
         # A last message of the assistant is the beginning of the answer.
         chat |= {"continue_final_message": True, "add_generation_prompt": False}
     if body.get("tools"):
@@ -82,6 +91,10 @@ def chat_body(body: Json) -> Json:
         ]
     if body.get("tool_choice") is not None:
         chat |= _tool_choice(object_of(body["tool_choice"], "tool_choice"))
+    if body.get("mcp_servers"):
+        raise wrong("mcp_servers", "servers that the model's host would call are not supported")
+    if body.get("output_format") is not None:  # what the beta called it
+        chat |= _format(object_of(body["output_format"], "output_format"), "output_format")
     if body.get("output_config") is not None:
         chat |= _output(object_of(body["output_config"], "output_config"))
     if body.get("thinking") is not None:
@@ -93,7 +106,7 @@ def _system(system: object) -> list[Json]:
     if not system:
         return []
     if isinstance(system, str):
-        return [{"role": "system", "content": system}]
+        system = [{"type": "text", "text": system}]
     blocks = objects(system, "system")
     for position, block in enumerate(blocks):
         if block.get("type") != "text":
@@ -172,11 +185,40 @@ def _part(block: Json, where: str) -> Json:
     match block.get("type"):
         case "text":
             return {"type": "text", "text": text(block, "text", where)}
+        case "tool_reference":  # a tool that a search of the client's found: it is offered already
+            return {"type": "text", "text": text(block, "tool_name", where)}
+        case "search_result":
+            return {"type": "text", "text": _search_result(block, where)}
+        case "document":
+            return {"type": "text", "text": _document(block, where)}
         case "image":
             source = object_of(block.get("source"), f"{where}.source")
             return {"type": "image_url", "image_url": {"url": _image(source, f"{where}.source")}}
         case other:
-            raise _unsupported(where, other, "text, image and tool_result")
+            raise _unsupported(where, other, "text, image, document, search_result and tool_result")
+
+
+def _search_result(block: Json, where: str) -> str:
+    lines = [text(block, "title", where), text(block, "source", where)]
+    parts = objects(block.get("content"), f"{where}.content")
+    return "\n".join([*lines, *(text(part, "text", f"{where}.content") for part in parts)])
+
+
+def _document(block: Json, where: str) -> str:
+    """A document that is a text; of others, nobody here can read the pages."""
+    source, here = object_of(block.get("source"), f"{where}.source"), f"{where}.source"
+    match source.get("type"):
+        case "text":
+            said = text(source, "data", here)
+        case "content" if isinstance(source.get("content"), str):
+            said = text(source, "content", here)
+        case "content":
+            parts = objects(source.get("content"), f"{here}.content")
+            said = "\n".join([text(part, "text", f"{here}.content") for part in parts])
+        case other:
+            raise wrong(f"{here}.type", f"is {other!r}; supported are text and content")
+    heading = [block[name] for name in ("title", "context") if isinstance(block.get(name), str)]
+    return "\n".join([*heading, said])
 
 
 def _image(source: Json, where: str) -> str:
@@ -228,12 +270,16 @@ def _output(config: Json) -> Json:
     if config.get("effort") is not None:
         chat["reasoning_effort"] = config["effort"]
     if config.get("format") is not None:
-        form = object_of(config["format"], "output_config.format")
-        if form.get("type") != "json_schema":
-            raise wrong("output_config.format.type", "want json_schema")
-        schema = {"name": "output", "schema": form.get("schema")}
-        chat["response_format"] = {"type": "json_schema", "json_schema": schema}
+        name = "output_config.format"
+        chat |= _format(object_of(config["format"], name), name)
     return chat
+
+
+def _format(form: Json, where: str) -> Json:
+    if form.get("type") != "json_schema":
+        raise wrong(f"{where}.type", "want json_schema")
+    schema = {"name": "output", "schema": form.get("schema")}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _thinking(thinking: Json) -> Json:

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entrogate.wire.answer import RESPONSE_PREFIX, Block, DoorAnswer, named_event
-from entrogate.wire.responses.items import delta_logprobs, item_id, item_of, part_of, repeated
+from entrogate.wire.responses.items import (
+    delta_logprobs,
+    item_id,
+    item_of,
+    part_of,
+    repeated,
+    usage_of,
+)
 from entrogate.wire.said import Json, SaidToken
 
 _INCOMPLETE = {
@@ -107,7 +114,7 @@ class ResponsesAnswer(DoorAnswer):
             else:
                 response["incomplete_details"] = {"reason": cut}
         response["output"] = [item_of(b, self.id, self._block_status(b)) for b in self.blocks]
-        response["usage"] = self._usage()
+        response["usage"] = usage_of(self.usage)
         response["kv_transfer_params"] = self.kv_transfer_params
         if self.entrogate is not None:
             response["entrogate"] = self.entrogate
@@ -136,23 +143,6 @@ class ResponsesAnswer(DoorAnswer):
     def _at(self, block: Block) -> Json:
         where: Json = {"item_id": item_id(block, self.id), "output_index": block.index}
         return where if block.kind == "call" else where | {"content_index": 0}
-
-    def _usage(self) -> Json | None:
-        usage = self.usage
-        if usage is None:
-            return None
-        cached = usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens
-        reasoned = (
-            usage.completion_tokens_details and usage.completion_tokens_details.reasoning_tokens
-        )
-        completion = usage.completion_tokens or 0
-        return {
-            "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": cached or 0, "cache_write_tokens": 0},
-            "output_tokens": completion,
-            "output_tokens_details": {"reasoning_tokens": reasoned or 0},
-            "total_tokens": usage.prompt_tokens + completion,
-        }
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1

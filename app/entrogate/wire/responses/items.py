@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entrogate.wire.answer import Block
-from entrogate.wire.said import Json, SaidToken
+from entrogate.wire.said import Json, SaidToken, SaidUsage
 
 _ITEM_PREFIX = {"reasoning": "rs", "text": "msg", "refusal": "msg", "call": "fc"}
 # Fields of the request that the response repeats, and what they are where it did not say.
@@ -40,6 +40,11 @@ _REPEATED: dict[str, Any] = {
 # What vLLM can say and we have nothing for.
 _NULL = ("ec_transfer_params", "input_messages", "kv_transfer_params", "output_messages", "prompt")
 
+_NO_CALL: Json = dict.fromkeys(("async", "caller", "namespace"))
+_NO_TOOL: Json = dict.fromkeys(
+    ("allowed_callers", "async", "defer_loading", "description", "output_schema", "strict")
+)
+
 
 def repeated(asked: Mapping[str, Any], *, logprobs: bool) -> Json:
     """What a response says of its request; ``top_logprobs`` is null where none are returned."""
@@ -47,6 +52,7 @@ def repeated(asked: Mapping[str, Any], *, logprobs: bool) -> Json:
         name: default if asked.get(name) is None else asked[name]
         for name, default in _REPEATED.items()
     }
+    said["tools"] = [_NO_TOOL | tool for tool in said["tools"]]
     said["top_logprobs"] = (asked.get("top_logprobs") or 0) if logprobs else None
     return said | dict.fromkeys(_NULL)
 
@@ -68,9 +74,9 @@ def item_of(block: Block, answer_id: str, status: str, *, empty: bool = False) -
             said = {"role": "assistant", "content": content, "phase": None}
             return {"type": "message", **item, **said}
         case "call":
-            call = {"call_id": block.call_id, "name": block.name, "namespace": None}
             arguments = "" if empty else block.text
-            return {"type": "function_call", **item, **call, "arguments": arguments}
+            call = {"call_id": block.call_id, "name": block.name, "arguments": arguments}
+            return {"type": "function_call", **item, **call, **_NO_CALL}
 
 
 def part_of(block: Block, *, empty: bool = False) -> Json:
@@ -115,4 +121,31 @@ def _logprob(token: SaidToken) -> Json:
             }
             for top in token.top_logprobs or ()
         ],
+    }
+
+
+def usage_of(usage: SaidUsage | None) -> Json | None:
+    """The tokens of an answer; the counts by turn are vLLM's, of its built-in tools."""
+    if usage is None:
+        return None
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = prompt.cached_tokens if prompt is not None else None
+    reasoned = completion.reasoning_tokens if completion is not None else None
+    n_completion = usage.completion_tokens or 0
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": cached or 0,
+            "cache_write_tokens": 0,
+            "input_tokens_per_turn": [],
+            "cached_tokens_per_turn": [],
+        },
+        "output_tokens": n_completion,
+        "output_tokens_details": {
+            "reasoning_tokens": reasoned or 0,
+            "tool_output_tokens": 0,
+            "output_tokens_per_turn": [],
+            "tool_output_tokens_per_turn": [],
+        },
+        "total_tokens": usage.prompt_tokens + n_completion,
     }

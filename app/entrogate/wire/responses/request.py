@@ -11,6 +11,7 @@ from entrogate.wire.fields import (
     assistant,
     call,
     content_of,
+    is_plain_text,
     object_of,
     objects,
     passed_on,
@@ -18,11 +19,13 @@ from entrogate.wire.fields import (
     wrong,
 )
 from entrogate.wire.request import ChatRequest, chat_request
+from entrogate.wire.system import one_system
 
 _API = "the Responses API"
 _RENAMED = {
     "model": "model",
     "max_output_tokens": "max_completion_tokens",
+    "include_reasoning": "include_reasoning",
     "temperature": "temperature",
     "top_p": "top_p",
     "parallel_tool_calls": "parallel_tool_calls",
@@ -33,23 +36,37 @@ _RENAMED = {
 _READ = frozenset(
     {
         "input", "instructions", "previous_response_id", "reasoning", "store", "text", "tools",
-        "tool_choice", "truncation", "background", "include",
+        "tool_choice", "truncation", "background", "include", "top_logprobs",
+        "enable_response_messages",
     }
 )  # fmt: skip
 # What a response repeats of its request, and no other column of the record has in this form.
 SHOWN = (
-    "max_output_tokens", "metadata", "parallel_tool_calls", "previous_response_id", "reasoning",
-    "temperature", "text", "tool_choice", "top_p", "user",
+    "frequency_penalty", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
+    "presence_penalty", "previous_response_id", "prompt_cache_key", "reasoning",
+    "safety_identifier", "service_tier", "temperature", "text", "tool_choice", "top_logprobs",
+    "top_p", "user",
 )  # fmt: skip
-# Of a service that bills, routes and caches on its own terms: nothing here depends on them.
+# Of a service that bills, routes, caches and compacts on its own terms, and of the clients' own
+# accounting: nothing here depends on them.
 _IGNORED = frozenset(
     {
-        "max_tool_calls", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-        "safety_identifier", "service_tier", "stream_options",
+        "access_programs", "background_options", "client_metadata", "context_management", "image",
+        "max_tool_calls", "mm_payload", "prompt_cache_key", "prompt_cache_options",
+        "prompt_cache_retention", "request_id", "return_mm_kwargs", "safety_identifier",
+        "service_tier", "stream_options",
     }
 )  # fmt: skip
-# Asks for nothing that a reasoning item here does not hold in clear text.
-_HARMLESS_INCLUDE = "reasoning.encrypted_content"
+_LOGPROBS = "message.output_text.logprobs"
+# Parts of the items of built-in tools, of which there are none here; of an image that the client
+# has; of reasoning, which stands here in clear text.
+_HARMLESS_INCLUDES = frozenset(
+    {
+        "code_interpreter_call.outputs", "computer_call_output.output.image_url",
+        "file_search_call.results", "message.input_image.image_url",
+        "reasoning.encrypted_content", "web_search_call.action.sources", "web_search_call.results",
+    }
+)  # fmt: skip
 _ASSISTANT_ITEMS = ("function_call", "reasoning")
 
 
@@ -60,13 +77,15 @@ def responses_request(body: Json, earlier: Sequence[Json] = ()) -> ChatRequest:
     """
     chat = passed_on(body, _RENAMED, _READ | _IGNORED, _API)
     _refuse(body)
-    instructions = body.get("instructions")
-    messages: list[Json] = []
-    if instructions is not None:
-        messages.append({"role": "system", "content": text(body, "instructions", "")})
-    chat["messages"] = [*messages, *earlier, *_input(body.get("input"))]
+    instructions = "" if body.get("instructions") is None else text(body, "instructions", "")
+    said = [*earlier, *_input(body.get("input"))]
+    if instructions:
+        said.insert(0, {"role": "system", "content": instructions})
+    chat["messages"] = one_system(said)
     if not chat["messages"]:
         raise wrong("input", "is empty; want a text or a list of items")
+    if _is_begun(body.get("input")) and is_plain_text(chat["messages"][-1]):
+        chat |= {"continue_final_message": True, "add_generation_prompt": False}
     if body.get("tools"):
         chat["tools"] = [
             _tool(tool, f"tools[{i}]") for i, tool in enumerate(objects(body["tools"], "tools"))
@@ -79,16 +98,26 @@ def responses_request(body: Json, earlier: Sequence[Json] = ()) -> ChatRequest:
             chat["reasoning_effort"] = effort
     if body.get("text") is not None:
         chat |= _format(object_of(body["text"], "text").get("format"))
+    if wants_logprobs(body):
+        chat |= {"logprobs": True, "top_logprobs": body.get("top_logprobs") or 0}
     if chat.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
     request = chat_request(chat)
     request.door.update(
         name="responses",
-        instructions=instructions is not None,
+        instructions=bool(instructions),
         stored=body.get("store") is not False,
         asked={name: body[name] for name in SHOWN if body.get(name) is not None},
     )
+    if instructions and chat["messages"][0]["content"] != instructions:
+        request.door["instructions_characters"] = len(instructions)  # of what they were joined to
     return request
+
+
+def wants_logprobs(body: Json) -> bool:
+    """Did the client ask for the log-probs of the text?"""
+    include: object = body.get("include")
+    return isinstance(include, list) and _LOGPROBS in include
 
 
 def _refuse(body: Json) -> None:
@@ -100,8 +129,24 @@ def _refuse(body: Json) -> None:
     if not isinstance(include, list):
         raise wrong("include", "want a list of texts")
     for name in cast("list[object]", include):
-        if name != _HARMLESS_INCLUDE:
+        if not isinstance(name, str) or name not in {_LOGPROBS, *_HARMLESS_INCLUDES}:
             raise wrong("include", f"{name!r} is not supported")
+    if body.get("enable_response_messages"):
+        raise wrong("enable_response_messages", "messages are not repeated in a response here")
+    top: object = body.get("top_logprobs")
+    if top is not None and (not isinstance(top, int) or isinstance(top, bool) or top < -1):
+        raise wrong("top_logprobs", f"is {top!r}; want a whole number")
+
+
+def _is_begun(value: object) -> bool:
+    """Is the last item a message of the assistant that was left unfinished, to be gone on with?"""
+    last: object = cast("list[object]", value)[-1] if isinstance(value, list) and value else None
+    if not isinstance(last, dict):
+        return False
+    item = cast("Json", last)
+    kind = item.get("type") or "message"
+    unfinished = item.get("status") in ("in_progress", "incomplete")
+    return kind == "message" and item.get("role") == "assistant" and unfinished
 
 
 def _input(value: object) -> list[Json]:
