@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from entrogate.wire.responses.items import repeated
 from tests.e2e.conftest import NAME, StartGateway, chat_body, tasks
 
 # Where we follow OpenAI's documentation and vLLM does not, or each server has its own values.
@@ -16,8 +17,8 @@ OWN_VALUES = {
 }  # fmt: skip
 OPENAI: dict[str, list[tuple[Any, Any]]] = {  # field: what vLLM says, what we say
     "metadata": [(None, {})],
-    "reasoning": [(None, {"effort": None, "summary": None})],
-    "text": [(None, {"format": {"type": "text"}})],
+    "reasoning": [(None, repeated({}, logprobs=False)["reasoning"])],
+    "text": [(None, repeated({}, logprobs=False)["text"])],
     "logprobs": [(None, [])],
     "tool_choice": [("none", "auto")],  # of a request without tools
     "status": [(None, "completed"), (None, "incomplete")],  # of reasoning

@@ -25,12 +25,12 @@ _REPEATED: dict[str, Any] = {
     "presence_penalty": 0.0,
     "previous_response_id": None,
     "prompt_cache_key": None,
-    "reasoning": {"effort": None, "summary": None},
+    "reasoning": dict.fromkeys(("context", "effort", "generate_summary", "mode", "summary")),
     "safety_identifier": None,
     "service_tier": "auto",
     "store": True,
     "temperature": None,
-    "text": {"format": {"type": "text"}},
+    "text": {"format": {"type": "text"}, "verbosity": None},
     "tool_choice": "auto",
     "tools": [],
     "top_p": None,
@@ -52,7 +52,9 @@ def repeated(asked: Mapping[str, Any], *, logprobs: bool) -> Json:
         name: default if asked.get(name) is None else asked[name]
         for name, default in _REPEATED.items()
     }
-    said["tools"] = [_NO_TOOL | tool for tool in said["tools"]]
+    for name in ("reasoning", "text"):
+        said[name] = _REPEATED[name] | said[name]
+    said["tools"] = [_NO_TOOL | tool for tool in said["tools"] or ()]
     said["top_logprobs"] = (asked.get("top_logprobs") or 0) if logprobs else None
     return said | dict.fromkeys(_NULL)
 
