@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 
 from entrogate.access import tenant_of
 from entrogate.label.change import entropy_change
@@ -25,6 +24,7 @@ from entrogate.types import (
     TurnHead,
     TurnRecord,
 )
+from entrogate.wire.body import to_json
 from entrogate.wire.history import fingerprint
 
 
@@ -89,11 +89,11 @@ def _record(turn: Turn, choice: Choice, measured: _Measured, *, final: bool) -> 
         created_at=leg.started_at,
         duration_seconds=time.monotonic() - leg.began,
         model=leg.model or leg.request.model,
-        new_messages=orjson.dumps(_new_messages(leg)),
+        new_messages=to_json(_new_messages(leg)),
         n_messages=len(seen) + 1,
         tools=leg.request.tools(),
         params=leg.request.params(),
-        response=orjson.dumps(message),
+        response=to_json(message),
         finish_reason=choice.finish_reason,
         prompt_token_ids=prompt,
         capture=capture,

@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import orjson
 
 from entrogate.engine.frames import GATE_ARGUMENT, REQUEST_ARGUMENT
 from entrogate.engine.gate import GateNumbers
@@ -28,6 +27,7 @@ from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.resume import resume_request
 from entrogate.weights.leases import Lease
+from entrogate.wire.body import to_json
 from entrogate.wire.history import last_called
 
 if TYPE_CHECKING:  # it needs the extra `otel`
@@ -87,7 +87,7 @@ class Session:
     async def ask_resumed(self, body: dict[str, Any]) -> UpstreamAnswer:
         """Send the request for the rest of an answer, without its call. UpstreamError if it may
         not go on."""
-        response = await self._ask(COMPLETIONS, orjson.dumps(body), mint_answer())
+        response = await self._ask(COMPLETIONS, to_json(body), mint_answer())
         if response.status != 200:
             detail = (await response.read())[:300].decode(errors="replace")
             raise UpstreamProtocol(f"resuming answered {response.status}: {detail}")
@@ -210,7 +210,7 @@ class Session:
         request, channel = self.turn.leg.request, self.parts.channel
         self.stop_capture()
         if channel is None or not self.turn.capabilities.engine:
-            return orjson.dumps(request.upstream(self.turn.capabilities.top_logprobs))
+            return to_json(request.upstream(self.turn.capabilities.top_logprobs))
         self._capture = channel.follow()
         arguments: dict[str, Any] = {REQUEST_ARGUMENT: self._named(self._capture)}
         numbers: GateNumbers | None = None
@@ -218,7 +218,7 @@ class Session:
             numbers = self._gate_numbers()
         if numbers is not None:
             arguments[GATE_ARGUMENT] = numbers.pack()
-        return orjson.dumps(request.upstream_captured(arguments))
+        return to_json(request.upstream_captured(arguments))
 
     def _named(self, capture: RequestCapture) -> str:
         """How the engine names what it sends of a request, and the token it reports beside."""
@@ -236,7 +236,7 @@ class Session:
             turn.request.tool_names,
             turn.capabilities.blank_token_ids,
             # What the model is unsure of after a result is how to read it: asking again is no help.
-            may_force=turn.leg.request.messages[-1].get("role") != "tool",
+            may_force=turn.leg.request.last_role != "tool",
         )
 
     def _fall_back(self) -> bool:

@@ -41,6 +41,11 @@ class ChatRequest:
     door: dict[str, Any] = field(default_factory=dict[str, Any])  # what another API said beside it
 
     @property
+    def last_role(self) -> str | None:
+        """The role of the last message; None where there is none."""
+        return self.messages[-1].get("role") if self.messages else None
+
+    @property
     def tool_names(self) -> list[str]:
         """Names of the tools that the request offers."""
         tools: list[dict[str, Any]] = self.body.get("tools") or []
