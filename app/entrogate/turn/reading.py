@@ -273,7 +273,7 @@ class Reading:
     def _hold(self, choice: Choice, lane: Lane, out: bytes) -> bytes:
         """Keep a tool-call event back."""
         lane.held.append(out)
-        if any(call.name and not self.turn.judge.gates(call.name) for call in choice.calls.calls):
+        if not self.turn.gated(choice):
             # A tool that is not gated makes the whole turn pass: nothing to wait for.
             lane.way = Way.FREE
             return lane.release()

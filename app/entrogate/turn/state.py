@@ -106,9 +106,10 @@ class Turn:
         """Take the ids of the current leg's prompt, as the server or the engine said them."""
         self.leg.prompt_token_ids = prompt_token_ids
         markers = self.judge.markers
-        self.judge.starts_in_reasoning = starts_in_reasoning(
-            prompt_token_ids, markers.think_open, markers.think_close
-        )
+        with self.guard.around("gate"):
+            self.judge.starts_in_reasoning = starts_in_reasoning(
+                prompt_token_ids, markers.think_open, markers.think_close
+            )
 
     def decide(self, choice: Choice) -> None:
         """Decide on the calls of ``choice``, whole now. A fault lets them through."""
@@ -138,6 +139,12 @@ class Turn:
         if decided:
             self.leg.decided[choice.index] = decided
         return bool(decided)
+
+    def gated(self, choice: Choice) -> bool:
+        """May every call that ``choice`` has named so far be held back?"""
+        with self.guard.around("gate"):
+            return all(self.judge.gates(call.name) for call in choice.calls.calls if call.name)
+        return False
 
     def applied(self, choice: Choice) -> Action:
         """What is done with the calls of ``choice``: the gate decides them alike or allows all."""
