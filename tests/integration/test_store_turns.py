@@ -164,6 +164,9 @@ async def test_heads_are_the_same_from_the_cache_and_from_the_database(
         assert await each.head_of_fingerprint(record.fingerprint) == head
         assert await each.head_of_trajectory("t") == head
         assert await each.head_of_call("call-nowhere") is None
+        ids = ["call-nowhere", record.calls[0].call_id]
+        assert await each.heads_of_calls(ids) == await each.heads_of_calls(ids[::-1]) == [head]
+        assert await each.heads_of_calls([]) == []
         assert await each.head_of_fingerprint(b"nothing") is None
         assert await each.head_of_trajectory("nothing") is None
     assert head.capture_complete is False

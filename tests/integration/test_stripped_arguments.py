@@ -13,6 +13,7 @@ from tests.integration.conftest import Start
 from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses
 from tests.integration.harness import CHAT, SURE, Running, ask, calling, error_of, policy_file
 
+JSON = {"content-type": "application/json"}
 COMPLETIONS = "/v1/completions"
 SAY = {"content": "Hello there."}
 OURS = {
@@ -44,9 +45,7 @@ async def test_every_door_strips(upstream: ScriptedUpstream, gateway: Running, d
     for trick, stream in itertools.product(TRICKS, (False, True)):
         body = DOORS[door](vllm_xargs={**OURS, "mine": 7}, stream=stream)
         raw = TRICKS[trick](json.dumps(body).encode())
-        response = await gateway.client.post(
-            door, content=raw, headers={"content-type": "application/json"}
-        )
+        response = await gateway.client.post(door, content=raw, headers=JSON)
         assert response.status_code == 200, response.text
         sent = upstream.stats.as_dict()["bodies"][-1]
         assert sent["vllm_xargs"] == ({} if trick == "twice" else {"mine": 7}), trick

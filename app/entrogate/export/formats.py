@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from entrogate.errors import ExportError
 from entrogate.export.labelling import sampling_temperature
 from entrogate.export.schema import SCHEMA
 from entrogate.export.tables import Row
+from entrogate.wire.body import from_json, to_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +120,11 @@ def _trainable(row: Row) -> bool:
 def _prompt_messages(messages: str) -> list[dict[str, str]]:
     """The messages before the model's first answer, contents as text."""
     prompt: list[dict[str, str]] = []
-    for message in orjson.loads(messages):
+    for message in from_json(messages):
         if message.get("role") == "assistant":
             break
         content: Any = message.get("content") or ""
-        text = content if isinstance(content, str) else orjson.dumps(content).decode()
+        text = content if isinstance(content, str) else to_json(content).decode()
         prompt.append({"role": message.get("role", ""), "content": text})
     return prompt
 

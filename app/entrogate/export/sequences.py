@@ -21,6 +21,7 @@ from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
 from entrogate.store.read.settled import AnyRow, StoredTrajectory
 from entrogate.store.read.trajectory import prompts_of
 from entrogate.types import EntropyChange, Estimator, FloatArray, IntArray, Span, SpanKind
+from entrogate.wire.body import from_json, to_json
 
 IGNORED = -100  # what a label of a token that is not trained on says
 
@@ -157,7 +158,7 @@ def _row(context: _Context, turns: list[AnyRow], prompt: IntArray) -> Row:
         tokens.sample(turn, spans, number)
         take(turn, spans, start)
     trajectory, rewards = stored.trajectory, stored.rewards
-    params = [orjson.loads(turn.params) for turn in turns]
+    params = [from_json(turn.params) for turn in turns]
     exact = all(turn.estimator == Estimator.EXACT for turn in turns)
     decided = next((c for turn in turns for c in stored.calls.get(turn.id, ())), None)
     return {
@@ -265,11 +266,11 @@ def _messages(stored: StoredTrajectory, last: AnyRow) -> str:
         path.append(parent)
     messages: list[Any] = []
     for turn in reversed(path):
-        said = orjson.loads(turn.new_messages)
+        said = from_json(turn.new_messages)
         if turn.n_messages != len(messages) + len(said) + 1:
             messages = []  # the client rewrote the history: the turn brought all of it
-        messages += [*said, orjson.loads(turn.response)]
-    return orjson.dumps(messages).decode()
+        messages += [*said, from_json(turn.response)]
+    return to_json(messages).decode()
 
 
 def _prompt_group(prompt: IntArray) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +19,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import read_body
 from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
-from entrogate.wire.body import parse_json_object
+from entrogate.wire.body import parse_json_object, to_json
 from entrogate.wire.responses.answer import ResponsesAnswer
 from entrogate.wire.responses.request import responses_request, wants_logprobs
 from entrogate.wire.responses.stored import stored_response
@@ -60,7 +59,7 @@ async def response(request: Request) -> Response:
             param="response_id",
         )
     gateway.metrics.record_request(f"{RESPONSES_ROUTE}/{{response_id}}", 200)
-    body = orjson.dumps(stored_response(chat_id(name), found))
+    body = to_json(stored_response(chat_id(name), found))
     return Response(body, media_type="application/json")
 
 

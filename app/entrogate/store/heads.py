@@ -8,7 +8,7 @@ this process is the only one that writes (SQLite).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row, Select, select
@@ -109,6 +109,13 @@ _HEAD = (
 def read_head_of_call(connection: Connection, call_id: str) -> TurnHead | None:
     query = select(*_HEAD).join(calls, calls.c.turn_id == turns.c.id)
     return _first(connection, query.where(calls.c.id == call_id))
+
+
+def read_heads_of_calls(connection: Connection, call_ids: Sequence[str]) -> dict[str, TurnHead]:
+    """The heads of those calls that are stored, by the call's id, in one statement."""
+    query = select(*_HEAD, calls.c.id.label("call_id")).join(calls, calls.c.turn_id == turns.c.id)
+    rows = connection.execute(query.where(calls.c.id.in_(call_ids)))
+    return {row.call_id: _head(row) for row in rows}
 
 
 def read_head_of_turn(connection: Connection, turn_id: str) -> TurnHead | None:

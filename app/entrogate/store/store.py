@@ -24,6 +24,7 @@ from entrogate.store.heads import (
     read_head_of_call,
     read_head_of_fingerprint,
     read_head_of_trajectory,
+    read_heads_of_calls,
 )
 from entrogate.store.read.conversation import Conversation, read_answer, read_conversation
 from entrogate.store.read.decisions import (
@@ -156,6 +157,15 @@ class Store:
         """The turn that proposed the call with this id."""
         head = self._heads.by_call.get(call_id)
         return head or await self._glance(read_head_of_call, call_id)
+
+    async def heads_of_calls(self, call_ids: Sequence[str]) -> list[TurnHead]:
+        """The turns that proposed the calls with these ids, in their order; unknown ids are left
+        out. One query at most: bound the number of ids."""
+        known = {id_: self._heads.by_call.get(id_) for id_ in call_ids}
+        unknown = [id_ for id_, head in known.items() if head is None]
+        if unknown:
+            known |= await self._glance(read_heads_of_calls, unknown)
+        return [head for head in map(known.get, call_ids) if head is not None]
 
     async def head_of_fingerprint(self, fingerprint: bytes) -> TurnHead | None:
         """The latest turn whose history, response included, has this fingerprint."""

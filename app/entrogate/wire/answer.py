@@ -17,6 +17,7 @@ import msgspec
 import orjson
 
 from entrogate.errors import UpstreamProtocol
+from entrogate.wire.body import to_json
 from entrogate.wire.calls import AccumulatedCall, CallAccumulator
 from entrogate.wire.chunks import ToolCallPart
 from entrogate.wire.logprobs import TextTokens
@@ -122,7 +123,7 @@ class DoorAnswer(ABC):
         self.usage, self.entrogate = whole.usage, whole.entrogate
         self.kv_transfer_params = whole.kv_transfer_params
         self._close()
-        return orjson.dumps(self.body())
+        return to_json(self.body())
 
     @property
     def calls(self) -> bool:
@@ -294,4 +295,4 @@ def chat_id(answer_id: str) -> str:
 
 def named_event(payload: Json) -> bytes:
     """An event that is named after the ``type`` of its payload."""
-    return b"event: %s\ndata: %s\n\n" % (payload["type"].encode(), orjson.dumps(payload))
+    return b"event: %s\ndata: %s\n\n" % (payload["type"].encode(), to_json(payload))

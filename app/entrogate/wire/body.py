@@ -13,14 +13,18 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
+import orjson
 
 from entrogate.errors import RequestError
 
 MAX_DEPTH = 200  # vLLM's own serialiser stops at 255
 MAX_VALUES = 1_000_000  # prompts of a million token ids exist
+MAX_DIGITS = 400  # reading and writing a number takes time that grows with their square
 _SEPARATORS = (b",", b"[", b"{")
-_IS_SEPARATOR = np.isin(np.arange(256), [ord(separator) for separator in _SEPARATORS])
+_LONG_RUN = b"0" * (MAX_DIGITS + 1)
+_DIGITS_AS_0 = bytes.maketrans(b"123456789", b"0" * 9)
 _SURELY_FEW = 2 * MAX_VALUES  # bytes: a value takes two at least
+_SURELY_QUICK = 1 << 16  # bytes, whatever numbers stand in them
 
 
 def parse_json(raw: bytes) -> Any:
@@ -28,6 +32,9 @@ def parse_json(raw: bytes) -> Any:
     text = _utf8(raw)
     if len(text) > _SURELY_FEW and _n_values(text, enough=MAX_VALUES) > MAX_VALUES:
         raise _refused(f"more than {MAX_VALUES} values; split it")
+    slow = len(text) > _SURELY_QUICK and has_long_number(text)
+    if slow and has_long_number(_outside_strings(text)):
+        raise _refused(f"a number of more than {MAX_DIGITS} digits; write it as a string")
     try:
         value = msgspec.json.decode(text)
     except RecursionError:
@@ -47,8 +54,16 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
 
 
 def to_json(value: object) -> bytes:
-    """``value`` as JSON. Unlike orjson it writes integers of any size."""
-    return msgspec.json.encode(value)
+    """``value`` as JSON: what orjson writes, and integers of any size too."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return _EXACT.encode(value)
+
+
+def from_json(text: bytes | str) -> Any:
+    """What `to_json` wrote: of our own records, so without bounds."""
+    return msgspec.json.decode(text)
 
 
 def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
@@ -67,7 +82,14 @@ def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
         raise _too_deep()
 
 
+def _fragment(value: object) -> msgspec.Raw:
+    if isinstance(value, orjson.Fragment):
+        return msgspec.Raw(orjson.dumps(value))
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
 _CONTAINERS = frozenset({dict, list})
+_EXACT = msgspec.json.Encoder(enc_hook=_fragment)
 
 
 def _utf8(raw: bytes) -> bytes:
@@ -85,10 +107,21 @@ def _n_values(text: bytes, enough: int) -> int:
     count = sum(text.count(separator) for separator in _SEPARATORS)
     if count <= enough:
         return count
+    outside = _outside_strings(text)
+    return sum(outside.count(separator) for separator in _SEPARATORS)
+
+
+def has_long_number(text: bytes) -> bool:
+    """Does a run of more than ``MAX_DIGITS`` digits stand in ``text``, in a string or not?"""
+    return _LONG_RUN in text.translate(_DIGITS_AS_0)
+
+
+def _outside_strings(text: bytes) -> bytes:
+    """``text`` without its strings."""
     plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # each quote left is a string's end
     characters = np.frombuffer(plain, dtype=np.uint8)
     in_string = np.logical_xor.accumulate(characters == ord('"'))
-    return int(np.count_nonzero(_IS_SEPARATOR[characters] & ~in_string))
+    return characters[~in_string].tobytes()
 
 
 def _too_deep() -> RequestError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 
 from entrogate.errors import RequestError
 from entrogate.wire import body as module
-from entrogate.wire.body import MAX_DEPTH, parse_json, parse_json_object, to_json
+from entrogate.wire.body import MAX_DEPTH, from_json, parse_json, parse_json_object, to_json
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,14 @@ def test_the_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert parse_json(to_json([text, "\\"])) == [text, "\\"]
 
 
+def test_long_numbers_are_refused_where_they_would_be_slow() -> None:
+    long = b"1" * 4_000
+    text = b'"' + b"3141592653" * 40_000 + b'\\"1"'  # digits in a text are no number
+    assert parse_json(b'{"a":' + text + b"}") == {"a": json.loads(text)}
+    with pytest.raises(RequestError, match="a number of more than 400 digits"):
+        parse_json(b"[" + text + b"," + b",".join([long] * 100) + b"]")
+
+
 @pytest.mark.parametrize("raw", [b"[1]", b'"x"', b"1", b"null"])
 def test_an_object_is_wanted(raw: bytes) -> None:
     with pytest.raises(RequestError, match="must be a JSON object"):
@@ -91,3 +100,16 @@ def test_an_object_is_wanted(raw: bytes) -> None:
 def test_what_is_written_is_what_the_standard_library_reads() -> None:
     value: Any = {"a": [1, -2.5, 1e300, True, None, 'é\u2028"\\', 10**30], "": {}}
     assert json.loads(to_json(value)) == value
+
+
+def test_fragments_beside_big_integers() -> None:
+    fragment = orjson.Fragment(b'{"as":1.0}')
+    assert to_json([fragment]) == b'[{"as":1.0}]'
+    assert to_json([10**30, fragment]) == b"[1" + b"0" * 30 + b',{"as":1.0}]'
+    with pytest.raises(TypeError, match="object is not JSON"):
+        to_json([object()])
+
+
+def test_what_is_written_is_read_again() -> None:
+    value = {"a": [10**30, 1.5, "é", None, True]}
+    assert from_json(to_json(value)) == from_json(to_json(value).decode()) == value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import orjson
 
 from entrogate.gate.policy import load_policy
@@ -15,6 +16,7 @@ from entrogate.store.options import opened, store_option
 from entrogate.store.read.replay import ReplayReport, replay_store
 from entrogate.store.read.show import list_lines, show_lines, table
 from entrogate.types import Action
+from entrogate.wire.body import to_json
 
 
 @click.group()
@@ -103,4 +105,4 @@ def _print_report(report: ReplayReport) -> None:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    click.echo(msgspec.json.format(to_json(value), indent=2).decode())

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection, Row, select
 
 from entrogate.store.heads import read_head_of_turn
 from entrogate.store.schema import toolsets, trajectories, turns
 from entrogate.types import StoredAnswer, TurnHead
+from entrogate.wire.body import from_json
 
 _COLUMNS = (
     turns.c.id,
@@ -53,9 +53,9 @@ def read_answer(connection: Connection, response_id: str, tenant: str) -> Stored
     found = connection.execute(query.where(turns.c.id == conversation.head.turn_id))
     values: dict[str, Any] = dict(found.mappings().one())
     return StoredAnswer(
-        message=orjson.loads(values.pop("response")),
-        tools=orjson.loads(values.pop("tools") or "[]"),
-        params=orjson.loads(values.pop("params")),
+        message=from_json(values.pop("response")),
+        tools=from_json(values.pop("tools") or "[]"),
+        params=from_json(values.pop("params")),
         instructions=conversation.instructions,
         **values,
     )
@@ -105,7 +105,7 @@ def _said(
     instructed = replayed = False
     length: int | None = None
     for row in chain:
-        new = orjson.loads(row.new_messages)
+        new = from_json(row.new_messages)
         if replayed:
             new = []  # the results that were fed back, which the client never saw
         elif len(new) + 1 == row.n_messages:  # a first turn, or a history that was rewritten
@@ -114,7 +114,7 @@ def _said(
         messages += new
         replayed = row.replayed
         if not replayed:
-            messages.append(orjson.loads(row.response))
+            messages.append(from_json(row.response))
     if not instructed:
         return messages, None
     instructions, others = _parted(messages[0], length)
@@ -133,4 +133,4 @@ def _parted(system: dict[str, Any], length: int | None) -> tuple[str, list[dict[
 
 
 def _door(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
-    return orjson.loads(row.params).get("door") or {}
+    return from_json(row.params).get("door") or {}

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import orjson
 from sqlalchemy import Connection, Row, RowMapping, select
 
 from entrogate.store.admin.erasure import unknown
@@ -25,6 +24,7 @@ from entrogate.store.schema import (
     turns,
 )
 from entrogate.types import IntArray, SpanKind
+from entrogate.wire.body import from_json
 
 _BLOBS = (
     turns.c.prompt_token_ids,
@@ -223,4 +223,4 @@ def _plain(row: RowMapping) -> dict[str, Any]:
 
 
 def _parsed(text: str | None) -> Any:
-    return None if text is None else orjson.loads(text)
+    return None if text is None else from_json(text)

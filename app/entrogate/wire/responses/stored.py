@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import orjson
-
 from entrogate.types import StoredAnswer
 from entrogate.wire.answer import Json
+from entrogate.wire.body import from_json, to_json
 from entrogate.wire.responses.answer import ResponsesAnswer
 
 
@@ -27,7 +26,7 @@ def stored_response(chat_id: str, recorded: StoredAnswer) -> Json:
         "choices": [{"message": recorded.message, "finish_reason": recorded.finish_reason}],
         "usage": usage,
     }
-    response: Json = orjson.loads(answer.fold(orjson.dumps(chat)))
+    response: Json = from_json(answer.fold(to_json(chat)))
     if recorded.error is not None:
         return answer.failure({"code": "server_error", "message": recorded.error})
     if response["status"] == "completed":
