@@ -23,6 +23,7 @@ MAX_TOOLS = 4_096
 MAX_METADATA = 128  # entries
 MAX_METADATA_CHARACTERS = 16_384  # of one name and its value
 
+_TEXT = (TypeAdapter[Any](str | None), "a string")
 _FLAG = (TypeAdapter[Any](bool | None), "true or false")
 _WHOLE = (TypeAdapter[Any](int | None), "a whole number")
 _FIELDS: dict[str, tuple[TypeAdapter[Any], str]] = {
@@ -35,7 +36,8 @@ _FIELDS: dict[str, tuple[TypeAdapter[Any], str]] = {
     "max_tokens": _WHOLE,
     "max_completion_tokens": _WHOLE,
     "min_tokens": _WHOLE,
-    "model": (TypeAdapter[Any](str | None), "a string"),
+    "model": _TEXT,
+    "request_id": _TEXT,
     "logit_bias": (TypeAdapter[Any](dict[str, float] | None), "an object of numbers"),
 }
 # vLLM looks at what was sent before it converts: "false" counts as a wish there, true as none.

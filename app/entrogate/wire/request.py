@@ -108,11 +108,10 @@ def chat_request(body: dict[str, Any]) -> ChatRequest:
     n: int = read.get("n") or 1
     if n > MAX_CHOICES:
         raise RequestError(f"n: is {n}; at most {MAX_CHOICES}", param="n")
-    # vLLM would name its answer after it, and the ids of answers are ours.
-    request_id = sent.get("request_id")
     return ChatRequest(
+        # vLLM would name its answer after it, and the ids of answers are ours.
         body={name: value for name, value in sent.items() if name != "request_id"},
-        request_id=request_id if isinstance(request_id, str) else None,
+        request_id=read.get("request_id"),
         messages=messages,
         stream=bool(read.get("stream")),
         n=max(n, 1),

@@ -78,6 +78,7 @@ def test_log_probs_are_sent_as_they_came() -> None:
         ({"include_reasoning": []}, "include_reasoning"),
         ({"model": {}}, "model"),
         ({"model": 1}, "model"),
+        ({"request_id": 1}, "request_id"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"max_completion_tokens": []}, "max_completion_tokens"),
         ({"min_tokens": {}}, "min_tokens"),
