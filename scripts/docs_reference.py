@@ -101,7 +101,7 @@ def policy_page() -> str:
 
 def http_page() -> str:
     """Every operation of the OpenAPI document."""
-    app = FastAPI(title=TITLE, version=__version__)
+    app = FastAPI(title=TITLE, version=__version__, docs_url=None, redoc_url=None)
     add_routes(app)
     document = app.openapi()
     lines = [
