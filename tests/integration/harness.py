@@ -91,6 +91,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         log_level="warning",
         access_log=False,
         log_config=None,
+        ws="none",
         http=http_protocol(
             head_timeout_seconds=settings.serve.body_timeout_seconds,
             on_refused=app.state.gateway.metrics.record_refusal,
