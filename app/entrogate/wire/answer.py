@@ -19,12 +19,11 @@ import orjson
 from entrogate.errors import UpstreamProtocol
 from entrogate.wire.body import to_json
 from entrogate.wire.calls import AccumulatedCall, CallAccumulator
-from entrogate.wire.chunks import ToolCallPart
+from entrogate.wire.chunks import Message, ToolCallPart
 from entrogate.wire.logprobs import TextTokens
 from entrogate.wire.said import (
     Json,
     SaidChunk,
-    SaidMessage,
     SaidToken,
     SaidUsage,
     decode_said,
@@ -167,12 +166,12 @@ class DoorAnswer(ABC):
         self._ended = True
         return out + self.ended()
 
-    def _take(self, said: SaidMessage, logprobs: msgspec.Raw) -> bytes:
+    def _take(self, said: Message, logprobs: msgspec.Raw) -> bytes:
         if self._tokens is not None:
             self._tokens.add(tokens_of(logprobs))
         out = b""
-        if said.reasoned:
-            out += self._say("reasoning", said.reasoned)
+        if said.thought:
+            out += self._say("reasoning", said.thought)
         if said.content:
             out += self._say("text", said.content)
         if said.refusal:

@@ -51,6 +51,7 @@ class Message(msgspec.Struct):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCallPart] | None = None
+    refusal: str | None = None
 
     @property
     def thought(self) -> str | None:
@@ -64,6 +65,7 @@ class Message(msgspec.Struct):
             or self.content is not None
             or self.thought is not None
             or self.tool_calls
+            or self.refusal
         )
 
 

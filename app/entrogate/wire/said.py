@@ -25,15 +25,6 @@ class SaidUsage(Usage, gc=False):
     completion_tokens_details: ReasoningTokens | None = None
 
 
-class SaidMessage(Message):
-    refusal: str | None = None
-
-    @property
-    def reasoned(self) -> str:
-        """The reasoning under either of its names; servers that send both say it twice."""
-        return self.reasoning or self.reasoning_content or ""
-
-
 class SaidToken(msgspec.Struct):
     """One token with its log-prob, as chat says it; ``bytes`` is null where it has no text."""
 
@@ -57,7 +48,7 @@ class SaidLogprobs(msgspec.Struct):
 class SaidChoice(msgspec.Struct):
     """A choice of a chunk; ``logprobs`` is decoded only for a client that asked for them."""
 
-    delta: SaidMessage
+    delta: Message
     index: int = 0
     logprobs: msgspec.Raw = _NOTHING
     finish_reason: str | None = None
@@ -78,7 +69,7 @@ class SaidChunk(msgspec.Struct):
 
 
 class WholeChoice(msgspec.Struct):
-    message: SaidMessage
+    message: Message
     logprobs: msgspec.Raw = _NOTHING
     finish_reason: str | None = None
     stop_reason: int | str | None = None
