@@ -164,6 +164,7 @@ async def test_every_choice_can_be_gone_on_with(gateway: Running) -> None:
 async def test_linkage_survives_a_restart_and_a_cold_cache(start: Start, gateway: Running) -> None:
     body = ask(*DIALOGUE)
     first = await gateway.chat(body)
-    other = await start()  # a second replica on the same store
+    await gateway.gateway.store.aclose()  # an SQLite file has one gateway at a time
+    other = await start()
     second = await other.chat(follow_up(body, message_of(first), "found"))
     assert second.headers["x-entrogate-trajectory-id"] == first.headers["x-entrogate-trajectory-id"]

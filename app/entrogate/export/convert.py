@@ -19,7 +19,7 @@ from entrogate.export.dataset import Dataset
 from entrogate.export.formats import FORMATS
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.tables import Row, iter_rows
-from entrogate.export.targets import sync
+from entrogate.export.targets import open_new, sync
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ def convert(dataset: Dataset, name: str, target: str) -> Conversion:
             yield made
 
     fs, path = url_to_fs(target)
-    with fs.open(path, "wb") as out:
+    with open_new(fs, path) as out:
         if format_.schema is None:
             _write_lines(out, batches())
         else:

@@ -16,6 +16,7 @@ Readers see ``date=*/*.parquet`` alone.
 from __future__ import annotations
 
 import hashlib
+import logging
 import posixpath
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
@@ -33,14 +34,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 from entrogate.errors import ExportError
 from entrogate.export.schema import SCHEMA_VERSION
-from entrogate.export.targets import sync
-from entrogate.store.read.quiet import Sighting, Sightings, boot_id
+from entrogate.export.targets import make_folders, open_new, sync
+from entrogate.private import is_open_to_others, make_file, make_folder, warning_of
 from entrogate.types import Cursor
 
 _MANIFEST, _STAGED = "_manifest", "_staged"
 CARD = "_card.json"
-_SIGHTINGS = "_sightings.json"
 _ROW_GROUP = 256
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ class Dataset:
             with _lock(Path(root)) if local else nullcontext():
                 dataset = cls(fs, root)
                 for name in (_MANIFEST, _STAGED):
-                    fs.makedirs(dataset.path(name), exist_ok=True)
+                    make_folders(fs, dataset.path(name))
                 dataset.entries = dataset._read_entries()
                 dataset._recover()
                 yield dataset
@@ -140,7 +142,7 @@ class Dataset:
         """Add one part, wholly or not at all."""
         number = self.entries[-1].number + 1 if self.entries else 0
         staged = self.path(_STAGED, f"{number:06}.parquet")
-        with self.fs.open(staged, "wb") as out:
+        with open_new(self.fs, staged) as out:
             pq.write_table(table, out, compression="zstd", row_group_size=_ROW_GROUP)
             sync(out)
         with self.fs.open(staged, "rb") as written:
@@ -163,18 +165,14 @@ class Dataset:
         self._place(entry)
         return entry
 
-    def read_sightings(self) -> Sightings:
-        """What earlier exports saw of the store in this run of the machine."""
-        path = self.path(_SIGHTINGS)
-        fields = _read_json(self.fs, path) if self.fs.exists(path) else {}
-        if fields.get("boot_id") != boot_id():
-            return Sightings()
-        seen = [Sighting(sequence=number, uptime=at) for number, at in fields["seen"]]
-        return Sightings(seen)
+    def read_note(self, name: str) -> dict[str, Any]:
+        """What `write_note` kept under this name; empty where there is none."""
+        path = self.path(name)
+        return _read_json(self.fs, path) if self.fs.exists(path) else {}
 
-    def write_sightings(self, sightings: Sightings) -> None:
-        seen = [(each.sequence, each.uptime) for each in sightings.seen]
-        self._write(self.path(_SIGHTINGS), orjson.dumps({"boot_id": boot_id(), "seen": seen}))
+    def write_note(self, name: str, note: dict[str, Any]) -> None:
+        """Keep a small JSON object beside the parts."""
+        self._write(self.path(name), orjson.dumps(note))
 
     def write_card(self, card: dict[str, Any]) -> None:
         self._write(self.path(CARD), orjson.dumps(card, option=orjson.OPT_INDENT_2))
@@ -188,13 +186,13 @@ class Dataset:
 
     def _place(self, entry: Entry) -> None:
         target = self.path(entry.part)
-        self.fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        make_folders(self.fs, posixpath.dirname(target))
         self.fs.mv(self.path(_STAGED, f"{entry.number:06}.parquet"), target)
 
     def _write(self, path: str, content: bytes) -> None:
         """Write a small file so that it is there whole or not at all."""
         temporary = f"{path}.tmp"
-        with self.fs.open(temporary, "wb") as out:
+        with open_new(self.fs, temporary) as out:
             out.write(content)
             sync(out)
         self.fs.mv(temporary, path)
@@ -222,7 +220,7 @@ def check_writable(url: str) -> None:
     """Raise ExportError where a dataset cannot be written to; leaves an empty one, or as it was."""
     with Dataset.writing(url) as dataset:
         probe = dataset.path(_STAGED, "probe")
-        with dataset.fs.open(probe, "wb") as out:
+        with open_new(dataset.fs, probe) as out:
             out.write(b"x")
         dataset.fs.rm_file(probe)
 
@@ -274,7 +272,10 @@ def _lock(root: Path) -> Generator[None]:
     """One writer at a time; the lock goes with the process that holds it."""
     import fcntl
 
-    root.mkdir(parents=True, exist_ok=True)
+    if is_open_to_others(root):
+        _log.warning("export.open_to_others %s", warning_of(root))
+    make_folder(root)
+    make_file(root / "_lock")
     with (root / "_lock").open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

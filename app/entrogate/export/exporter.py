@@ -19,11 +19,13 @@ from entrogate.export.known import Known
 from entrogate.export.sequences import rows_of
 from entrogate.export.tables import Row, to_table
 from entrogate.store import Store, TrajectoryFilter
+from entrogate.store.read.quiet import Sighting, Sightings, boot_id
 from entrogate.store.read.settled import Changed, Settling, StoredTrajectory
 from entrogate.types import Cursor
 
 PART_TOKENS = 2_000_000
 PART_TRAJECTORIES = 5_000
+_SIGHTINGS = "_sightings.json"
 
 Progress = Callable[["Summary"], None]
 
@@ -79,7 +81,7 @@ def export_settled(
     """
     summary = Summary()
     known = Known(dataset)
-    sightings = dataset.read_sightings()
+    sightings = _read_sightings(dataset)
     before = list(sightings.seen)
     name = _name_of(wanted)
 
@@ -112,8 +114,17 @@ def export_settled(
     if summary.parts:
         dataset.write_card(card_of(dataset))
     if sightings.seen != before:
-        dataset.write_sightings(sightings)
+        seen = [(each.sequence, each.uptime) for each in sightings.seen]
+        dataset.write_note(_SIGHTINGS, {"boot_id": boot_id(), "seen": seen})
     return summary
+
+
+def _read_sightings(dataset: Dataset) -> Sightings:
+    """What earlier exports saw of the store in this run of the machine."""
+    note = dataset.read_note(_SIGHTINGS)
+    if note.get("boot_id") != boot_id():
+        return Sightings()
+    return Sightings([Sighting(sequence=number, uptime=at) for number, at in note["seen"]])
 
 
 def _name_of(wanted: TrajectoryFilter) -> str:

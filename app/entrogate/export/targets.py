@@ -9,11 +9,14 @@ import posixpath
 import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from entrogate.errors import ExportError
+from entrogate.private import make_file, make_folder
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def appears_whole(url: str) -> Generator[str]:
     try:
         if fs.exists(target):
             raise ExportError(f"{url} exists already: name a new one")
-        fs.makedirs(posixpath.dirname(target), exist_ok=True)
+        make_folders(fs, posixpath.dirname(target))
         try:
             yield temporary_url
             fs.mv(temporary, target, recursive=True)
@@ -44,6 +47,21 @@ def appears_whole(url: str) -> Generator[str]:
             raise
     except OSError as error:
         raise ExportError(f"cannot write to {url}: {error}") from None
+
+
+def make_folders(fs: Any, path: str) -> None:
+    """Create a folder and those above it; on a local disk for their owner alone (0700)."""
+    if isinstance(fs, LocalFileSystem):
+        make_folder(Path(path))
+    else:
+        fs.makedirs(path, exist_ok=True)
+
+
+def open_new(fs: Any, path: str) -> Any:
+    """A file to write to; on a local disk its owner alone can read it (0600)."""
+    if isinstance(fs, LocalFileSystem):
+        make_file(Path(path))
+    return fs.open(path, "wb")
 
 
 def sync(out: Any) -> None:

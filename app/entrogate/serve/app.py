@@ -73,7 +73,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     def lost(_error: StoreError, turns: int) -> None:
         metrics.record_store_error("lost", turns)
 
-    store = Store.open(settings.store, on_commit=committed, on_loss=lost)
+    store = Store.open(settings.store, alone=True, on_commit=committed, on_loss=lost)
     gateway = Gateway(
         settings=settings,
         client=UpstreamClient(settings.upstream, url),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -18,15 +19,21 @@ from entrogate.store.url import name_of, parse_url
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 
 class Database:
     """A writing engine with one connection and a reading one with a small pool.
 
     ``shared``: other gateways may write at the same time, so what this process remembers of the
-    latest turns may be old. Without ``migrating`` the database must be there and up to date.
+    latest turns may be old. Without ``migrating`` the database must be there and up to date. A
+    gateway opens it ``alone``: a second one of the same SQLite file is refused.
     """
 
-    def __init__(self, settings: StoreSettings, *, migrating: bool = True) -> None:
+    def __init__(
+        self, settings: StoreSettings, *, migrating: bool = True, alone: bool = False
+    ) -> None:
+        self._claim: TextIO | None = None
         self.url = parse_url(settings.url)
         self.shared = postgres.is_postgres_url(self.url)
         if self.shared:
@@ -36,6 +43,12 @@ class Database:
             self.glances = self.reader.execution_options(isolation_level="AUTOCOMMIT")
         else:
             sqlite.check(self.url, must_exist=not migrating)
+            if alone:
+                self._claim = sqlite.claim(self.url)
+            if migrating:
+                sqlite.create(self.url)
+                for warning in sqlite.warnings(self.url):
+                    _log.warning("store.open_to_others %s", warning)
             self.writer = sqlite.writing_engine(self.url, settings)
             self.glances = self.reader = sqlite.reading_engine(self.url, settings)
         try:
@@ -80,3 +93,5 @@ class Database:
         """Close every pooled connection; SQLite then folds the WAL into the file."""
         self.reader.dispose()
         self.writer.dispose()
+        if self._claim is not None:
+            self._claim.close()

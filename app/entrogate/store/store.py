@@ -93,14 +93,16 @@ class Store:
         settings: StoreSettings,
         *,
         read_only: bool = False,
+        alone: bool = False,
         on_commit: CommitHook | None = None,
         on_loss: LossHook | None = None,
     ) -> Store:
         """Open the database, creating and migrating it unless ``read_only``.
 
-        Raises `StoreError`, in one line, when it cannot be used.
+        A gateway opens an SQLite file ``alone``, as its only gateway. Raises `StoreError`, in one
+        line, when it cannot be used.
         """
-        database = Database(settings, migrating=not read_only)
+        database = Database(settings, migrating=not read_only, alone=alone)
         return cls(database, settings, on_commit=on_commit, on_loss=on_loss)
 
     async def start(self) -> None:

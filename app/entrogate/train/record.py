@@ -16,6 +16,7 @@ import orjson
 from entrogate import __version__
 from entrogate.errors import ConfigError
 from entrogate.export.dataset import Dataset
+from entrogate.private import make_file, make_folder
 from entrogate.train.data import DataReport
 from entrogate.train.settings import TrainSettings
 from entrogate.train.trainer import RunResult
@@ -39,8 +40,9 @@ def describe(settings: TrainSettings, report: DataReport) -> dict[str, Any]:
 def write_record(folder: Path, described: dict[str, Any], result: RunResult | None) -> None:
     """``result`` is None while the run goes on."""
     found = described | {"result": None if result is None else asdict(result)}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     temporary = folder / f"{RECORD}.tmp"
+    make_file(temporary)
     temporary.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     temporary.replace(folder / RECORD)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from sqlalchemy import Connection
 
+from entrogate.private import make_file
 from entrogate.settings import StoreSettings
 from entrogate.store import postgres
 from entrogate.store import sqlite as sqlite_file
@@ -33,7 +34,10 @@ def status(url: str) -> None:
     """Which schema revision the database has, and which one this version uses."""
     with _transaction(url) as connection:
         current = current_revision(connection)
-    click.echo(f"{name_of(parse_url(url))}: revision {current or 'none'}, this version {REVISION}")
+    parsed = parse_url(url)
+    click.echo(f"{name_of(parsed)}: revision {current or 'none'}, this version {REVISION}")
+    for warning in [] if postgres.is_postgres_url(parsed) else sqlite_file.warnings(parsed):
+        click.echo(f"warning: {warning}")
 
 
 @store.command()
@@ -78,7 +82,12 @@ def backup(file: Path, url: str) -> None:
         translated(f"cannot copy {name_of(parsed)} to {file}"),
         closing(sqlite3.connect(str(parsed.database))) as source,
     ):
-        source.execute("VACUUM INTO ?", (str(file),))
+        make_file(file)  # an empty file is filled, and keeps its mode
+        try:
+            source.execute("VACUUM INTO ?", (str(file),))
+        except sqlite3.Error:
+            file.unlink()
+            raise
     click.echo(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -90,6 +99,8 @@ def _transaction(url: str, *, must_exist: bool = True) -> Generator[Connection]:
         engine = postgres.writing_engine(parsed, settings)
     else:
         sqlite_file.check(parsed, must_exist=must_exist)
+        if not must_exist:
+            sqlite_file.create(parsed)
         engine = sqlite_file.writing_engine(parsed, settings)
     try:
         with translated(f"cannot use {name_of(parsed)}"), engine.begin() as connection:
