@@ -277,3 +277,35 @@ async def test_a_policy_is_noted_when_it_changes(start: Start, folder: Path) -> 
         gateway = await start(policy=policy)
     entries = (await gateway.client.get("/v1/audit?action=policy.use")).json()["data"]
     assert [entry["detail"]["name"] for entry in entries] == ["observe", "balanced", "observe"]
+
+
+async def test_a_name_that_was_erased(gateway: Running) -> None:
+    """A client that goes on naming it gets a new trajectory, and stays in it."""
+    body = ask(calling("Ada"), calling("Bo"), {"content": "Done."})
+    first = await gateway.chat(body, x_entrogate_trajectory_id="mine")
+    assert (await gateway.client.delete("/v1/trajectories/mine")).status_code == 200
+    body = follow_up(body, message_of(first), "found")
+    second = await gateway.chat(body, x_entrogate_trajectory_id="mine")
+    new = second.headers[TRAJECTORY]
+    assert new != "mine"
+    third = await gateway.chat(
+        follow_up(body, message_of(second), "found"), x_entrogate_trajectory_id="mine"
+    )
+    assert third.headers[TRAJECTORY] == new
+    assert len((await gateway.trajectory(third))["turns"]) == 2
+
+
+async def test_every_turn_and_feedback_names_its_key(start: Start, store_url: str) -> None:
+    gateway = await start(access={"refresh_seconds": 0.02})
+    keys = Keys(gateway, store_url)
+    agent, reader = await keys.make("infer", "feedback"), bearer(await keys.make("admin"))
+    (id_,) = [k.id for k in await gateway.gateway.store.keys() if k.shown == agent[:9]]
+    answer = await gateway.chat(ask({"content": "Hi."}), **bearer(agent))
+    given = {"response_id": answer.json()["id"], "score": 1.0}
+    await gateway.client.post("/v1/feedback", json=given, headers=bearer(agent))
+    path = f"/v1/trajectories/{answer.headers[TRAJECTORY]}"
+    found = (await gateway.client.get(path, headers=reader)).json()
+    assert found["turns"][0]["key_id"] == found["feedback"][0]["key_id"] == id_
+    begun = await gateway.client.get("/v1/audit?action=trajectory.begin", headers=reader)
+    (entry,) = begun.json()["data"]
+    assert (entry["actor"], entry["target"]) == (id_, answer.headers[TRAJECTORY])

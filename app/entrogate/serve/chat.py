@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from entrogate.errors import EntrogateError
-from entrogate.serve.access import caller_of
+from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.door import CHAT_DOOR, Door, translated
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
 from entrogate.serve.respond import (
@@ -28,7 +28,7 @@ from entrogate.turn.body import BodyForm
 from entrogate.turn.guard import Guard
 from entrogate.turn.ids import trace_id
 from entrogate.turn.judge import Judge
-from entrogate.turn.link import TRAJECTORY_HEADER, link
+from entrogate.turn.link import TRAJECTORY_HEADER, link, unlinked
 from entrogate.turn.machine import Machine
 from entrogate.turn.session import REQUEST_ID_HEADER, Session
 from entrogate.turn.state import Leg, Turn
@@ -36,6 +36,7 @@ from entrogate.turn.stream import StreamForm
 from entrogate.types import TurnHead
 from entrogate.wire.errors import describe
 from entrogate.wire.history import earlier_calls
+from entrogate.wire.recorded import is_recorded
 from entrogate.wire.request import ChatRequest, parse_chat
 
 _log = logging.getLogger("entrogate.serve")
@@ -49,9 +50,9 @@ async def chat(request: Request) -> Response:
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
     parsed = parse_chat(await read_body(request, gateway.settings.serve))
-    tenant = caller_of(request).tenant
+    caller = caller_of(request)
     return await serve_turn(
-        gateway, parsed, request.headers, CHAT_DOOR, received=received, tenant=tenant
+        gateway, parsed, request.headers, CHAT_DOOR, received=received, caller=caller
     )
 
 
@@ -62,12 +63,12 @@ async def serve_turn(
     door: Door,
     *,
     received: float,
-    tenant: str,
+    caller: Caller,
     follows: TurnHead | None = None,
 ) -> Response:
     """The answer to ``parsed``, in the form of ``door``; ``follows`` is the turn before it if the
     client named it."""
-    turn = await _turn(gateway, parsed, headers, received=received, follows=follows, tenant=tenant)
+    turn = await _turn(gateway, parsed, headers, received=received, follows=follows, caller=caller)
     upstream_headers = gateway.client.headers(headers)
     response = _TurnResponse(gateway, turn, door)
 
@@ -98,12 +99,16 @@ async def _turn(
     *,
     received: float,
     follows: TurnHead | None,
-    tenant: str,
+    caller: Caller,
 ) -> Turn:
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
     earlier = earlier_calls(parsed.messages)
-    linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)
+    tenant, recorded = caller.tenant, is_recorded(parsed.recorded, headers)
+    if recorded:
+        linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)
+    else:
+        linked = unlinked(tenant)
     request_id = trace_id(headers.get(REQUEST_ID_HEADER), parsed.request_id)
     if linked.fault is not None:
         gateway.metrics.record_store_error("link")
@@ -130,6 +135,8 @@ async def _turn(
         received=received,
         legs=[Leg(request=parsed, parent=linked.parent)],
         weight_version=None,
+        recorded=recorded,
+        key_id=caller.key_id,
     )
 
 
@@ -142,7 +149,7 @@ class _TurnResponse:
         self._door = door
         self._headers = {
             REQUEST_ID_HEADER: turn.request_id,
-            TRAJECTORY_HEADER: turn.link.trajectory_id,
+            **({TRAJECTORY_HEADER: turn.link.trajectory_id} if turn.recorded else {}),
             **door.headers(turn.request_id),
         }
 

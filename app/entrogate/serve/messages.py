@@ -27,9 +27,9 @@ async def messages(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     parsed = parse_messages(await read_body(request, gateway.settings.serve))
     door = Door(route=MESSAGES_ROUTE, answer=MessagesAnswer(), request_id_header=_REQUEST_ID)
-    tenant = caller_of(request).tenant
+    caller = caller_of(request)
     return await serve_turn(
-        gateway, parsed, request.headers, door, received=received, tenant=tenant
+        gateway, parsed, request.headers, door, received=received, caller=caller
     )
 
 

@@ -20,6 +20,7 @@ from entrogate.serve.respond import read_body
 from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
 from entrogate.wire.body import parse_json_object, to_json
+from entrogate.wire.recorded import allows_recording, is_recorded
 from entrogate.wire.responses.answer import ResponsesAnswer
 from entrogate.wire.responses.request import responses_request, wants_logprobs
 from entrogate.wire.responses.stored import stored_response
@@ -31,8 +32,10 @@ async def responses(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     raw = await read_body(request, gateway.settings.serve)
     body = parse_json_object(raw)
-    tenant = caller_of(request).tenant
-    earlier = await _earlier(gateway, body, tenant)
+    if not is_recorded(allows_recording(body), request.headers):
+        body = {**body, "store": False}  # as the answer is to say
+    caller = caller_of(request)
+    earlier = await _earlier(gateway, body, caller.tenant)
     parsed = responses_request(body, earlier.messages if earlier is not None else ())
     door = Door(route=RESPONSES_ROUTE, answer=ResponsesAnswer(body, logprobs=wants_logprobs(body)))
     return await serve_turn(
@@ -41,7 +44,7 @@ async def responses(request: Request) -> Response:
         request.headers,
         door,
         received=received,
-        tenant=tenant,
+        caller=caller,
         follows=earlier.head if earlier is not None else None,
     )
 

@@ -179,6 +179,10 @@ class Store:
         known = self._heads.by_trajectory.get(trajectory_id)
         return await self._latest(known, read_head_of_trajectory, trajectory_id)
 
+    async def is_erased(self, trajectory_id: str) -> bool:
+        """Whether a trajectory of this id was erased."""
+        return await self.admin.is_erased(trajectory_id)
+
     async def conversation(self, response_id: str, tenant: str) -> Conversation | None:
         """What was said up to the tenant's answer with this id, if it may be gone on with."""
         return await self._read(read_conversation, response_id, tenant)

@@ -29,6 +29,7 @@ class Heads(Protocol):
     async def head_of_call(self, call_id: str) -> TurnHead | None: ...
     async def head_of_fingerprint(self, fingerprint: bytes) -> TurnHead | None: ...
     async def head_of_trajectory(self, trajectory_id: str) -> TurnHead | None: ...
+    async def is_erased(self, trajectory_id: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +71,20 @@ async def link(
     try:
         parent = follows or await _parent_by_history(heads, request, earlier, tenant)
         if named is not None and (parent is None or parent.trajectory_id != named):
-            parent = await heads.head_of_trajectory(named)
+            head = await heads.head_of_trajectory(named)
+            if head is None and await heads.is_erased(named):
+                named = None  # it goes on where its history leads, else anew
+            else:
+                parent = head
     except StoreError as error:
         parent, fault = None, error
     trajectory_id = named or (parent and parent.trajectory_id) or qualified(tenant, mint("traj"))
     return Link(trajectory_id=trajectory_id, task_id=task_id, parent=parent, fault=fault)
+
+
+def unlinked(tenant: str) -> Link:
+    """Of a turn that is not recorded: the id of its trajectory is told to nobody."""
+    return Link(trajectory_id=qualified(tenant, mint("traj")), task_id=None, parent=None)
 
 
 def new_results(parent: TurnHead | None, earlier: list[EarlierCall]) -> tuple[ToolResult, ...]:

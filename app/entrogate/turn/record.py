@@ -111,6 +111,7 @@ def _record(turn: Turn, choice: Choice, measured: _Measured, *, final: bool) -> 
         weight_version=_weight_version(turn, leg),
         metadata=turn.request.metadata,
         error=leg.error,
+        key_id=turn.key_id,
     )
 
 
@@ -148,7 +149,7 @@ def _new_messages(leg: Leg) -> list[dict[str, Any]]:
 def debug_object(turn: Turn) -> dict[str, Any]:
     """The ``entrogate`` object of a debug answer."""
     return {
-        "trajectory_id": turn.link.trajectory_id,
+        "trajectory_id": turn.link.trajectory_id if turn.recorded else None,
         "mode": turn.judge.mode,
         "policy": {"name": turn.judge.policy.name, "version": turn.judge.policy.version},
         "wasted_tokens": sum(record.wasted_tokens for record in turn.records),

@@ -164,14 +164,18 @@ class Session:
         return found
 
     async def commit(self, records: list[TurnRecord]) -> None:
-        """Store ``records``. A recording fault never breaks the response."""
+        """Store ``records``, if they may be, and count them.
+
+        A recording fault never breaks the response.
+        """
         if not records:
             return
         turn, metrics = self.turn, self.parts.metrics
         turn.records.extend(records)
         with turn.guard.around("store"):
             try:
-                turn.heads.extend(await self.parts.store.commit_turns(records))
+                if turn.recorded:
+                    turn.heads.extend(await self.parts.store.commit_turns(records))
             except StoreError as error:
                 metrics.record_store_error("commit", len(records))
                 _log.error("turn.unrecorded request=%s %s", turn.request_id, error)

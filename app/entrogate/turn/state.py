@@ -76,6 +76,8 @@ class Turn:
     heads: list[TurnHead] = field(default_factory=list[TurnHead])
     records: list[TurnRecord] = field(default_factory=list[TurnRecord])
     client_left: bool = False
+    recorded: bool = True  # False: nothing of it goes to the store
+    key_id: str | None = None  # of the API key that asks
 
     @property
     def leg(self) -> Leg:

@@ -18,6 +18,7 @@ from entrogate.wire.kinds import (
     stream_options,
 )
 from entrogate.wire.ours import without_ours
+from entrogate.wire.recorded import allows_recording
 from entrogate.wire.strip import Wanted
 
 # Fields that only say what to return, never what to sample: not stored as sampling parameters.
@@ -37,6 +38,7 @@ class ChatRequest:
     has_tools: bool
     wanted: Wanted
     metadata: dict[str, str] | None
+    recorded: bool = True  # False where the body forbids it
     request_id: str | None = None  # a name for logs and traces that stood in the body
     door: dict[str, Any] = field(default_factory=dict[str, Any])  # what another API said beside it
 
@@ -120,6 +122,7 @@ def chat_request(body: dict[str, Any]) -> ChatRequest:
         has_tools=bool(sent.get("tools")),
         wanted=_wanted(sent, read),
         metadata=metadata_of(sent),
+        recorded=allows_recording(sent),
     )
 
 

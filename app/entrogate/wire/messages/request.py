@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from entrogate.errors import RequestError
@@ -19,6 +20,7 @@ from entrogate.wire.fields import (
     wrong,
 )
 from entrogate.wire.kinds import whole_number
+from entrogate.wire.recorded import allows_recording
 from entrogate.wire.request import ChatRequest, chat_request
 from entrogate.wire.system import one_system
 
@@ -35,7 +37,7 @@ _RENAMED = {
 }
 _READ = frozenset(
     {
-        "mcp_servers", "messages", "output_config", "output_format", "system", "thinking",
+        "mcp_servers", "messages", "output_config", "output_format", "store", "system", "thinking",
         "tool_choice", "tools",
     }
 )  # fmt: skip
@@ -59,7 +61,7 @@ def parse_messages(raw: bytes) -> ChatRequest:
     chat = chat_body(body)
     if chat.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
-    request = chat_request(chat)
+    request = replace(chat_request(chat), recorded=allows_recording(body))
     request.door["name"] = "messages"
     return request
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from entrogate.errors import RequestError
@@ -18,6 +19,7 @@ from entrogate.wire.fields import (
     text,
     wrong,
 )
+from entrogate.wire.recorded import allows_recording
 from entrogate.wire.request import ChatRequest, chat_request
 from entrogate.wire.system import one_system
 
@@ -102,11 +104,11 @@ def responses_request(body: Json, earlier: Sequence[Json] = ()) -> ChatRequest:
         chat |= {"logprobs": True, "top_logprobs": body.get("top_logprobs") or 0}
     if chat.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
-    request = chat_request(chat)
+    request = replace(chat_request(chat), recorded=allows_recording(body))
     request.door.update(
         name="responses",
         instructions=bool(instructions),
-        stored=body.get("store") is not False,
+        stored=request.recorded,
         asked={name: body[name] for name in SHOWN if body.get(name) is not None},
     )
     if instructions and chat["messages"][0]["content"] != instructions:
