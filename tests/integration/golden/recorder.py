@@ -182,6 +182,7 @@ class _Session:
         )
         kept: dict[str, Any] = found.json()
         kept.pop("toolsets", None)
+        kept.pop("sequence", None)  # counts the commits of the whole store
         for turn in kept.get("turns", ()):
             # The entropies of each token follow from the log-probs; the segments tell of them.
             turn["tokens"] = {
