@@ -7,6 +7,7 @@ for, pass it on as bytes.
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -87,6 +88,8 @@ class Reading:
         self._way = Way.OPEN if gated else Way.FREE
         self._wanted = turn.request.wanted
         self._engine = turn.capabilities.engine
+        # An answer that is longer than the model's context has no end.
+        self._longest = turn.capabilities.max_model_len or sys.maxsize
         self._passing = False  # may whole events of text go by unread?
         self.backlog_bytes = 0  # of what went by unread
         self._passed: list[bytes] = []
@@ -212,8 +215,8 @@ class Reading:
         choice = self.turn.leg.choices.get(part.index) or self.turn.choice(part.index)
         if self._calls_only:
             delta.content = delta.reasoning = delta.reasoning_content = None
-        self._observe(choice, part, data)
         empty = delta.empty
+        self._observe(choice, part, data, empty=empty)
         if empty and finish is None and not self._wanted.metadata and not self._engine:
             return b""  # exists only because we asked for ids and log-probs
         if not self._wanted.reasoning and finish is None and delta.thought is not None:
@@ -229,27 +232,23 @@ class Reading:
             return b""
         return self._pass_on(choice, part, out, empty=empty)
 
-    def _observe(self, choice: Choice, part: ChunkChoice, data: bytes) -> None:
+    def _observe(self, choice: Choice, part: ChunkChoice, data: bytes, *, empty: bool) -> None:
         """Take what the event says into ``choice``; a fault costs its capture, not the event."""
         try:
             if not self._engine:
                 choice.tokens.add_chat(part.token_ids, part.logprobs, data)
-                self._check_length(choice)
-            if not part.delta.empty:
+                if len(choice.tokens.ids) > self._longest:
+                    raise UpstreamProtocol(
+                        f"the upstream sent more than the {self._longest} tokens that its model"
+                        " can hold"
+                    )
+            if not empty:
                 choice.add(part.delta)
         except EntrogateError:
             raise
         except Exception as error:  # noqa: BLE001  (fail open, on a path too hot for a context)
             choice.tokens.mark("capture_fault")
             self.turn.guard.report("reading", error)
-
-    def _check_length(self, choice: Choice) -> None:
-        """An answer that is longer than the model's context has no end."""
-        longest = self.turn.capabilities.max_model_len
-        if longest is not None and len(choice.tokens.ids) > longest:
-            raise UpstreamProtocol(
-                f"the upstream sent more than the {longest} tokens that its model can hold"
-            )
 
     def _pass_on(self, choice: Choice, part: ChunkChoice, out: bytes, *, empty: bool) -> bytes:
         lane, finish = self.lane(choice), part.finish_reason
@@ -306,14 +305,16 @@ class Reading:
         if data is None:
             return
         for part in read_chunk(data).choices:
-            self._observe(self.turn.choice(part.index), part, data)
+            choice = self.turn.choice(part.index)
+            self._observe(choice, part, data, empty=part.delta.empty)
 
 
 def _beside_calls(choice: Choice, lane: Lane, out: bytes, *, empty: bool) -> bytes:
     """An event without a piece of a call, in a turn whose calls may be held back."""
     if not empty:
-        # Text is never held. Where it follows a call that did not parse, its tokens come first.
-        return out if choice.calls.calls else lane.release() + out
+        if not lane.held or choice.calls.calls:
+            return out  # text is never held
+        return lane.release() + out  # of a call that did not parse: its tokens come first
     if lane.held or choice.tokens.call_position() is not None:
         lane.held.append(out)  # only the ids and log-probs of tokens of the call
         return b""

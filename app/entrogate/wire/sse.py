@@ -55,6 +55,8 @@ class EventSplitter:
                 self._add(data)
                 return []
             data = b"".join([*self._pieces, data])
+        elif len(data) > 2 and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data:
+            return [data]  # one whole event: what a server sends while it decodes
         return self._split(data)
 
     def _split(self, buffer: bytes) -> list[bytes]:
