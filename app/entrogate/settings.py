@@ -36,6 +36,7 @@ class UpstreamSettings(_Branch):
     read_timeout_seconds: float = Field(default=600.0, gt=0)
     max_connections: int = Field(default=1024, ge=1)
     answer_limit_bytes: int = Field(default=256 * 2**20, ge=1024)  # of one answer, streamed or not
+    watch_interval_seconds: float = Field(default=5.0, gt=0)  # is it still the same model?
     top_logprobs: int = Field(default=5, ge=1, le=1000)  # why 5: docs/performance.md
     tool_call_token: str = "<tool_call>"
     reasoning_end_token: str = "</think>"

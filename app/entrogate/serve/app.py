@@ -111,7 +111,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
                 exporting or nullcontext(),
             ):
                 await _greet(gateway)
-                async with publisher.running(), keyring.running():
+                async with gateway.watch.running(), publisher.running(), keyring.running():
                     yield
                 if gateway.background:
                     await asyncio.wait(gateway.background, timeout=10)

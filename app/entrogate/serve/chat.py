@@ -119,7 +119,7 @@ async def _turn(
         markers=markers_of(capabilities),
         tool_choice=parsed.tool_choice,
         earlier=earlier,
-        can_suppress=capabilities.tool_call_token_id is not None and capabilities.capture,
+        can_suppress=capabilities.can_suppress,
         can_replay=parsed.n == 1,
     )
     return Turn(

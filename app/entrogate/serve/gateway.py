@@ -16,9 +16,11 @@ from entrogate.segments.spans import Markers
 from entrogate.settings import Settings
 from entrogate.store import Store
 from entrogate.types import Mode
+from entrogate.upstream.capabilities import Capabilities
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
-from entrogate.upstream.handshake import Capabilities, ask_capabilities
+from entrogate.upstream.handshake import ask_capabilities, ask_identity
+from entrogate.upstream.watch import UpstreamWatch
 from entrogate.weights.leases import Weights
 
 if TYPE_CHECKING:  # it needs the extra `otel`
@@ -43,29 +45,36 @@ class Gateway:
     vocab_size: int | None = None
     random: random.Random = field(default_factory=random.Random)
     background: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
-    _capabilities: Capabilities | None = None
-    _asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    watch: UpstreamWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = UpstreamWatch(
+            ask=self._ask_capabilities,
+            glance=lambda: ask_identity(self.client),
+            on_found=self._use,
+            interval_seconds=self.settings.upstream.watch_interval_seconds,
+        )
+        self.client.on_lost = self.watch.lost
+        if self.channel is not None:
+            self.channel.on_doubt = self.watch.suspect
 
     @property
     def mode(self) -> Mode:
         return self.settings.gate.mode or self.policy.mode
 
     async def capabilities(self) -> Capabilities:
-        """What the upstream can do; asked once, when it first answers."""
-        if self._capabilities is None:
-            async with self._asking:
-                if self._capabilities is None:
-                    found = await ask_capabilities(
-                        self.client,
-                        self.settings.upstream,
-                        vocab_size=self.vocab_size,
-                        channel=self.channel,
-                    )
-                    for problem in found.problems():
-                        _log.warning("upstream.limited %s", problem)
-                    self.metrics.set_upstream(found.model, found.estimator or "none")
-                    self._capabilities = found
-        return self._capabilities
+        """What the upstream can do, as far as is known; for the whole of one turn."""
+        return await self.watch.capabilities()
+
+    async def _ask_capabilities(self) -> Capabilities:
+        return await ask_capabilities(
+            self.client, self.settings.upstream, vocab_size=self.vocab_size, channel=self.channel
+        )
+
+    def _use(self, found: Capabilities) -> None:
+        for problem in found.problems():
+            _log.warning("upstream.limited %s", problem)
+        self.metrics.set_upstream(found.model, found.estimator or "none")
 
     def mode_for(self, wished: str | None) -> Mode:
         """The mode of one request: the client's wish where the operator allows it."""

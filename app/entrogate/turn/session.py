@@ -214,7 +214,9 @@ class Session:
         request, channel = self.turn.leg.request, self.parts.channel
         self.stop_capture()
         if channel is None or not self.turn.capabilities.engine:
-            return to_json(request.upstream(self.turn.capabilities.top_logprobs))
+            found = self.turn.capabilities
+            top = found.top_logprobs if found.token_ids else 0  # alone they say nothing
+            return to_json(request.upstream(top, token_ids=found.token_ids, usage=found.usage))
         self._capture = channel.follow()
         arguments: dict[str, Any] = {REQUEST_ARGUMENT: self._named(self._capture)}
         numbers: GateNumbers | None = None

@@ -59,8 +59,9 @@ class ChoiceCapture:
 class RequestCapture:
     """The choices of one request, as they arrive."""
 
-    def __init__(self, key: str, channel: CaptureChannel) -> None:
+    def __init__(self, key: str, channel: CaptureChannel, *, probing: bool = False) -> None:
         self.key = key
+        self._probing = probing
         self._channel = channel
         self.choices: dict[int, ChoiceCapture] = {}
         self._arrived = asyncio.Event()
@@ -86,6 +87,8 @@ class RequestCapture:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
+            if not self.choices and not self._probing:
+                self._channel.on_doubt("no capture arrives")
             return False
         return True
 
@@ -119,6 +122,7 @@ class CaptureChannel:
             raise ConfigError(f"the capture channel: {error}") from error
         self.gateway = os.urandom(8).hex()
         self.malformed = 0
+        self.on_doubt: Callable[[str], None] = lambda _: None  # is this still the same engine?
         self._secret = secret
         self._on_malformed = on_malformed
         self._requests: dict[str, RequestCapture] = {}
@@ -154,10 +158,13 @@ class CaptureChannel:
             self._socket.close()
             self._socket = None
 
-    def follow(self) -> RequestCapture:
-        """Begin to collect a new request; `RequestCapture.close` ends it, as does a with block."""
+    def follow(self, *, probing: bool = False) -> RequestCapture:
+        """Begin to collect a new request; `RequestCapture.close` ends it, as does a with block.
+
+        ``probing``: it is not known whether anything will come.
+        """
         self._count += 1
-        request = RequestCapture(f"{self._count:x}", self)
+        request = RequestCapture(f"{self._count:x}", self, probing=probing)
         self._requests[request.key] = request
         return request
 
@@ -202,6 +209,8 @@ class CaptureChannel:
             if self.malformed & (self.malformed - 1) == 0:
                 _log.warning("capture.malformed messages=%d the last: %s", self.malformed, error)
             return
+        if self._next and message.worker not in self._next:
+            self.on_doubt("another engine sends captures")
         self._take(message)
 
     def _take(self, message: Message) -> None:

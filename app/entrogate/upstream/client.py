@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -48,6 +48,7 @@ class UpstreamClient:
         self.base_url = shown_url(base_url.rstrip("/"))
         self._settings = settings
         self._authorization = _authorization(settings, base_url)
+        self.on_lost: Callable[[], None] = lambda: None  # a connection was refused
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -110,6 +111,8 @@ class UpstreamClient:
         try:
             response = await self._send(method, path, body, headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if isinstance(error, aiohttp.ClientConnectorError):
+                self.on_lost()
             raise self.classified(error) from error
         try:
             self._check_status(response, path)

@@ -22,7 +22,7 @@ import httpx
 from entrogate.engine.plugin import ADDRESS_VARIABLE, SECRET_VARIABLE
 from entrogate.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from entrogate.settings import ManagedSettings
-from entrogate.upstream import vllm_command
+from entrogate.upstream import model_folder, vllm_command
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class ManagedVllm:
     @property
     def vocab_size(self) -> int | None:
         """Width of the model's logits, None when its config.json is not at hand."""
-        return vllm_command.vocabulary_size(self._model)
+        return model_folder.vocabulary_size(self._model)
 
     async def __aenter__(self) -> Self:
         await self.start()

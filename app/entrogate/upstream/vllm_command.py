@@ -6,7 +6,6 @@ command, so the server is always started as a module, which both builds have.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
 
 from entrogate.errors import ConfigError
 from entrogate.settings import ManagedSettings
@@ -68,22 +66,6 @@ def check_model(model: str) -> None:
         raise ConfigError(f"the model {path} is a file: name its Hugging Face folder")
     elif _HUB_ID.fullmatch(model) is None:
         raise ConfigError(f"the model folder {path} does not exist")
-
-
-def vocabulary_size(model: str) -> int | None:
-    """Width of the model's logits from its config.json, or None when that is not at hand."""
-    path = Path(model).expanduser() / "config.json"
-    if not path.is_file():
-        cached = _cached_config(model)
-        if cached is None:
-            return None
-        path = cached
-    try:
-        config = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-        size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    return size if isinstance(size, int) and size > 0 else None
 
 
 def command_line(
@@ -153,12 +135,3 @@ def _multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     except OSError:
         return False
     return not _BFLOAT16_FLAGS.isdisjoint(flags)
-
-
-def _cached_config(model: str) -> Path | None:
-    if find_spec("huggingface_hub") is None:  # comes with vLLM
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model, "config.json")
-    return Path(found) if isinstance(found, str) else None

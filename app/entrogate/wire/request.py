@@ -54,17 +54,22 @@ class ChatRequest:
         functions: list[dict[str, Any]] = [tool.get("function") or {} for tool in tools]
         return [str(function.get("name")) for function in functions]
 
-    def upstream(self, top_logprobs: int) -> dict[str, Any]:
-        """The body for vLLM: the client's, plus token ids, log-probs and usage."""
+    def upstream(
+        self, top_logprobs: int, *, token_ids: bool = True, usage: bool = True
+    ) -> dict[str, Any]:
+        """The body for the model server: the client's, plus what it can be asked for of
+        ``top_logprobs`` (0: none), token ids and, in a stream, usage.
+        """
         body = dict(self.body)
         asked = self.wanted.top_logprobs if self.wanted.logprobs else 0
-        body["return_token_ids"] = True
+        if token_ids:
+            body["return_token_ids"] = True
         if top_logprobs > 0:
             body["logprobs"] = True
             body["top_logprobs"] = -1 if asked < 0 else max(asked, top_logprobs)
         if "include_reasoning" in body:
             body["include_reasoning"] = True
-        if self.stream:
+        if self.stream and usage:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         return body
 

@@ -103,7 +103,7 @@ def gate(
     json_file: Path | None,
 ) -> None:
     """A policy against the margin rule and random suppression, at as many calls."""
-    from entrogate.upstream.vllm_command import vocabulary_size
+    from entrogate.upstream.model_folder import vocabulary_size
     from entrogate_lab.bench import gate as comparing
 
     model = model_folder or Path(__file__).parents[1] / "almanac" / "model"

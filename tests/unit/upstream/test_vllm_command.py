@@ -123,22 +123,3 @@ def test_check_model_refuses_a_missing_path_and_a_file(model: Path) -> None:
         vllm_command.check_model("/no/such/folder")
     with pytest.raises(ConfigError, match="is a file"):
         vllm_command.check_model(str(model / "config.json"))
-
-
-@pytest.mark.parametrize(
-    ("config", "size"),
-    [({"vocab_size": 7}, 7), ({"text_config": {"vocab_size": 9}}, 9), ({"vocab_size": "x"}, None)],
-)
-def test_vocabulary_size(model: Path, config: dict[str, object], size: int | None) -> None:
-    (model / "config.json").write_text(json.dumps(config))
-    assert vllm_command.vocabulary_size(str(model)) == size
-
-
-def test_vocabulary_size_of_an_uncached_hub_model_is_unknown() -> None:
-    assert vllm_command.vocabulary_size("no-such-org/no-such-model") is None
-
-
-def test_a_config_that_is_not_json_is_a_config_error(model: Path) -> None:
-    (model / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        vllm_command.vocabulary_size(str(model))
