@@ -7,6 +7,7 @@ import importlib.resources
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from entrogate.errors import ConfigError
+from entrogate.gate.bounded_yaml import MAX_CHARACTERS, YamlProblem, compose
 from entrogate.gate.schema import (
     Budget,
     Defaults,
@@ -25,7 +27,8 @@ from entrogate.gate.schema import (
     ToolRule,
 )
 
-_FILE_LIMIT_BYTES = 1 << 20
+_SHOWN = 50  # errors of one file
+_LONGEST_NUMBER = 100  # characters
 
 
 def load_policy(name_or_path: str | Path, *, can_force: bool = False) -> Policy:
@@ -41,25 +44,22 @@ def load_policy(name_or_path: str | Path, *, can_force: bool = False) -> Policy:
 def parse_policy(text: str, label: str, *, can_force: bool = False) -> Policy:
     """The policy in ``text``; errors call the file ``label``. Raises ConfigError."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)  # pyright: ignore
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = _Problem(mark, f"not YAML: {error.problem or error.context}")
-        raise ConfigError(problem.text(label)) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{label}:1:1: not YAML: {error}") from None
+        root = compose(text)
+    except YamlProblem as error:
+        raise ConfigError(_Problem(error.mark, error.message).text(label)) from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             f"{label}:1:1: a policy is a mapping: write `schema_version: 1` and so on"
         )
-    problems = list(_structural_problems(root))
+    builder = yaml.SafeLoader("")
+    problems = list(islice(_structural_problems(root, builder), _SHOWN))
     if problems:
         raise _config_error(problems, label)
-    data = yaml.safe_load(text)
+    data: object = builder.construct_document(root)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     try:
         return Policy.model_validate(data, context={"can_force": can_force})
     except ValidationError as error:
-        problems = [_problem(root, details) for details in error.errors()]
+        problems = [_problem(root, details) for details in error.errors()[:_SHOWN]]
         raise _config_error(problems, label) from None
 
 
@@ -82,7 +82,8 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
     if label in bundled:
         label = f"{label}.yaml"
     try:
-        raw = source.read_bytes()
+        with source.open("rb") as file:
+            raw = file.read(4 * MAX_CHARACTERS + 1)
     except FileNotFoundError:
         near = difflib.get_close_matches(label, bundled, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
@@ -92,8 +93,8 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
         ) from None
     except OSError as error:
         raise ConfigError(f"{label}: cannot be read: {error.strerror or error}") from None
-    if len(raw) > _FILE_LIMIT_BYTES:
-        raise ConfigError(f"{label}: larger than {_FILE_LIMIT_BYTES} bytes: not a policy")
+    if len(raw) > 4 * MAX_CHARACTERS:  # no character takes more bytes
+        raise ConfigError(f"{label}: larger than {MAX_CHARACTERS} characters: not a policy")
     try:
         return label, raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -123,21 +124,22 @@ def _config_error(problems: list[_Problem], label: str) -> ConfigError:
 _PLAIN_TAGS = frozenset({"str", "int", "float", "bool", "null", "map", "seq", "timestamp"})
 
 
-def _structural_problems(node: yaml.Node, depth: int = 0) -> Iterator[_Problem]:
-    """What safe_load would accept silently or refuse without a position."""
-    if depth > 8:
-        yield _Problem(node.start_mark, "nested too deeply for a policy")
-    elif node.tag.rpartition(":")[2] not in _PLAIN_TAGS:
+def _structural_problems(node: yaml.Node, builder: yaml.SafeLoader) -> Iterator[_Problem]:
+    """What ``builder`` would accept silently or refuse without a position."""
+    kind = node.tag.rpartition(":")[2]
+    if kind not in _PLAIN_TAGS:
         yield _Problem(node.start_mark, f"unknown tag {node.tag}")
     elif isinstance(node, yaml.ScalarNode):
         try:
-            yaml.SafeLoader("").construct_object(node)  # pyright: ignore
+            if kind != "str" and len(node.value) > _LONGEST_NUMBER:
+                raise ValueError
+            builder.construct_object(node)  # pyright: ignore[reportUnknownMemberType]
         except (ValueError, yaml.YAMLError):
-            kind = node.tag.rpartition(":")[2]
-            yield _Problem(node.start_mark, f"'{node.value}' is no {kind}; quote it if it is text")
+            shown = _show(node.value)
+            yield _Problem(node.start_mark, f"{shown} is no {kind}; quote it if it is text")
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _structural_problems(item, depth + 1)
+            yield from _structural_problems(item, builder)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[str, yaml.Node] = {}
         for key, value in node.value:
@@ -146,9 +148,9 @@ def _structural_problems(node: yaml.Node, depth: int = 0) -> Iterator[_Problem]:
                 continue
             if key.value in seen:
                 line = seen[key.value].start_mark.line + 1
-                yield _Problem(key.start_mark, f"'{key.value}' again; first on line {line}")
+                yield _Problem(key.start_mark, f"{_show(key.value)} again; first on line {line}")
             seen[key.value] = key
-            yield from _structural_problems(value, depth + 1)
+            yield from _structural_problems(value, builder)
 
 
 _WANTED = {

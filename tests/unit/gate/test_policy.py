@@ -1,8 +1,10 @@
 """Policy files: what is accepted, and where and how every error is named."""
 
+import itertools
 import shutil
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from entrogate.errors import ConfigError
@@ -104,7 +106,14 @@ def test_one_error_with_its_place(line, position, said):
         ("schema_version: 1\n", "p.yaml:1:1: 'name' is missing"),
         ("schema_version: 2\nname: a\n", "p.yaml:1:17: 'schema_version' is one of 1; found 2"),
         ("schema_version: 1\nname: a b\n", "p.yaml:2:7: 'name': String should match pattern"),
-        ("a: &a\n  b: *a\n", "p.yaml:1:4: nested too deeply"),
+        ("a: &a\n  b: *a\n", "p.yaml:1:4: a policy has no anchors and aliases"),
+        ("name: *a\n", "p.yaml:1:7: a policy has no anchors and aliases"),
+        ("a: " + "[" * 100, "p.yaml:1:11: nested too deeply"),
+        ("a: " + "[" * 100_000, "p.yaml:1:"),
+        ("- " * 100_000, "p.yaml:1:17: nested too deeply"),
+        ("name: 1" + "0" * 5_000 + "\n", "p.yaml:1:7: '1000"),
+        ("#" * 300_000, "p.yaml:1:1: larger than 262144 characters"),
+        ("a: [" + "1," * 100_000, "p.yaml:1:9999: more than 5000 values"),
         ("a: \x00\n", "p.yaml:1:1: not YAML"),
     ],
 )
@@ -173,7 +182,7 @@ def test_a_file_by_its_path(tmp_path):
     [
         (b"\xff\xfe", "mine.yaml:1:1: not UTF-8"),
         (b"a\nb: \xff", "mine.yaml:2:1: not UTF-8"),
-        (b"#" * (2**20 + 1), "larger than"),
+        (b"#" * (2**20 + 1), "larger than 262144 characters"),
     ],
 )
 def test_what_is_no_text(tmp_path, content, said):
@@ -207,3 +216,26 @@ def test_check_raises_what_the_command_line_prints(tmp_path):
     result = CliRunner().invoke(policy_cli, ["check", str(bad)])
     assert result.exit_code == 1
     assert "unknown key 'statistik'; did you mean 'statistic'?" in str(result.exception)
+
+
+LAUGHS = "a: &a [lol]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
+    for before, name in itertools.pairwise("abcdefghij")
+)
+
+
+def test_aliases_are_refused_before_they_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few hundred bytes that stand for nine to the ninth values: none of them is looked at."""
+    followed: list[object] = []
+    monkeypatch.setattr(yaml.SafeLoader, "construct_object", lambda *_: followed.append(_))
+    assert len(LAUGHS) < 400
+    said = "a policy has no anchors and aliases: write the value out"
+    assert errors(LAUGHS) == [f"p.yaml:1:4: {said}"]
+    assert not followed
+
+
+def test_of_many_errors_the_first_ones_are_shown() -> None:
+    unknown = "schema_version: 1\nname: a\n" + "".join(f"key{i}: 1\n" for i in range(2_000))
+    assert len(errors(unknown)) == 50
+    doubled = "schema_version: 1\nname: a\n" + "name: a\n" * 2_000
+    assert len(errors(doubled)) == 50
