@@ -28,11 +28,11 @@ else
 	@$(BIN)/pytest --durations=15 $(ARGS)
 endif
 
-# Tests of unit and integration that need torch or vLLM say so.
-NEED_VLLM = $(shell grep -rlE '^pytest.importorskip\("(torch|vllm|transformers|accelerate|peft)"\)|^torch = ' tests/unit tests/integration)
+# Files with a test that needs torch or vLLM say so.
+NEEDS := '\("(torch|vllm|transformers|tokenizers|accelerate|peft)"'
 
 test-vllm: $(STAMP) ## The part of the tests that needs torch or vLLM, or tools of their own
-	@$(BIN)/pytest --numprocesses=auto --durations=15 $(NEED_VLLM) tests/deploy
+	@$(BIN)/pytest --numprocesses=auto --durations=15 $$(grep -rlE $(NEEDS) tests/unit tests/integration) tests/deploy
 	@$(BIN)/pytest --durations=15 tests/e2e
 
 test-light: ## The rest, without vLLM, with the newest and with the lowest versions allowed

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LossName = Literal["topr", "grpo", "cispo", "rwsft"]
+from entrogate.train.settings import LossName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

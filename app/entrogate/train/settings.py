@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from entrogate.label.credit import Baseline
 from entrogate.label.worth import DenseName, RewardName
-from entrogate.train.losses import LossName
+
+LossName = Literal["topr", "grpo", "cispo", "rwsft"]
 
 
 class TrainSettings(BaseModel):

@@ -15,11 +15,11 @@ from entrogate.train.losses import (
     LOSSES,
     Drift,
     LossBatch,
-    LossName,
     LossOptions,
     drift_sums,
     reference_kl,
 )
+from entrogate.train.settings import LossName
 
 OPTIONS = LossOptions(clip=0.2, cap=1.5)
 
