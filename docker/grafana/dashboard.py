@@ -125,7 +125,10 @@ ROWS = (
                 width=4,
                 height=5,
                 thresholds=(1, 10),
-                queries={"lost": f"sum(increase(entrogate_store_errors_total{{{ON}}}[$__range]))"},
+                queries={
+                    "lost": "sum(increase(entrogate_store_errors_total"
+                    f"{{{ON}, kind!='link'}}[$__range]))"
+                },
             ),
             Panel(
                 title="Being answered now",

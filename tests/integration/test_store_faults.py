@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,25 @@ async def test_a_short_lock_is_waited_for(store: Store, path: Path) -> None:
         process.communicate()
         await waiting
     assert await ids(store) == {"first", "patient"}
+
+
+async def test_jobs_that_wait_for_a_lock_wait_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One patience for all of them, counted from when each came."""
+    monkeypatch.setattr("entrogate.store.sqlite.BUSY_TIMEOUT_MS", 10)
+    store = Store.open(settings(path, patience_seconds=2.0))
+    await store.start()
+    with locked(path):
+        began = time.monotonic()
+        waiting = [store.add_feedback(trajectory_id="first", score=1.0) for _ in range(12)]
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        took = time.monotonic() - began
+    assert {str(each) for each in outcomes} == {"store: write failed: database is locked"}
+    assert took < 12  # one after the other, they take 24
+    given = await store.add_feedback(trajectory_id="first", score=1.0)
+    assert given["score"] == 1.0
+    await store.aclose()
 
 
 async def test_turns_wait_in_order_behind_a_lock_that_stays(

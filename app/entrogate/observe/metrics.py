@@ -116,7 +116,9 @@ class Metrics:
             "upstream_errors", "Failures of the model server.", "kind"
         )
         self._store_errors = self._counter(
-            "store_errors", "Records that could not be kept.", "kind"
+            "store_errors",
+            "Records that could not be kept; kind link: requests that could not be linked.",
+            "kind",
         )
         self._gate_faults = self._counter("gate_faults", "Faults in the gate; calls went through.")
         self._export_failures = self._counter(
@@ -233,7 +235,7 @@ class Metrics:
         self._upstream_errors.labels(self._kind(kind)).inc()
 
     def record_store_error(self, kind: str, count: int = 1) -> None:
-        """``count`` records that could not be kept."""
+        """``count`` records that could not be kept, or (``link``) requests not looked up."""
         self._store_errors.labels(self._kind(kind)).inc(count)
 
     def record_gate_fault(self) -> None:

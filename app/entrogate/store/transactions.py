@@ -7,6 +7,7 @@ nothing is written twice and nothing is called lost that is stored.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class _Unsure:
 class Transactions:
     """Belongs to one thread. ``patience_seconds`` bounds the tries of one transaction.
 
-    After a transaction has failed for want of a server, the next ones are tried once each until
-    one goes through: a queue does not wait for the patience of each of its entries.
+    After a transaction has failed for want of a server or of a lock, the next ones are tried once
+    each until one goes through: a queue does not wait for the patience of each of its entries.
     """
 
     def __init__(self, engine: Engine, *, patience_seconds: float) -> None:
@@ -45,9 +46,13 @@ class Transactions:
         self._connection: Connection | None = None
         self._is_down = False
 
-    def run(self, work: Callable[[Connection], T]) -> T:
-        """What ``work`` returns, committed. Raises what it or the database raised in the end."""
-        deadline = time.monotonic() + (0.0 if self._is_down else self._patience)
+    def run(self, work: Callable[[Connection], T], *, until: float = math.inf) -> T:
+        """What ``work`` returns, committed. Raises what it or the database raised in the end.
+
+        It is tried once at least, and again no later than ``until``, by the monotonic clock.
+        """
+        patience = 0.0 if self._is_down else self._patience
+        deadline = min(until, time.monotonic() + patience)
         pause = _FIRST_PAUSE_SECONDS
         looked_again = False
         unsure: _Unsure | None = None
@@ -76,7 +81,7 @@ class Transactions:
                     continue
                 again = lost or is_locked(error) or isinstance(error, TimeoutError)
                 if not again or time.monotonic() >= deadline:
-                    self._is_down = lost
+                    self._is_down = again
                     raise
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -48,6 +49,7 @@ class Job:
     work: Callable[[Connection], Any] | None = None
     future: asyncio.Future[Any] | None = None  # None: nobody waits, or no longer
     size: int = field(init=False)  # bytes, roughly
+    since: float = field(default_factory=time.monotonic)  # when it was made
 
     def __post_init__(self) -> None:
         self.size = sum(_size(record) for record in self.records)
@@ -193,8 +195,25 @@ class Writer:
         """Per job its result or its error."""
         turns = [job for job in jobs if job.work is None]
         settled = dict(zip(turns, self._commit_turns(turns), strict=True))
-        settled |= {job: self._supervised(job.work) for job in jobs if job.work is not None}
+        settled |= self._worked([job for job in jobs if job.work is not None])
         return [settled[job] for job in jobs]
+
+    def _worked(self, jobs: list[Job]) -> dict[Job, Any]:
+        """What became of each. They wait for the database together, each from when it was made."""
+        outcomes: dict[Job, Any] = {}
+        fault: StoreError | None = None  # of the database, while it takes nothing
+        for job in jobs:
+            assert job.work is not None
+            until = job.since + self._patience
+            if fault is None or time.monotonic() < until:
+                outcome = self._supervised(job.work, until=until)
+                fault = None
+                if isinstance(outcome, StoreError) and isinstance(outcome.__cause__, Exception):
+                    fault = outcome if is_passing(outcome.__cause__) else None
+            else:
+                outcome = StoreError(str(fault))
+            outcomes[job] = outcome
+        return outcomes
 
     def _commit_turns(self, jobs: list[Job]) -> list[Any]:
         if not jobs:
@@ -264,10 +283,12 @@ class Writer:
             lost = StoreError("store: closed before the database took what was waiting")
             self._tell(jobs, [lost] * len(jobs), 0.0)
 
-    def _supervised(self, work: Callable[[Connection], T]) -> T | EntrogateError:
+    def _supervised(
+        self, work: Callable[[Connection], T], *, until: float = math.inf
+    ) -> T | EntrogateError:
         """What the work returns, or its error: nothing may end this thread."""
         try:
-            return self._transactions.run(work)
+            return self._transactions.run(work, until=until)
         except EntrogateError as error:  # meant for whoever waits
             return error
         except Exception as error:  # noqa: BLE001
