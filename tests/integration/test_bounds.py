@@ -218,3 +218,15 @@ async def test_many_offers_at_once(gateway: Running) -> None:
             await reader.readuntil(b'"status":"ok"')
             await reader.readuntil(b"}")
     writer.close()
+
+
+async def test_what_is_left_of_an_answered_body_has_to_come_too(start: Start) -> None:
+    """Byte by byte it would keep the connection of somebody without a key for ever."""
+    gateway = await start(access={"key": "a-static-secret-1"}, serve={"body_timeout_seconds": 0.3})
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+    async with asyncio.timeout(20):
+        writer.write(head("POST", "/v1/feedback", 10**6))
+        assert b" 401 " in await reader.readline()
+        with pytest.raises(ConnectionError):
+            await send_slowly(writer, b"a", 10**6)
+    writer.close()

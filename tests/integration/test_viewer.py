@@ -286,8 +286,8 @@ async def test_a_session_ends(gateway: Running, store_url: str) -> None:
     assert (left.status_code, left.headers["location"]) == (303, "/ui/login")
     assert "entrogate_session" not in gateway.client.cookies
     for cookie in (session, session[:-1], session[:-1] + "é", "a.b.c.d", "....", ""):
-        headers = {"cookie": f"entrogate_session={cookie}".encode()}
-        assert (await gateway.client.get("/ui", headers=headers)).status_code == 303, cookie
+        raw = [(b"cookie", f"entrogate_session={cookie}".encode())]
+        assert (await gateway.client.get("/ui", headers=raw)).status_code == 303, cookie
     session = await logged_in(gateway, second)
     forged = session.replace(session.split(".")[0], "key_none")
     later = ".".join([session.split(".")[0], "99999999999", *session.split(".")[2:]])

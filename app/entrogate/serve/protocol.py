@@ -63,6 +63,7 @@ class _Bounded(HttpToolsProtocol):
     _has_moved = False  # by the data that is being parsed: a body grew, a request ended
     _still_bytes = 0  # since it last has
     _patience: asyncio.TimerHandle | None = None
+    _in_body = False
     _is_offer = False  # the request that is being parsed asks for another protocol
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,6 +99,7 @@ class _Bounded(HttpToolsProtocol):
         self._wait_no_more()
         self._is_offer = self.parser.should_upgrade()
         if not self._is_offer:
+            self._in_body = True
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -107,8 +109,17 @@ class _Bounded(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._is_offer:  # the body comes after the second parsing
             return
+        self._in_body = False
+        self._wait_no_more()
         self._has_moved = True
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Nobody reads what is left of a body that was answered; it may not come for ever."""
+        super().on_response_complete()
+        cycle: Any = self.cycle
+        if self._in_body and cycle.response_complete and not self.transport.is_closing():
+            self._wait()
 
     def decline_upgrade(self) -> _Parser | None:
         """A parser that has read the headers again without their offer; None: it is refused."""
@@ -141,7 +152,7 @@ class _Bounded(HttpToolsProtocol):
             self._patience = None
 
     def _late(self) -> None:
-        if not self._in_head:  # nothing came at all
+        if not self._in_head:  # nothing came at all, or a body that was answered long ago
             self.transport.close()
             return
         said = f"the headers did not come in {self.head_timeout_seconds:g} s"

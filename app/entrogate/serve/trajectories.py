@@ -55,7 +55,7 @@ async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
     return rewards
 
 
-@router.get("/trajectories")
+@router.get("/trajectories", response_model=dict[str, Any])
 async def trajectories(
     request: Request,
     *,
@@ -72,7 +72,7 @@ async def trajectories(
     weight_version: str | None = None,
     tool: str | None = None,
     decision: Action | None = None,
-) -> dict[str, Any]:
+) -> Response:
     """A page of trajectories, newest first; ``next_cursor`` leads to the next one."""
     try:
         page = await _gateway(request).store.list_trajectories(
@@ -94,7 +94,8 @@ async def trajectories(
         )
     except ValueError as error:
         raise RequestError(str(error)) from None
-    return {"object": "list", "data": page.items, "next_cursor": page.next_cursor}
+    listed = {"object": "list", "data": page.items, "next_cursor": page.next_cursor}
+    return Response(await asyncio.to_thread(orjson.dumps, listed), media_type="application/json")
 
 
 @router.get("/trajectories/{trajectory_id}", response_model=dict[str, Any])
