@@ -14,6 +14,7 @@ import click
 from entrogate.export.convert import Conversion
 from entrogate.export.convert import convert as convert_dataset
 from entrogate.export.dataset import Dataset, check_writable
+from entrogate.export.erasing import note_erased, take_out
 from entrogate.export.exporter import Summary, export_settled
 from entrogate.export.formats import FORMATS
 from entrogate.export.hashes import ModelHashes, hashes_of
@@ -48,6 +49,7 @@ def _default(name: str) -> dict[str, Any]:
 )
 @click.option("--every", type=click.FloatRange(min=1), help="Go on, with so many seconds between.")
 @click.option("--check", is_flag=True, help="Only see whether store and target can be used.")
+@click.option("--erase", is_flag=True, help="Take out what was erased in the store; add nothing.")
 @click.option("--settle", default=30.0, show_default=True, help="Quiet seconds before it is final.")
 @click.option(
     "--patience", default=3600.0, show_default=True, help="Seconds to wait for an outcome."
@@ -78,6 +80,7 @@ def export(
     model_folder: Path | None,
     incomplete: bool,
     outcome_only: bool,
+    erase: bool,
     **filters: Any,
 ) -> None:
     """Add to a dataset every trajectory that has settled since the last time, each exactly once.
@@ -85,6 +88,17 @@ def export(
     With another --format: all that has settled, in one new file.
     """
     _check_format(format_, every)
+    if erase:
+        if format_ != _NATIVE or every is not None or check:
+            raise click.UsageError("--erase rewrites a dataset and does nothing else")
+        with opened(url) as store, Dataset.writing(target) as dataset:
+            note_erased(store, dataset)
+            taken = take_out(dataset)
+        sys.stderr.write(
+            f"erase: {taken.trajectories} trajectories, {taken.rows} rows taken out,"
+            f" {taken.parts} parts rewritten\n"
+        )
+        return
     try:
         settling = Settling(quiet=settle, patience=patience)
     except ValueError as error:

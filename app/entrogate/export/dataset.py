@@ -6,6 +6,7 @@
     DATASET/date=2026-11-23/part-000007.parquet     what readers read
     DATASET/_manifest/000007.json                   which trajectories are in it
     DATASET/_staged/000007.parquet                  a part on its way
+    DATASET/_erased.json                            what our readers skip until it is taken out
 
 A part is written under ``_staged``, then the manifest entry that names it is written (the commit),
 then the part is renamed into its place. A run that died before the commit leaves a staged part
@@ -20,7 +21,7 @@ import logging
 import posixpath
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ from entrogate.errors import ExportError
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.targets import make_folders, open_new, sync
 from entrogate.private import is_open_to_others, make_file, make_folder, warning_of
+from entrogate.store.admin.erasure import digest_of_trajectory
 from entrogate.types import Cursor
 
 _MANIFEST, _STAGED = "_manifest", "_staged"
 CARD = "_card.json"
+ERASED = "_erased.json"
 _ROW_GROUP = 256
 
 _log = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class Dataset:
     fs: Any
     root: str
     entries: list[Entry] = field(default_factory=list[Entry])
+    erased: frozenset[str] = frozenset()  # digests of trajectories that are still in a part
 
     @classmethod
     @contextmanager
@@ -82,6 +86,7 @@ class Dataset:
                     make_folders(fs, dataset.path(name))
                 dataset.entries = dataset._read_entries()
                 dataset._recover()
+                dataset.erased = dataset._read_erased()
                 yield dataset
         except OSError as error:
             raise ExportError(f"cannot write to {url}: {error}") from None
@@ -97,6 +102,7 @@ class Dataset:
             if not fs.exists(dataset.path(_MANIFEST)):
                 raise ExportError(f"{url} is no dataset: it has no {_MANIFEST} folder")
             dataset.entries = dataset._read_entries()
+            dataset.erased = dataset._read_erased()
             for entry in dataset.entries:
                 if not fs.exists(dataset.path(entry.part)):
                     raise ExportError(
@@ -124,6 +130,15 @@ class Dataset:
         found = fields.get("sequences", [-1] * len(fields["trajectory_ids"]))
         return np.array(found, dtype=np.int64)
 
+    def is_erased(self, trajectory_id: str) -> bool:
+        """Whether readers are to skip this trajectory."""
+        return bool(self.erased) and digest_of_trajectory(trajectory_id) in self.erased
+
+    def kept(self, entry: Entry) -> list[tuple[str, int]]:
+        """The trajectories of a part that nobody has erased, with the commits of `sequences`."""
+        numbered = zip(self.trajectory_ids(entry), self.sequences(entry).tolist(), strict=True)
+        return [(id_, sequence) for id_, sequence in numbered if not self.is_erased(id_)]
+
     def exported(self) -> set[str]:
         """The trajectories that are in it, all in memory."""
         return {id_ for entry in self.entries for id_ in self.trajectory_ids(entry)}
@@ -141,29 +156,65 @@ class Dataset:
     ) -> Entry:
         """Add one part, wholly or not at all."""
         number = self.entries[-1].number + 1 if self.entries else 0
-        staged = self.path(_STAGED, f"{number:06}.parquet")
-        with open_new(self.fs, staged) as out:
-            pq.write_table(table, out, compression="zstd", row_group_size=_ROW_GROUP)
-            sync(out)
-        with self.fs.open(staged, "rb") as written:
-            digest = hashlib.file_digest(written, "sha256").hexdigest()
         entry = Entry(
             number=number,
             part=f"date={day}/part-{number:06}.parquet",
             rows=table.num_rows,
-            sha256=digest,
+            sha256=self._stage(number, table),
             cursor=cursor,
             wanted=wanted,
             counts=counts,
         )
+        self._write_entry(entry, trajectory_ids, sequences)
+        self.entries.append(entry)
+        self._place(entry)
+        return entry
+
+    def replace(
+        self,
+        entry: Entry,
+        table: pa.Table,
+        *,
+        trajectory_ids: Iterable[str],
+        sequences: Iterable[int],
+        counts: dict[str, float],
+    ) -> Entry:
+        """Give a part other rows, wholly or not at all."""
+        digest = self._stage(entry.number, table)
+        new = replace(entry, rows=table.num_rows, sha256=digest, counts=counts)
+        self._write_entry(new, trajectory_ids, sequences)
+        self.entries[self.entries.index(entry)] = new
+        self._place(new)
+        return new
+
+    def _stage(self, number: int, table: pa.Table) -> str:
+        """Write a part beside the others; its SHA-256."""
+        staged = self.path(_STAGED, f"{number:06}.parquet")
+        with open_new(self.fs, staged) as out:
+            pq.write_table(table, out, compression="zstd", row_group_size=_ROW_GROUP)
+            sync(out)
+        return self._digest(staged)
+
+    def _digest(self, path: str) -> str:
+        with self.fs.open(path, "rb") as written:
+            return hashlib.file_digest(written, "sha256").hexdigest()
+
+    def _write_entry(
+        self, entry: Entry, trajectory_ids: Iterable[str], sequences: Iterable[int]
+    ) -> None:
+        """The commit of a part."""
         written = _to_json(entry) | {
             "trajectory_ids": list(trajectory_ids),
             "sequences": [int(each) for each in sequences],
         }
-        self._write(self._entry_path(number), orjson.dumps(written))
-        self.entries.append(entry)
-        self._place(entry)
-        return entry
+        self._write(self._entry_path(entry.number), orjson.dumps(written))
+
+    def _read_erased(self) -> frozenset[str]:
+        return frozenset(self.read_note(ERASED).get("digests", ()))
+
+    def read_card(self) -> dict[str, Any]:
+        """What `write_card` wrote; empty where there is none."""
+        return self.read_note(CARD)
 
     def read_note(self, name: str) -> dict[str, Any]:
         """What `write_note` kept under this name; empty where there is none."""
@@ -202,16 +253,17 @@ class Dataset:
         return [_from_json(name, _read_json(self.fs, name)) for name in names]
 
     def _recover(self) -> None:
-        if self.entries:
-            last = self.entries[-1]
-            staged = self.path(_STAGED, f"{last.number:06}.parquet")
-            if not self.fs.exists(self.path(last.part)):
-                if not self.fs.exists(staged):
-                    raise ExportError(
-                        f"part {last.part} is in the manifest and nowhere else: restore it, or "
-                        "remove its manifest entry to export it again"
-                    )
-                self._place(last)
+        committed = {f"{entry.number:06}.parquet": entry for entry in self.entries}
+        for left in self.fs.glob(self.path(_STAGED, "*.parquet")):
+            entry = committed.get(posixpath.basename(left))
+            # A part that the manifest names, or one that it names no more or not yet.
+            if entry is not None and self._digest(left) == entry.sha256:
+                self._place(entry)
+        if self.entries and not self.fs.exists(self.path(self.entries[-1].part)):
+            raise ExportError(
+                f"part {self.entries[-1].part} is in the manifest and nowhere else: restore it, or "
+                "remove its manifest entry to export it again"
+            )
         for left in self.fs.glob(self.path(_STAGED, "*")):
             self.fs.rm_file(left)
 

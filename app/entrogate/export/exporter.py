@@ -14,6 +14,7 @@ from typing import Any
 
 from entrogate.export.card import card_of
 from entrogate.export.dataset import Dataset
+from entrogate.export.erasing import note_erased
 from entrogate.export.hashes import ModelHashes
 from entrogate.export.known import Known
 from entrogate.export.sequences import rows_of
@@ -113,6 +114,7 @@ def export_settled(
         _commit(dataset, part, harvest.cursor, summary)
     if summary.parts:
         dataset.write_card(card_of(dataset))
+    note_erased(store, dataset)
     if sightings.seen != before:
         seen = [(each.sequence, each.uptime) for each in sightings.seen]
         dataset.write_note(_SIGHTINGS, {"boot_id": boot_id(), "seen": seen})

@@ -14,6 +14,7 @@ import numpy as np
 from entrogate.errors import ExportError
 from entrogate.export.card import card_of
 from entrogate.export.dataset import Dataset
+from entrogate.export.erasing import counts_of, kept_entries
 from entrogate.export.labelling import (
     JUDGED_COLUMNS,
     Judgements,
@@ -54,14 +55,16 @@ def label_dataset(source: Dataset, target: str, labelling: Labelling) -> LabelRe
     labels = _Labels(judgements=judgements, valued=valued, labelling=labelling)
     with Dataset.writing(target) as dataset:
         for entry in source.entries:
+            rows = [labels.fill(r) for rows in part_rows(source, entry) for r in rows]
+            ids, sequences = kept_entries(source, entry)
             dataset.commit(
-                to_table([labels.fill(r) for rows in part_rows(source, entry) for r in rows]),
+                to_table(rows),
                 day=posixpath.dirname(entry.part).removeprefix("date="),
                 cursor=entry.cursor,
                 wanted=entry.wanted,
-                trajectory_ids=source.trajectory_ids(entry),
-                sequences=source.sequences(entry),
-                counts=entry.counts,
+                trajectory_ids=ids,
+                sequences=sequences,
+                counts=counts_of(rows) if source.erased else entry.counts,
             )
         dataset.write_card(card_of(dataset) | {"labelling": asdict(labelling)})
     return LabelReport(labelled=len(valued.worth), groups=valued.groups, skipped=valued.skipped)

@@ -17,12 +17,15 @@ from entrogate.errors import ExportError
 from entrogate.export.dataset import Dataset, Entry
 from entrogate.export.schema import SCHEMA, SCHEMA_VERSION
 
+_ID = "trajectory_id"
 Row = dict[str, Any]
 """Column name to value; token columns are numpy arrays, of which None is a missing one."""
 
 
 def to_table(rows: Sequence[Row]) -> pa.Table:
     """Rows as one table of `schema.SCHEMA`."""
+    if not rows:
+        return SCHEMA.empty_table()
     return pa.table([_column(rows, field) for field in SCHEMA], schema=SCHEMA)
 
 
@@ -31,8 +34,8 @@ def iter_rows(
 ) -> Iterator[list[Row]]:
     """The rows of a dataset with these columns, in the order in which they were exported.
 
-    Memory holds one row group. Raises ExportError for a part that cannot be read, is of another
-    schema version or lacks a column.
+    Rows of trajectories that were erased are left out. Memory holds one row group. Raises
+    ExportError for a part that cannot be read, is of another schema version or lacks a column.
     """
     for entry in dataset.entries:
         yield from part_rows(dataset, entry, columns)
@@ -47,8 +50,16 @@ def part_rows(
         with dataset.fs.open(path, "rb") as source:
             file = pq.ParquetFile(source)
             _check(file, path, columns)
+            asked = list(columns)
+            if dataset.erased and _ID not in asked:
+                asked.append(_ID)
             for number in range(file.num_row_groups):
-                yield _rows(file.read_row_group(number, columns=list(columns)))
+                rows = _rows(file.read_row_group(number, columns=asked))
+                yield (
+                    [row for row in rows if not dataset.is_erased(row[_ID])]
+                    if (dataset.erased)
+                    else rows
+                )
     except (pa.ArrowException, OSError) as error:
         raise ExportError(f"{path} is no readable Parquet: {_one_line(error)}") from None
 

@@ -15,6 +15,7 @@ from entrogate.access import Key, belongs
 from entrogate.errors import StoreError, UnknownRecord
 from entrogate.settings import StoreSettings
 from entrogate.store.admin.administration import Administration
+from entrogate.store.admin.erasure import all_digests
 from entrogate.store.admin.keys import note_uses, read_keys
 from entrogate.store.database import Database
 from entrogate.store.filters import EVERY, TrajectoryFilter
@@ -178,6 +179,10 @@ class Store:
         """The latest turn of the trajectory that did not break off."""
         known = self._heads.by_trajectory.get(trajectory_id)
         return await self._latest(known, read_head_of_trajectory, trajectory_id)
+
+    def erased(self) -> frozenset[str]:
+        """The digests of all trajectories that were erased. Blocks."""
+        return self._database.read(all_digests)
 
     async def is_erased(self, trajectory_id: str) -> bool:
         """Whether a trajectory of this id was erased."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
@@ -133,17 +132,9 @@ def unknown(connection: Connection, trajectory_id: str) -> UnknownRecord:
     return UnknownRecord(f"no trajectory {trajectory_id!r} is stored")
 
 
-def erased_digests(connection: Connection, page: int = 100_000) -> Iterator[Sequence[str]]:
-    """The digests of all tombstones, some at a time."""
-    last = ""
-    while True:
-        query = select(erasures.c.digest).where(erasures.c.digest > last)
-        found = connection.scalars(query.order_by(erasures.c.digest).limit(page)).all()
-        if found:
-            yield found
-        if len(found) < page:
-            return
-        last = found[-1]
+def all_digests(connection: Connection) -> frozenset[str]:
+    """The digests of all tombstones."""
+    return frozenset(connection.scalars(select(erasures.c.digest)))
 
 
 def marks(connection: Connection) -> int:
