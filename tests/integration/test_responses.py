@@ -413,3 +413,22 @@ async def test_text_formats_and_settings_go_on(
     assert sent["response_format"] == {"type": "json_schema", "json_schema": wanted}
     assert (sent["reasoning_effort"], sent["temperature"], sent["seed"]) == ("low", 0.5, 7)
     assert script({"content": "{}"}) in sent["messages"][0]["content"]
+
+
+@pytest.mark.both_stores
+async def test_a_response_is_erased_with_its_trajectory(gateway: Running) -> None:
+    body = ask_responses({"content": "One."}, {"content": "Two."})
+    first = await said(gateway, body, stream=False)
+    kept = await said(gateway, ask_responses({"content": "Else."}), stream=False)
+    thanks = {**body, "input": "And?", "previous_response_id": first["id"]}
+    second = await said(gateway, thanks, stream=True)
+    async with openai_client(gateway) as client:
+        await client.responses.delete(second["id"])
+    for gone in (first, second):
+        refused = await gateway.client.get(f"{RESPONSES}/{gone['id']}")
+        assert error_of(refused, 404)["code"] == "response_not_found"
+    assert (await gateway.client.get(f"{RESPONSES}/{kept['id']}")).status_code == 200
+    again = await gateway.client.delete(f"{RESPONSES}/{second['id']}")
+    assert error_of(again, 404)["code"] == "response_not_found"
+    deleted = await gateway.client.delete(f"{RESPONSES}/{kept['id']}")
+    assert deleted.json() == {"id": kept["id"], "object": "response", "deleted": True}

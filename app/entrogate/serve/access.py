@@ -40,6 +40,7 @@ SCOPES: dict[str, Scope | None] = {
     "/v1/chat/completions": Scope.INFER,
     "/v1/responses": Scope.INFER,
     "/v1/responses/{response_id}": Scope.INFER,
+    "DELETE /v1/responses/{response_id}": Scope.ERASE,
     "/v1/messages": Scope.INFER,
     "/v1/messages/count_tokens": Scope.INFER,
     "/v1/completions": Scope.INFER,

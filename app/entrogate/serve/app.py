@@ -34,7 +34,7 @@ from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
 from entrogate.serve.passthrough import PASSED, forward
 from entrogate.serve.publisher import Publisher
-from entrogate.serve.responses import response, responses
+from entrogate.serve.responses import erase_response, response, responses
 from entrogate.serve.status import Checks, status_routes
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.trajectories import router
@@ -146,6 +146,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_route(CHAT_DOOR.route, chat, methods=["POST"])
     app.add_route(RESPONSES_ROUTE, responses, methods=["POST"])
     app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"])
+    app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", erase_response, methods=["DELETE"])
     app.add_route(MESSAGES_ROUTE, messages, methods=["POST"])
     app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
     for path, method in PASSED:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-import msgspec
 import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol
@@ -69,14 +68,18 @@ async def translated(
 ) -> AsyncGenerator[bytes]:
     """A chat stream in the form of another API. ``on_fault`` is told why it broke off."""
     splitter = EventSplitter()
+    out: list[bytes] = []
     try:
         async for data in events:
-            out = b"".join([answer.feed(event) for event in splitter.feed(data)])
-            if out:
-                yield out
-    except (UpstreamProtocol, msgspec.DecodeError) as error:
+            # One by one, not as a list: those before a fault are kept.
+            out.extend(answer.feed(event) for event in splitter.feed(data))
+            said = b"".join(out)
+            out.clear()
+            if said:
+                yield said
+    except UpstreamProtocol as error:
         on_fault(str(error))
-        yield _failure(answer, UpstreamProtocol(str(error)))
+        yield b"".join([*out, _failure(answer, error)])
     finally:
         await events.aclose()
 

@@ -17,6 +17,7 @@ from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import RESPONSES_ROUTE, Door
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.respond import read_body
+from entrogate.store.admin.erasure import ToErase
 from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
 from entrogate.wire.body import parse_json_object, to_json
@@ -55,15 +56,34 @@ async def response(request: Request) -> Response:
     name: str = request.path_params["response_id"]
     found = await gateway.store.answer(chat_id(name), caller_of(request).tenant)
     if found is None:
-        raise RequestError(
-            f"no response {name!r} is stored here",
-            status=404,
-            code="response_not_found",
-            param="response_id",
-        )
+        raise _not_found(name)
     gateway.metrics.record_request(f"{RESPONSES_ROUTE}/{{response_id}}", 200)
     body = to_json(stored_response(chat_id(name), found))
     return Response(body, media_type="application/json")
+
+
+async def erase_response(request: Request) -> Response:
+    """Erase a response with the trajectory that it is part of."""
+    gateway: Gateway = request.app.state.gateway
+    name: str = request.path_params["response_id"]
+    caller = caller_of(request)
+    found = await gateway.store.conversation(chat_id(name), caller.tenant)
+    if found is None:
+        raise _not_found(name)
+    whole = ToErase.trajectory(found.head.trajectory_id)
+    await gateway.store.admin.erase(whole, actor=caller.actor)
+    gateway.metrics.record_request(f"{RESPONSES_ROUTE}/{{response_id}}", 200)
+    deleted = {"id": name, "object": "response", "deleted": True}
+    return Response(to_json(deleted), media_type="application/json")
+
+
+def _not_found(name: str) -> RequestError:
+    return RequestError(
+        f"no response {name!r} is stored here",
+        status=404,
+        code="response_not_found",
+        param="response_id",
+    )
 
 
 async def _earlier(gateway: Gateway, body: dict[str, Any], tenant: str) -> Conversation | None:

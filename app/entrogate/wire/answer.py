@@ -246,12 +246,10 @@ class DoorAnswer(ABC):
 
     def _close(self) -> bytes:
         """The ends of all blocks, and the calls that waited for others."""
-        out = b""
-        for call in self._calls.calls[self._n_told :]:
-            if call.name:
-                out += self._begin_call(call)
-            elif self.finish_reason != "length":  # which may have cut it before its name
-                raise UpstreamProtocol("the upstream sent a tool call without a name")
+        waiting = self._calls.calls[self._n_told :]
+        if self.finish_reason != "length" and not all(call.name for call in waiting):
+            raise UpstreamProtocol("the upstream sent a tool call without a name")
+        out = b"".join([self._begin_call(call) for call in waiting if call.name])
         return out + self._close_call() + self._close_text()
 
     def _close_text(self) -> bytes:
