@@ -53,8 +53,9 @@ class ManagedSettings(_Branch):
     model: str | None = None
     served_model_name: str | None = None
     port: int | None = Field(default=None, ge=1, le=65535)
-    tool_call_parser: str = "hermes"
-    reasoning_parser: str | None = "qwen3"
+    # `auto`: by the tokens of the model's tokenizer; `none`, or empty: none.
+    tool_call_parser: str | None = "auto"
+    reasoning_parser: str | None = "auto"
     lora: bool = False  # adapters can be published while it runs
     max_lora_rank: int = Field(default=16, ge=1)
     extra_args: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from tests.integration.harness import CHAT, Running, error_of
 from tests.integration.raw_upstream import (
     CHAT_BODY,
     MODELS,
+    NOT_FOUND,
     Asked,
     http,
     json_answer,
@@ -72,7 +73,7 @@ async def served(gateway: Running) -> str | None:
 @pytest.mark.parametrize("status", [400, 422])
 async def test_chat_alone_and_no_unknown_fields(start: Start, status: int) -> None:
     answer = chat_answer(known=KNOWN - {"top_logprobs", "logprobs"}, status=status)
-    async with raw_upstream({CHAT: answer}) as upstream:
+    async with raw_upstream({CHAT: answer, "/health": NOT_FOUND}) as upstream:
         gateway = await start(upstream.url, policy="balanced", gate={"mode": "enforce"})
         assert await served(gateway) is not None
         for each in upstream.asked[-2:]:
@@ -177,5 +178,21 @@ async def test_the_folder_of_a_model_on_this_machine_is_read(start: Start, tmp_p
         found = await (await start(upstream.url)).gateway.capabilities()
         assert (found.vocab_size, found.tokenizer) == (4097, True)
         assert (found.tool_call_token_id, found.reasoning_end_token_id) == (11, 12)
-        told = await start(upstream.url, upstream={"vocab_size": 99})
+        other = {"url": f"sqlite:///{tmp_path}/other.db"}
+        told = await start(upstream.url, upstream={"vocab_size": 99}, store=other)
         assert (await told.gateway.capabilities()).vocab_size == 99
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+async def test_think_tokens_of_any_known_kind_are_found(
+    start: Start, opening: str, closing: str
+) -> None:
+    ids = {opening: 3, closing: 4}
+
+    def tokenize(asked: Asked) -> bytes:
+        text = asked.json["prompt"]
+        return json_answer({"tokens": [ids[text]] if text in ids else [1, 2]})
+
+    async with raw_upstream({CHAT: chat_answer(known=KNOWN), "/tokenize": tokenize}) as upstream:
+        found = await (await start(upstream.url)).gateway.capabilities()
+        assert (found.reasoning_start_token_id, found.reasoning_end_token_id) == (3, 4)

@@ -37,6 +37,8 @@ _LAST_WORDS_SECONDS = 2.0  # for the ends of answers to be sent and recorded
 @click.option("--served-model-name", help="Name of the managed model in the API.")
 @click.option("--lora", is_flag=True, default=None, help="The managed vLLM can be given LoRAs.")
 @click.option("--max-lora-rank", type=click.IntRange(1), help="Of those LoRAs (default 16).")
+@click.option("--reasoning-parser", help="Of the managed vLLM; 'none', or by the tokenizer.")
+@click.option("--tool-call-parser", help="Of the managed vLLM; 'none', or by the tokenizer.")
 @click.option("--vllm-arg", "vllm_args", multiple=True, help="Passed on to the managed vLLM.")
 @click.option("--policy", help="Bundled policy (observe, balanced, …) or a YAML file.")
 @click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]), help="Overrides it.")
@@ -93,6 +95,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         "served_model_name": ("managed", "served_model_name"),
         "lora": ("managed", "lora"),
         "max_lora_rank": ("managed", "max_lora_rank"),
+        "reasoning_parser": ("managed", "reasoning_parser"),
+        "tool_call_parser": ("managed", "tool_call_parser"),
         "vllm_args": ("managed", "extra_args"),
         "policy": ("gate", "policy"),
         "mode": ("gate", "mode"),
@@ -261,6 +265,9 @@ def _exits(server: _Server) -> Generator[None]:
 async def _start(managed: ManagedVllm) -> None:
     """Wait for vLLM; Ctrl-C and SIGTERM end the wait, and with it vLLM."""
     click.echo(f"starting vLLM (log: {managed.log_file})", err=True)
+    if managed.parsers is not None:
+        for name, chosen in managed.parsers.described().items():
+            click.echo(f"  {name.replace('_', ' ')}: {chosen}", err=True)
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
         loop.add_signal_handler(signal.SIGTERM, task.cancel)

@@ -13,10 +13,12 @@ from entrogate.errors import EntrogateError
 from entrogate.serve.access import caller_of
 from entrogate.serve.drain import Drain
 from entrogate.serve.gateway import Gateway
+from entrogate.upstream.handshake import ask_identity
 from entrogate.upstream.managed import ManagedVllm
 
 status_routes = APIRouter()
 _CHECK_SECONDS = 5.0
+_NO_ROUTE = (404, 405, 501)
 _UNREADY = {"status": "unavailable"}
 
 
@@ -67,10 +69,15 @@ class Checks:
         }
         if self._managed is not None:
             report["managed"] = self._managed.state
+            if self._managed.parsers is not None:
+                report["managed_parsers"] = self._managed.parsers.described()
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 async with gateway.client.request("GET", "/health") as response:
                     alive = response.status == 200
+                if response.status in _NO_ROUTE:  # no vLLM: it lists its models, then
+                    await ask_identity(gateway.client)
+                    alive = True
                 found = await gateway.capabilities() if alive else None
         except (EntrogateError, TimeoutError) as error:
             report["upstream"] = {"ready": False, "reason": str(error) or "no answer in time"}

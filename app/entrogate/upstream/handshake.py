@@ -20,6 +20,7 @@ from entrogate.upstream import model_folder
 from entrogate.upstream.capabilities import Capabilities
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
+from entrogate.upstream.parsers import REASONING
 
 __all__ = ["LARGEST_VOCABULARY", "Capabilities", "Identity", "ask_capabilities", "ask_identity"]
 
@@ -68,12 +69,13 @@ async def ask_capabilities(
     probe = await _probe_completions(client, model, settings.top_logprobs)
     if not (probe.completions and probe.top_logprobs and probe.token_ids):
         probe = await _probe_chat(client, model, settings.top_logprobs, probe)
-    opening, reasoning_end = settings.tool_call_token, settings.reasoning_end_token
-    ends = (opening.replace("<", "</", 1), reasoning_end.replace("</", "<", 1))
-    ids = await _token_ids(
-        client, model, (opening, reasoning_end, *ends, *_CONTROL, *_BLANK), folder
-    )
+    opening = settings.tool_call_token
+    closing = f"{opening[:1]}/{opening[1:]}"
+    pairs = _thoughts(settings.reasoning_end_token)
+    texts = (opening, closing, *(text for pair in pairs for text in pair), *_CONTROL, *_BLANK)
+    ids = await _token_ids(client, model, texts, folder)
     known = ids or {}
+    think, reasoning_end = next((pair for pair in pairs if pair[1] in known), pairs[0])
     longest = models[0].get("max_model_len")
     return Capabilities(
         model=model,
@@ -81,8 +83,8 @@ async def ask_capabilities(
         top_logprobs=probe.top_logprobs,
         token_ids=probe.token_ids,
         tool_call_token_id=known.get(opening),
-        tool_call_end_token_id=known.get(ends[0]),
-        reasoning_start_token_id=known.get(ends[1]),
+        tool_call_end_token_id=known.get(closing),
+        reasoning_start_token_id=known.get(think),
         reasoning_end_token_id=known.get(reasoning_end),
         control_token_ids=frozenset(known[text] for text in _CONTROL if text in known),
         vocab_size=vocab_size or await _vocabulary_size(folder) or LARGEST_VOCABULARY,
@@ -97,6 +99,13 @@ async def ask_capabilities(
         usage=probe.usage,
         refused=probe.refused,
     )
+
+
+def _thoughts(reasoning_end: str) -> list[tuple[str, str]]:
+    """What may open and close the reasoning: what the settings say, or any pair that is known."""
+    told = (reasoning_end.replace("/", "", 1), reasoning_end)
+    known = [(opening, closing) for opening, closing, _ in REASONING]
+    return known if told in known[:1] else [told]
 
 
 async def _captures(client: UpstreamClient, model: str, channel: CaptureChannel) -> bool:

@@ -23,6 +23,7 @@ from entrogate.engine.plugin import ADDRESS_VARIABLE, SECRET_VARIABLE
 from entrogate.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from entrogate.settings import ManagedSettings
 from entrogate.upstream import model_folder, vllm_command
+from entrogate.upstream.parsers import Parsers, choose_parsers
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class ManagedVllm:
         self._backoff_seconds = backoff_seconds
         self._stop_grace_seconds = stop_grace_seconds
         self._environment = dict(os.environ)
+        self.parsers: Parsers | None = None  # what vLLM reads the model's answers with
         # Only we and our vLLM may read what is captured: it holds the ids of prompts.
         self._private = Path(tempfile.gettempdir()) / f"entrogate-{secrets.token_hex(8)}"
         self.capture_address = f"ipc://{self._private}/captures"
@@ -149,13 +151,14 @@ class ManagedVllm:
     def _vllm(self, traces_url: str | None) -> Callable[[int], list[str]]:
         vllm_command.check_model(self._model)
         build = vllm_command.installed_vllm()
+        parsers = self.parsers = choose_parsers(self._settings)
         self._environment = vllm_command.environment(
             os.environ, model=self._model, cpu=build.cpu, lora=self._settings.lora
         )
         self._environment[ADDRESS_VARIABLE] = self.capture_address
         self._environment.pop(SECRET_VARIABLE, None)  # nobody else can reach that folder
         return lambda port: vllm_command.command_line(
-            self._settings, port=port, cpu=build.cpu, traces_url=traces_url
+            self._settings, parsers=parsers, port=port, cpu=build.cpu, traces_url=traces_url
         )
 
     async def _launch(self) -> asyncio.subprocess.Process:

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
+
 from entrogate.errors import ConfigError
 
 _LARGEST_FILE = 256 * 2**20
@@ -28,24 +30,33 @@ def vocabulary_size(model: str) -> int | None:
     return None
 
 
-def token_ids(model: str, texts: Iterable[str]) -> dict[str, int] | None:
+def token_ids(model: str, texts: Iterable[str], *, fetch: bool = False) -> dict[str, int] | None:
     """The ids of those ``texts`` that are one token by themselves; None: no tokenizer at hand.
+
+    ``fetch``: the files of a model that vLLM will download anyway are downloaded now.
 
     Read from the added tokens and the vocabulary of tokenizer.json, else from the added tokens of
     tokenizer_config.json. Raises ConfigError for a file that cannot be read.
     """
-    known = _tokens(model)
+    known = _tokens(model, fetch=fetch)
     return None if known is None else {text: known[text] for text in texts if text in known}
 
 
-def _tokens(model: str) -> Mapping[str, int] | None:
-    tokenizer = _read(model, "tokenizer.json")
-    config = _read(model, "tokenizer_config.json")
+def _tokens(model: str, *, fetch: bool) -> Mapping[str, int] | None:
+    tokenizer = _read(model, "tokenizer.json", fetch=fetch)
+    config = _read(model, "tokenizer_config.json", fetch=fetch)
     if tokenizer is None and config is None:
         return None
     found: dict[str, int] = {}
     for each in _dicts((tokenizer or {}).get("added_tokens")):
         _note(found, each.get("content"), each.get("id"))
+    model_part = (tokenizer or {}).get("model")
+    vocabulary = (
+        cast("dict[str, Any]", model_part).get("vocab") if isinstance(model_part, dict) else None
+    )
+    if isinstance(vocabulary, dict):
+        for text, number in cast("dict[str, Any]", vocabulary).items():
+            _note(found, text, number)
     decoder = (config or {}).get("added_tokens_decoder")
     if isinstance(decoder, dict):
         for number, each in cast("dict[str, Any]", decoder).items():
@@ -64,8 +75,8 @@ def _note(found: dict[str, int], text: object, number: object) -> None:
         found.setdefault(text, number)
 
 
-def _read(model: str, name: str) -> dict[str, Any] | None:
-    path = _file(model, name)
+def _read(model: str, name: str, *, fetch: bool = False) -> dict[str, Any] | None:
+    path = _file(model, name) or (_fetched(model, name) if fetch else None)
     if path is None:
         return None
     try:
@@ -77,6 +88,19 @@ def _read(model: str, name: str) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ConfigError(f"cannot read {path}: want a JSON object")
     return cast("dict[str, Any]", content)
+
+
+def _fetched(model: str, name: str) -> Path | None:
+    """The file from the Hugging Face hub; None where it is not there, or nothing can be reached."""
+    if find_spec("huggingface_hub") is None or Path(model).expanduser().is_dir():
+        return None
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(model, name))
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError):
+        return None
 
 
 def _file(model: str, name: str) -> Path | None:

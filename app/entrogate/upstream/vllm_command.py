@@ -16,10 +16,12 @@ from pathlib import Path
 
 from entrogate.errors import ConfigError
 from entrogate.settings import ManagedSettings
+from entrogate.upstream.parsers import Parsers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SMALL_MODEL_BYTES = 100 * 2**20
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_FLAG_LINES = ("flags", "Features")  # on x86, and on Arm
 _INSTALL_HINT = (
     "vLLM is not installed in this Python environment ({python}). With an NVIDIA GPU:"
     " pip install 'entrogate[vllm]'; without: the CPU build of torch, then"
@@ -69,14 +71,18 @@ def check_model(model: str) -> None:
 
 
 def command_line(
-    settings: ManagedSettings, *, port: int, cpu: bool, traces_url: str | None = None
+    settings: ManagedSettings,
+    *,
+    parsers: Parsers,
+    port: int,
+    cpu: bool,
+    traces_url: str | None = None,
 ) -> list[str]:
     """The server's arguments; ``extra_args`` come last, and of two equal flags the last wins.
 
     On a CPU vLLM 0.32 dies of a request with a seed whose prompt it reads in pieces ("CPU Generator
     does not use offset"), so there it reads prompts whole. A CPU without bfloat16 units emulates
-    them: there a small model runs in float32, which holds its weights exactly and took half the
-    time.
+    them: there every model runs in float32, which holds its weights exactly and took half the time.
     """
     if settings.model is None:
         raise ValueError("a managed vLLM needs settings.model")
@@ -86,12 +92,13 @@ def command_line(
     command += ["--host", "127.0.0.1", "--port", str(port)]
     if settings.served_model_name is not None:
         command += ["--served-model-name", settings.served_model_name]
-    command += ["--enable-auto-tool-choice", "--tool-call-parser", settings.tool_call_parser]
-    if settings.reasoning_parser is not None:
-        command += ["--reasoning-parser", settings.reasoning_parser]
+    if parsers.tool_calls.name is not None:
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", parsers.tool_calls.name]
+    if parsers.reasoning.name is not None:
+        command += ["--reasoning-parser", parsers.reasoning.name]
     if cpu:
         command += ["--enforce-eager", "--max-num-seqs", "32", "--no-enable-chunked-prefill"]
-        if _is_small(path) and not _multiplies_bfloat16():
+        if not _multiplies_bfloat16():
             command += ["--dtype", "float32"]
     if settings.lora:  # two at a time: a canary beside the version that was promoted
         command += ["--enable-lora", "--max-loras", "2"]
@@ -131,7 +138,9 @@ def _is_small(folder: Path) -> bool:
 def _multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Does the CPU say that it has bfloat16 instructions (x86: AVX-512 or AMX; Arm: bf16)?"""
     try:
-        flags = cpuinfo.read_text(encoding="utf-8", errors="replace").split()
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+    names = (line.partition(":") for line in text.splitlines())
+    flags = {f for name, _, said in names if name.strip() in _FLAG_LINES for f in said.split()}
     return not _BFLOAT16_FLAGS.isdisjoint(flags)

@@ -7,6 +7,11 @@ import pytest
 from entrogate.errors import ConfigError
 from entrogate.settings import ManagedSettings
 from entrogate.upstream import vllm_command
+from entrogate.upstream.parsers import Parser, Parsers
+
+PARSERS = Parsers(
+    reasoning=Parser(name="qwen3", why="set"), tool_calls=Parser(name="hermes", why="set")
+)
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def test_command_line_on_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> No
     settings = ManagedSettings(
         model=str(model), served_model_name="almanac", extra_args=("--max-model-len", "2048")
     )
-    assert vllm_command.command_line(settings, port=8123, cpu=True) == [
+    assert vllm_command.command_line(settings, parsers=PARSERS, port=8123, cpu=True) == [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(model), "--host", "127.0.0.1", "--port", "8123",
         "--served-model-name", "almanac",
@@ -34,7 +39,7 @@ def test_command_line_on_cpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]  # fmt: skip
 
 
-def test_a_small_model_runs_in_float32_where_bfloat16_is_emulated(
+def test_a_model_runs_in_float32_where_bfloat16_is_emulated(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dtype(folder: str, flags: str) -> list[str]:
@@ -44,33 +49,35 @@ def test_a_small_model_runs_in_float32_where_bfloat16_is_emulated(
         monkeypatch.setattr(vllm_command, "_multiplies_bfloat16", lambda: has)
         settings = ManagedSettings(model=folder)
         try:
-            command = vllm_command.command_line(settings, port=1, cpu=True)
+            command = vllm_command.command_line(settings, parsers=PARSERS, port=1, cpu=True)
         finally:
             monkeypatch.undo()
         return command[command.index("--dtype") :] if "--dtype" in command else []
 
     assert dtype(str(model), "avx512f") == ["--dtype", "float32"]
     assert dtype(str(model), "avx512_bf16") == []
-    assert dtype("org/name", "avx512f") == []
+    assert dtype("org/name", "avx512f") == ["--dtype", "float32"]
+    assert dtype("org/name", "amx_bf16") == []
+    assert dtype("org/name", "\nmodel name : bf16 x") == ["--dtype", "float32"]
+    assert dtype("org/name", "\nFeatures : fp asimd bf16") == []
 
 
 def test_command_line_on_gpu_leaves_the_engine_its_defaults() -> None:
-    settings = ManagedSettings(model="org/name", reasoning_parser=None)
-    command = vllm_command.command_line(settings, port=1, cpu=False)
+    settings = ManagedSettings(model="org/name")
+    command = vllm_command.command_line(settings, parsers=PARSERS, port=1, cpu=False)
     assert "--enforce-eager" not in command
-    assert "--reasoning-parser" not in command
     assert command[command.index("--model") + 1] == "org/name"
 
 
 def test_lora_is_switched_on_together_with_loading_at_run_time() -> None:
     settings = ManagedSettings(model="org/name", lora=True, max_lora_rank=32)
-    command = vllm_command.command_line(settings, port=1, cpu=False)
+    command = vllm_command.command_line(settings, parsers=PARSERS, port=1, cpu=False)
     at = command.index("--enable-lora")
     assert command[at:] == ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "32"]
     made = vllm_command.environment({}, model="org/name", cpu=False, lora=True)
     assert made["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     assert "--enable-lora" not in vllm_command.command_line(
-        ManagedSettings(model="org/name"), port=1, cpu=False
+        ManagedSettings(model="org/name"), parsers=PARSERS, port=1, cpu=False
     )
     plain = vllm_command.environment({}, model="org/name", cpu=False)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in plain
@@ -79,10 +86,12 @@ def test_lora_is_switched_on_together_with_loading_at_run_time() -> None:
 def test_a_server_of_ours_sends_its_traces_where_ours_go() -> None:
     settings = ManagedSettings(model="a/b")
     command = vllm_command.command_line(
-        settings, port=1, cpu=False, traces_url="http://c/v1/traces"
+        settings, parsers=PARSERS, port=1, cpu=False, traces_url="http://c/v1/traces"
     )
     assert command[-2:] == ["--otlp-traces-endpoint", "http://c/v1/traces"]
-    assert "--otlp-traces-endpoint" not in vllm_command.command_line(settings, port=1, cpu=False)
+    assert "--otlp-traces-endpoint" not in vllm_command.command_line(
+        settings, parsers=PARSERS, port=1, cpu=False
+    )
     variables = vllm_command.environment({}, model="a/b", cpu=False)
     assert variables["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
     assert variables["OTEL_SERVICE_NAME"] == "vllm"
@@ -123,3 +132,15 @@ def test_check_model_refuses_a_missing_path_and_a_file(model: Path) -> None:
         vllm_command.check_model("/no/such/folder")
     with pytest.raises(ConfigError, match="is a file"):
         vllm_command.check_model(str(model / "config.json"))
+
+
+def test_no_parser_is_no_flag() -> None:
+    none = Parser(name=None, why="set")
+    command = vllm_command.command_line(
+        ManagedSettings(model="org/name"),
+        parsers=Parsers(reasoning=none, tool_calls=none),
+        port=1,
+        cpu=False,
+    )
+    for flag in ("--reasoning-parser", "--tool-call-parser", "--enable-auto-tool-choice", "none"):
+        assert flag not in command
