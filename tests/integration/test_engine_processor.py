@@ -141,11 +141,16 @@ def socket(address: str, processor: EntrogateProcessor) -> Generator[zmq.Socket]
     made.close(linger=0)
 
 
-def received(socket: zmq.Socket, patience_ms: int = 200) -> dict[str, list[Any]]:
-    """Per request key: the tokens of all its streams, and whether it ended as counted."""
+def received(
+    socket: zmq.Socket, patience_ms: int = 200, until: str | None = None
+) -> dict[str, list[Any]]:
+    """Per request key: the tokens of all its streams, and whether it ended as counted.
+
+    Of what comes within the patience; with ``until``, no more than up to the end of that request.
+    """
     names: dict[int, str] = {}
     found: dict[str, list[Any]] = {}
-    while socket.poll(patience_ms):
+    while found.get(until or "", [None])[-1] is None and socket.poll(patience_ms):
         message: Message = decode(socket.recv_multipart()[1])
         for began in message.began:
             names[began.stream] = began.request
