@@ -67,6 +67,8 @@ async def sample(gateway: Gateway) -> dict[str, Any]:
         "open_files": gateway.open_files(),
         "tasks": await gateway.metric("entrogate_tasks"),
         "turns": await gateway.metric("entrogate_turns_total"),
+        "gaps": await gateway.metric("entrogate_capture_gaps_total"),
+        "malformed": await gateway.metric("entrogate_capture_malformed_total"),
     }
 
 
@@ -79,12 +81,25 @@ async def prune(store_url: str, every_seconds: float) -> None:
 
 
 async def soak(
-    folder: Path, store_url: str, *, minutes: float, clients: int, say: Any = print
+    folder: Path,
+    store_url: str,
+    *,
+    minutes: float,
+    clients: int,
+    engine: bool = True,
+    say: Any = print,
 ) -> list[dict[str, Any]]:
-    """What was seen every ten seconds; the last one is taken after the load has ended."""
+    """What was seen every ten seconds; the last one is taken after the load has ended.
+
+    ``engine``: turns are captured exactly, by the upstream's engine side.
+    """
     port = free_port()
+    captures = f"ipc://{folder}/captures" if engine else "off"
     upstream = child(
-        ("entrogate_lab.bench.upstream", "--port", str(port)),
+        (
+            "entrogate_lab.bench.upstream",
+            *("--port", str(port), *(("--captures", captures) if engine else ())),
+        ),
         url=f"http://127.0.0.1:{port}",
         ready="/health",
         log=folder / "upstream.log",
@@ -93,6 +108,7 @@ async def soak(
     with upstream:
         async with Gateways(folder).running(
             upstream__url=f"http://127.0.0.1:{port}",
+            upstream__capture=captures,
             store__url=store_url,
             store__head_cache=HEADS,
             gate__policy=policy,
@@ -132,6 +148,8 @@ def verdict(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "minutes": length,
         "turns": under_load[-1]["turns"],
+        "gaps": under_load[-1]["gaps"],
+        "malformed": under_load[-1]["malformed"],
         "resident_mib_early": round(mean[0], 1),
         "resident_mib_late": round(mean[1], 1),
         "growth": round(mean[1] / mean[0] - 1, 4),
@@ -146,11 +164,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--store", help="default: an SQLite file in a temporary folder")
+    parser.add_argument("--log-probs", action="store_true", help="capture by log-probs instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="entrogate-soak-") as name:
         url = options.store or f"sqlite:///{name}/store.db"
         samples = asyncio.run(
-            soak(Path(name), url, minutes=options.minutes, clients=options.clients)
+            soak(
+                Path(name),
+                url,
+                minutes=options.minutes,
+                clients=options.clients,
+                engine=not options.log_probs,
+            )
         )
     print(json.dumps(verdict(samples)))
 

@@ -15,13 +15,23 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
-from tests.integration.harness import CHAT, SURE, ask, calling, events, message_of, policy_file
+from tests.integration.harness import (
+    CHAT,
+    SURE,
+    ask,
+    calling,
+    events,
+    eventually,
+    message_of,
+    policy_file,
+)
 
-ANSWERS = 10_000 if os.environ.get("E2E_FULL") == "1" else 600
+ANSWERS = 10_000 if os.environ.get("E2E_FULL") == "1" else 400  # of each kind of capture
 BATCH = 16
 JUNK: tuple[Any, ...] = (
     None, True, -1, 0, 2**70, 1e308, -0.0, "", "x" * 5000, "\ud800", "\0", [], {}, [[]],
@@ -147,6 +157,13 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 )  # fmt: skip
 
 
+@pytest_asyncio.fixture(params=[False, True], ids=["log-probs", "engine"])
+async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[ScriptedUpstream]:
+    """Captured by log-probs, and exactly: by the engine, whose messages are not damaged."""
+    async with ScriptedUpstream(engine=request.param) as server:
+        yield server
+
+
 @pytest.fixture
 async def damage(upstream: ScriptedUpstream) -> AsyncIterator[Damage]:
     async with Damage(upstream.url) as between:
@@ -154,10 +171,15 @@ async def damage(upstream: ScriptedUpstream) -> AsyncIterator[Damage]:
 
 
 async def test_damaged_answers(
-    damage: Damage, start: Start, folder: Any, caplog: pytest.LogCaptureFixture
+    upstream: ScriptedUpstream,
+    damage: Damage,
+    start: Start,
+    folder: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     policy = policy_file(folder, defaults={"threshold": 1.5, "on_repeat": "replay"})
-    gateway = await start(damage.url, policy=policy, upstream={"read_timeout_seconds": 20})
+    settings = {"read_timeout_seconds": 20, "capture": upstream.captures}
+    gateway = await start(damage.url, policy=policy, upstream=settings)
     bodies = [
         ask(calling("Ada", confidence=SURE), {"content": "Then without."}),
         ask(calling("Ada", "Bo")),
@@ -186,5 +208,9 @@ async def test_damaged_answers(
     assert message_of(await gateway.chat(bodies[2]))["content"].strip() == "Plain text."
     _, stream = await gateway.stream(bodies[1])
     assert events(stream)
+    channel = gateway.gateway.channel
+    if channel is not None:
+        await eventually(lambda: not channel._requests and not channel._streams)
+        assert channel.malformed == 0
     assert await gateway.metric("entrogate_requests_in_flight") == 0
     assert await gateway.metric("entrogate_store_errors_total") == 0

@@ -40,12 +40,16 @@ UNDESCRIBED = ("/ui", "/docs", "/openapi.json")  # pages for people
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
-    """A gateway on the scripted upstream, by what it says of itself."""
+    """A gateway on the scripted upstream, which captures, by what it says of itself."""
     folder = tmp_path_factory.mktemp("api")
+    captures = f"ipc://{folder}/captures"
     upstream, gateway = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     with (
         child(
-            ("entrogate_lab.bench.upstream", "--port", upstream.rpartition(":")[2]),
+            (
+                "entrogate_lab.bench.upstream",
+                *("--port", upstream.rpartition(":")[2], "--captures", captures),
+            ),
             url=upstream,
             ready="/health",
             log=folder / "upstream.log",
@@ -57,6 +61,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseSchema]:
             log=folder / "gateway.log",
             environment={
                 "ENTROGATE_STORE__URL": f"sqlite:///{folder}/store.db",
+                "ENTROGATE_UPSTREAM__CAPTURE": captures,
                 "ENTROGATE_GATE__POLICY": "balanced",
                 "ENTROGATE_GATE__ALLOW_MODE_HEADER": "true",
             },

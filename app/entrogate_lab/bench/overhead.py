@@ -23,6 +23,8 @@ from entrogate_lab.bench.processes import child, cpu_seconds, free_port
 from entrogate_lab.bench.script import script
 
 DIRECT, PASSTHROUGH, ENTROGATE = "direct", "passthrough", "entrogate"
+EXACT = "exact"  # the gateway that gets its captures from the engine
+_ALL = (DIRECT, PASSTHROUGH, ENTROGATE, EXACT)
 STREAM_TOKENS = 64  # with the role event and [DONE]: 66 events
 _PROMPTS = 32
 
@@ -150,7 +152,7 @@ def report(rounds: Rounds) -> dict[str, Any]:
         name: {
             s.name: _summary(rounds.of(s.name, name)) for s in SCENARIOS if rounds.of(s.name, name)
         }
-        for name in (DIRECT, PASSTHROUGH, ENTROGATE)
+        for name in _ALL
     }
     ratios = {
         s.name: _paired(rounds, s.name, ENTROGATE, DIRECT, lambda m: m.per_second)
@@ -164,6 +166,13 @@ def report(rounds: Rounds) -> dict[str, Any]:
     result["ttft_added_ms_p50_alone"] = _added(rounds, "stream_c1", "ttft", 50)
     events = [c for m in rounds.of("stream_c16", ENTROGATE) if (c := m.cpu_per_event) is not None]
     result["cpu_us_per_chunk"] = round(1e6 * statistics.median(events), 2) if events else None
+    result["exact_throughput_ratio_by_scenario"] = {
+        s.name: _paired(rounds, s.name, EXACT, DIRECT, lambda m: m.per_second) for s in SCENARIOS
+    }
+    result["exact_cpu_ratio_by_scenario"] = {
+        s.name: _paired(rounds, s.name, EXACT, PASSTHROUGH, lambda m: m.cpu_per_request)
+        for s in SCENARIOS
+    }
     per_request = {
         s.name: _paired(rounds, s.name, ENTROGATE, PASSTHROUGH, lambda m: m.cpu_per_request)
         for s in SCENARIOS
@@ -222,14 +231,18 @@ def _added(rounds: Rounds, scenario: str, name: str, percent: int) -> float | No
 
 @contextmanager
 def own_targets(policy: str) -> Generator[tuple[list[Target], str]]:
-    """Start upstream, pass-through and gateway (recording to SQLite) as separate processes."""
+    """Start upstream, pass-through and gateways (recording to SQLite) as separate processes.
+
+    One gateway captures by log-probs, one exactly, by the upstream's engine side.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="entrogate-bench-")))
-        urls = [f"http://127.0.0.1:{free_port()}" for _ in range(3)]
+        urls = [f"http://127.0.0.1:{free_port()}" for _ in range(4)]
         ports = [url.rsplit(":", 1)[1] for url in urls]
+        captures = f"ipc://{folder / 'captures'}"
         stack.enter_context(
             child(
-                ("entrogate_lab.bench.upstream", "--port", ports[0]),
+                ("entrogate_lab.bench.upstream", "--port", ports[0], "--captures", captures),
                 url=urls[0],
                 ready="/health",
                 log=folder / "upstream.log",
@@ -243,25 +256,29 @@ def own_targets(policy: str) -> Generator[tuple[list[Target], str]]:
                 log=folder / "passthrough.log",
             )
         )
-        settings = {
-            "ENTROGATE_UPSTREAM__URL": urls[0],
-            "ENTROGATE_STORE__URL": f"sqlite:///{folder / 'bench.db'}",
-            "ENTROGATE_GATE__POLICY": policy,
-        }
-        gateway = stack.enter_context(
-            child(
-                ("entrogate", "serve", "--port", ports[2]),
-                url=urls[2],
-                ready="/ready",
-                log=folder / "gateway.log",
-                environment=settings,
+        gateways = {
+            name: stack.enter_context(
+                child(
+                    ("entrogate", "serve", "--port", ports[place]),
+                    url=urls[place],
+                    ready="/ready",
+                    log=folder / f"{name}.log",
+                    environment={
+                        "ENTROGATE_UPSTREAM__URL": urls[0],
+                        "ENTROGATE_UPSTREAM__CAPTURE": capture,
+                        "ENTROGATE_STORE__URL": f"sqlite:///{folder / name}.db",
+                        "ENTROGATE_GATE__POLICY": policy,
+                    },
+                )
             )
-        )
+            for place, name, capture in ((2, ENTROGATE, "off"), (3, EXACT, captures))
+        }
         yield (
             [
                 Target(name=DIRECT, url=urls[0]),
                 Target(name=PASSTHROUGH, url=urls[1], pid=bare.pid),
-                Target(name=ENTROGATE, url=urls[2], pid=gateway.pid),
+                Target(name=ENTROGATE, url=urls[2], pid=gateways[ENTROGATE].pid),
+                Target(name=EXACT, url=urls[3], pid=gateways[EXACT].pid),
             ],
             "scripted",
         )
@@ -282,7 +299,7 @@ def table(result: dict[str, Any]) -> str:
     )
     lines = ["{:<10} {:<12} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}".format(*head)]
     for scenario in SCENARIOS:
-        for target in (DIRECT, PASSTHROUGH, ENTROGATE):
+        for target in _ALL:
             row = result[target].get(scenario.name)
             if row is not None:
                 cells = [_cell(value) for value in row.values()]
@@ -295,6 +312,8 @@ def table(result: dict[str, Any]) -> str:
     names += ("cpu_us_per_chunk", "cpu_ratio_per_request", "cpu_ratio_per_event")
     lines += [f"{name:<24} {_cell(result[name])}" for name in names]
     lines.append(f"CPU against pass-through {result['cpu_ratio_by_scenario']}")
+    lines.append(f"  exact                  {result['exact_cpu_ratio_by_scenario']}")
+    lines.append(f"exact, throughput        {result['exact_throughput_ratio_by_scenario']}")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from entrogate_lab.bench import dialect
+from entrogate_lab.bench.engine_side import Captured
 from entrogate_lab.bench.script import Step
 
 HEADERS = {"Server": "uvicorn", "Vary": "Origin"}
@@ -18,11 +19,12 @@ _GARBAGE = b"<html>not what you asked for</html>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A rendered answer: events of a stream, or one body."""
+    """A rendered answer: events of a stream, or one body; and what the engine side sends of it."""
 
     parts: list[bytes]
     step: Step
     stream: bool
+    captured: tuple[Captured, ...] = ()
 
 
 async def send(request: web.Request, answer: Answer, go_on: asyncio.Event) -> web.StreamResponse:

@@ -19,21 +19,19 @@ from typing import Any, Self, cast
 
 from aiohttp import web
 
+from entrogate.engine.arguments import Asked
 from entrogate_lab.bench import dialect
+from entrogate_lab.bench.engine_side import Captured, EngineSide, capture_turns, split_request
+from entrogate_lab.bench.prompts import position_in, render_message
 from entrogate_lab.bench.refusals import invalid_json, lora_refusal, refusal
 from entrogate_lab.bench.script import (
     CALL,
-    CALL_END,
     END,
     START,
-    THINK,
-    THINK_END,
-    Choices,
     Step,
+    Turn,
     Vocabulary,
-    choices_of,
     generate,
-    parse_script,
 )
 from entrogate_lab.bench.sending import HEADERS, Answer, json_response, send
 
@@ -69,8 +67,14 @@ class ScriptedUpstream:
         max_model_len: int = 8192,
         api_key: str | None = None,
         max_lora_rank: int | None = 16,
+        engine: bool = False,
+        captures: str | None = None,
     ) -> None:
-        """``max_lora_rank`` None: a server that was started without LoRA."""
+        """``max_lora_rank`` None: a server that was started without LoRA.
+
+        ``engine``: it captures and gates as a vLLM with the plugin does, and sends to the address
+        ``captures`` (default: one of its own, which the attribute then holds).
+        """
         self.stats = Stats()
         self.url = ""
         self.refuse_completions = False  # answers /v1/completions with an error of the engine
@@ -83,9 +87,15 @@ class ScriptedUpstream:
         self._vocabulary = Vocabulary()
         self._rendered: dict[tuple[str, bytes], Answer] = {}
         self._runner: web.AppRunner | None = None
+        self._has_engine = engine or captures is not None
+        self._engine: EngineSide | None = None
+        self.captures = captures or "off"
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; port 0 takes a free one."""
+        if self._has_engine and self._engine is None:
+            self._engine = EngineSide(None if self.captures == "off" else self.captures)
+            self.captures = self._engine.address
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self._generate)
         app.router.add_post("/v1/completions", self._generate)
@@ -111,6 +121,9 @@ class ScriptedUpstream:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -130,7 +143,14 @@ class ScriptedUpstream:
         if self.refuse_completions and request.path == "/v1/completions":
             error = dialect.error_body("EngineCore died", "InternalServerError", 500)
             return json_response(error, 500)
-        answer = self._rendered.get((request.path, raw))
+        asked: Asked | None = None
+        key = (request.path, raw)
+        try:
+            if self._engine is not None:
+                key, asked = split_request(request.path, raw)
+        except ValueError as error:
+            return json_response(dialect.error_body(str(error), "BadRequestError", 400), 400)
+        answer = self._rendered.get(key)
         if answer is None:
             try:
                 answer = self._answer(request.path, raw)
@@ -141,15 +161,23 @@ class ScriptedUpstream:
                 return answer
             if len(self._rendered) >= _RENDERED_LIMIT:
                 self._rendered.pop(next(iter(self._rendered)))
-            self._rendered[request.path, raw] = answer
+            self._rendered[key] = answer
         self.stats.open += 1
+        following = None
+        if self._engine is not None and asked is not None:
+            following = self._engine.begin(asked, answer.captured, answer.step)
+        whole = False
         try:
-            return await send(request, answer, self.go_on)
+            response = await send(request, answer, self.go_on)
+            whole = True
+            return response
         except (asyncio.CancelledError, ConnectionResetError):
             self.stats.aborted += 1
             raise
         finally:
             self.stats.open -= 1
+            if self._engine is not None and following is not None:
+                self._engine.end(following, whole=whole)
 
     def _unauthorised(self, request: web.Request) -> web.Response | None:
         expected = self._api_key
@@ -173,7 +201,7 @@ class ScriptedUpstream:
         if refused is not None:
             return json_response(refused.body, refused.status)
         prompt = self._chat_prompt(body) if chat else self._plain_prompt(body)
-        choices, partial = _position(prompt)
+        choices, partial = position_in(prompt)
         masked = self._masked(body)
         wish = dialect.Wish.of(body, chat=chat)
         parse_calls = chat and bool(body.get("tools")) and body.get("tool_choice") != "none"
@@ -195,6 +223,21 @@ class ScriptedUpstream:
         step = turns[0].step
         wish = _withhold(wish, step)
         prompt_ids = self._vocabulary.encode(prompt)
+        measured: tuple[Captured, ...] = ()
+        if self._engine is not None:
+
+            def masked_on(kept: str, count: int) -> Turn:
+                left = None if limit is None else limit - count
+                return generate(
+                    step,
+                    self._vocabulary,
+                    parse_calls=parse_calls,
+                    masked=True,
+                    partial=partial + kept,
+                    limit=left,
+                )
+
+            turns, measured = capture_turns(body, turns, prompt_ids, self._vocabulary, masked_on)
         model = str(body.get("model") or self._model)
         renderer = dialect.Renderer(wish, self._vocabulary, model=model, prompt=prompt_ids)
         if step.fault == "plain_error":
@@ -208,9 +251,9 @@ class ScriptedUpstream:
             events = renderer.chat_events(turns) if chat else renderer.completion_events(turns)
             if step.fault == "lost_token":
                 del events[len(events) // 2]
-            return Answer(parts=events, step=step, stream=True)
+            return Answer(parts=events, step=step, stream=True, captured=measured)
         whole = renderer.chat_body(turns) if chat else renderer.completion_body(turns)
-        return Answer(parts=[whole], step=step, stream=False)
+        return Answer(parts=[whole], step=step, stream=False, captured=measured)
 
     def _masked(self, body: dict[str, Any]) -> bool:
         bias = cast("dict[str, float]", body.get("logit_bias") or {})
@@ -219,7 +262,7 @@ class ScriptedUpstream:
 
     def _chat_prompt(self, body: dict[str, Any]) -> str:
         parts = [f"{START}system\n{json.dumps(t)}{END}\n" for t in body.get("tools") or ()]
-        parts += [_render_message(message) for message in body["messages"]]
+        parts += [render_message(message) for message in body["messages"]]
         if body.get("continue_final_message"):
             return "".join(parts).removesuffix(f"{END}\n")
         return "".join(parts) + f"{START}assistant\n"
@@ -312,40 +355,10 @@ def _withhold(wish: dialect.Wish, step: Step) -> dialect.Wish:
     return replace(wish, token_ids=False) if step.fault == "no_token_ids" else wish
 
 
-def _render_message(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in cast("list[dict[str, Any]]", content))
-    role = message["role"]
-    if role == "tool":
-        return f"{START}user\n<tool_response>\n{content}\n</tool_response>{END}\n"
-    if role != "assistant":
-        return f"{START}{role}\n{content}{END}\n"
-    reasoning = message.get("reasoning")
-    head = f"{THINK}{reasoning}{THINK_END}\n\n" if reasoning else ""
-    body = content.lstrip("\n")
-    calls = [call["function"] for call in message.get("tool_calls") or ()]
-    blocks = [
-        f'{CALL}\n{{"name": "{call["name"]}", "arguments": {call["arguments"]}}}\n{CALL_END}'
-        for call in calls
-    ]
-    between = "\n" if body and blocks and not body.endswith("\n") else ""
-    return f"{START}assistant\n{head}{body}{between}" + "\n".join(blocks) + f"{END}\n"
-
-
-def _position(prompt: str) -> tuple[Choices, str]:
-    """The step that comes next in ``prompt``, and what of it is already there."""
-    opening = f"{START}assistant\n"
-    users = prompt.rfind("script:")
-    after = prompt[max(users, 0) :]
-    turns = after.split(opening)
-    partial = turns[-1] if len(turns) > 1 else ""
-    message = after.split(END, 1)[0]
-    return choices_of(parse_script(message), max(0, len(turns) - 2)), partial
-
-
 async def _serve(arguments: argparse.Namespace) -> None:
-    upstream = ScriptedUpstream(model=arguments.model, api_key=arguments.api_key)
+    upstream = ScriptedUpstream(
+        model=arguments.model, api_key=arguments.api_key, captures=arguments.captures
+    )
     await upstream.start(port=arguments.port)
     sys.stdout.write(f"{upstream.url}\n")
     sys.stdout.flush()
@@ -358,6 +371,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", default="scripted")
     parser.add_argument("--api-key", default=None)
+    parser.add_argument("--captures", help="capture and gate as with the plugin, and send there")
     try:
         import uvloop
 
