@@ -18,7 +18,6 @@ from tests.integration.harness import (
     SURE,
     TOOLS,
     UNSURE,
-    Running,
     ask,
     calling,
     events,
@@ -343,19 +342,17 @@ async def test_choices_are_gated_one_by_one(start: Start, folder: Path, stream: 
     assert messages[2]["content"] == "Cy."
 
 
-async def test_policy_replay_gives_the_same_decisions(
-    gateway: Running, start: Start, folder: Path
-) -> None:
+async def test_policy_replay_gives_the_same_decisions(start: Start, folder: Path) -> None:
     """Every stored decision follows again from its features and its policy."""
     policy = {**BY_ENTROPY, "mode": "explore", "explore": {"epsilon": 0.5}}
-    other = await start(policy=policy_file(folder, **policy))
+    gateway = await start(policy=policy_file(folder, **policy), gate={"allow_mode_header": True})
     for confidence in (SURE, UNSURE, 0.6):
-        for which in (gateway, other):
+        for mode in ("observe", "explore"):
             body = ask(calling("Ada", confidence=confidence), calling("Ada"))
-            first = await which.chat(body)
+            first = await gateway.chat(body, x_entrogate_mode=mode)
             message = message_of(first)
             if "tool_calls" in message:
-                await which.chat(follow_up(body, message, "found"))
+                await gateway.chat(follow_up(body, message, "found"), x_entrogate_mode=mode)
     from click.testing import CliRunner
 
     from entrogate.cli import command_line

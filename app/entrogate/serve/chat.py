@@ -35,7 +35,7 @@ from entrogate.turn.state import Leg, Turn
 from entrogate.turn.stream import StreamForm
 from entrogate.types import TurnHead
 from entrogate.wire.errors import describe
-from entrogate.wire.history import earlier_calls
+from entrogate.wire.history import CallHistory
 from entrogate.wire.recorded import is_recorded
 from entrogate.wire.request import ChatRequest, parse_chat
 
@@ -103,7 +103,7 @@ async def _turn(
 ) -> Turn:
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
-    earlier = earlier_calls(parsed.messages)
+    earlier = CallHistory.of(parsed.messages)
     tenant, recorded = caller.tenant, is_recorded(parsed.recorded, headers)
     if recorded:
         linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)

@@ -31,6 +31,7 @@ class Choice:
         self.calls = CallAccumulator()
         self.content: list[str] = []
         self.reasoning: list[str] = []
+        self.refusal: list[str] = []
         self.finish_reason: str | None = None
         self._call_ids: dict[int, str] = {}
 
@@ -44,6 +45,8 @@ class Choice:
         thought = message.thought
         if thought is not None:
             self.reasoning.append(thought)
+        if message.refusal is not None:
+            self.refusal.append(message.refusal)
         if message.tool_calls:
             feed = self.calls.feed_whole if whole else self.calls.feed
             feed(message.tool_calls)
@@ -77,6 +80,8 @@ class Choice:
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if self.reasoning:
             message["reasoning"] = "".join(self.reasoning)
+        if self.refusal:
+            message["refusal"] = "".join(self.refusal)
         proposed = self.proposed() if calls else []
         if proposed:
             message["tool_calls"] = [

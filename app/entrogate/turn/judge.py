@@ -17,7 +17,7 @@ from entrogate.segments.spans import Markers, call_gap, find_spans, reasoning_ra
 from entrogate.turn.choice import Choice, ProposedCall
 from entrogate.turn.ids import mint
 from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats, Span
-from entrogate.wire.history import EarlierCall, call_key
+from entrogate.wire.history import CallHistory, call_key
 
 UNSAMPLED = "(unsampled)"  # stands for the name of a tool that the engine never let be named
 _LIKELY = 0.5  # from here on a masked tool-call token counts as a suppressed call
@@ -31,7 +31,7 @@ class Judge:
     mode: Mode
     markers: Markers
     tool_choice: str
-    earlier: list[EarlierCall]
+    earlier: CallHistory
     starts_in_reasoning: bool = False
     can_suppress: bool = True
     can_replay: bool = True
@@ -103,7 +103,7 @@ class Judge:
         self, choice: Choice, tools: list[str], blank_ids: frozenset[int], *, may_force: bool
     ) -> GateNumbers | None:
         """The policy as the gate in the engine needs it for a call of any of ``tools``."""
-        offered = [self._features(choice, _unsampled(tool), None, 1) for tool in tools]
+        offered = [self._features(choice, _unsampled(tool, ""), None, 1) for tool in tools]
         return compile_gate(
             self.policy,
             self.mode,
@@ -129,7 +129,7 @@ class Judge:
         segment = segment_stats(
             choice.tokens.capture(), reasoning_ranges(spans), decision_at=gated.position
         )
-        call = _unsampled(tools[0])
+        call = _unsampled(tools[0], mint("call"))
         features = self._features(choice, call, segment, 1)
         decision = decide_turn(self.policy, self.mode, [features])[0]
         self.seconds += time.perf_counter() - started
@@ -202,16 +202,16 @@ class Judge:
         complete: bool = False,
     ) -> Features:
         key = call_key(call.name, call.arguments) if complete else None
-        same = [e for e in self.earlier if e.key == key]
+        known = None if key is None else self.earlier.result_for(key)
         return Features(
             tool=call.name,
             segment=segment,
             capture_complete=choice.tokens.gap is None,
             tool_choice=self.tool_choice,
-            repeats=len(same),
-            replayable=self.can_replay and any(e.result is not None for e in same),
+            repeats=0 if key is None else self.earlier.repeats(key),
+            replayable=self.can_replay and known is not None,
             calls_before=len(self.earlier),
-            tool_calls_before=sum(e.name == call.name for e in self.earlier),
+            tool_calls_before=self.earlier.count(call.name),
             parallel_calls=parallel_calls,
             replays_in_turn=self.replays,
             draw=self.draws[choice.index],
@@ -220,9 +220,9 @@ class Judge:
         )
 
 
-def _unsampled(tool: str) -> ProposedCall:
+def _unsampled(tool: str, call_id: str) -> ProposedCall:
     """Stands for a call of ``tool`` of which no token was sampled."""
-    return ProposedCall(index=0, call_id=mint("call"), name=tool)
+    return ProposedCall(index=0, call_id=call_id, name=tool)
 
 
 def _is_object(arguments: str) -> bool:

@@ -7,15 +7,15 @@ minted; a fingerprint of the message history; else a new trajectory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from entrogate.access import belongs, qualified, unqualified
 from entrogate.errors import RequestError, StoreError
-from entrogate.turn.ids import CALL_PREFIX, mint
+from entrogate.turn.ids import mint
 from entrogate.types import ToolResult, TurnHead
-from entrogate.wire.history import EarlierCall, fingerprint, last_assistant
+from entrogate.wire.history import CallHistory, fingerprint, is_minted, last_assistant
 from entrogate.wire.request import ChatRequest
 
 TRAJECTORY_HEADER = "x-entrogate-trajectory-id"
@@ -26,7 +26,7 @@ _ID = re.compile(r"[A-Za-z0-9_.:\-]{1,128}")
 class Heads(Protocol):
     """What linkage asks of the store."""
 
-    async def head_of_call(self, call_id: str) -> TurnHead | None: ...
+    async def heads_of_calls(self, call_ids: Sequence[str]) -> list[TurnHead]: ...
     async def head_of_fingerprint(self, fingerprint: bytes) -> TurnHead | None: ...
     async def head_of_trajectory(self, trajectory_id: str) -> TurnHead | None: ...
     async def is_erased(self, trajectory_id: str) -> bool: ...
@@ -49,7 +49,7 @@ async def link(
     heads: Heads,
     request: ChatRequest,
     headers: Mapping[str, str],
-    earlier: list[EarlierCall],
+    earlier: CallHistory,
     *,
     follows: TurnHead | None = None,
     tenant: str = "",
@@ -87,36 +87,33 @@ def unlinked(tenant: str) -> Link:
     return Link(trajectory_id=qualified(tenant, mint("traj")), task_id=None, parent=None)
 
 
-def new_results(parent: TurnHead | None, earlier: list[EarlierCall]) -> tuple[ToolResult, ...]:
+def new_results(parent: TurnHead | None, earlier: CallHistory) -> tuple[ToolResult, ...]:
     """The results that this request brings for calls of ours: those of the last calling turn."""
     if parent is None or not earlier:
         return ()
+    last = earlier.calls[-1].turn
     return tuple(
         ToolResult(call_id=call.call_id, content=call.result)
         for call in earlier
-        if call.turn == earlier[-1].turn
-        and call.result is not None
-        and call.call_id.startswith(CALL_PREFIX)
+        if call.turn == last and call.result is not None and is_minted(call.call_id)
     )
 
 
 async def _parent_by_history(
-    heads: Heads, request: ChatRequest, earlier: list[EarlierCall], tenant: str
+    heads: Heads, request: ChatRequest, earlier: CallHistory, tenant: str
 ) -> TurnHead | None:
     """The turn that wrote the last assistant message: by its call ids, else by what was said."""
     last = last_assistant(request.messages)
     if last is None:
         return None
     said = fingerprint(request.messages[: last + 1], tenant)
-    if not earlier or earlier[-1].turn != last:
+    if not earlier or earlier.calls[-1].turn != last:
         head = await heads.head_of_fingerprint(said)
         if head is not None:
             return head
-    for call in reversed(earlier):
-        if call.call_id.startswith(CALL_PREFIX):
-            head = await heads.head_of_call(call.call_id)
-            if head is not None and belongs(head.trajectory_id, tenant):
-                return head
+    for head in await heads.heads_of_calls(earlier.minted_ids()):
+        if belongs(head.trajectory_id, tenant):
+            return head
     return await heads.head_of_fingerprint(said)
 
 

@@ -25,7 +25,7 @@ from entrogate.turn.state import Leg
 from entrogate.types import Action, CallRecord, TurnRecord
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.captures import ChoiceCapture
-from entrogate.wire.history import EarlierCall, call_key
+from entrogate.wire.history import call_key
 
 _log = logging.getLogger("entrogate.turn")
 
@@ -216,17 +216,12 @@ class Machine:
         """The tool message that answers a replayed call, as the client wrote it once."""
         earlier = self.turn.judge.earlier
         key = call_key(record.name, record.arguments)
-        content = next(e.result for e in reversed(earlier) if e.key == key and e.result is not None)
-        earlier.append(
-            EarlierCall(
-                call_id=record.call_id,
-                name=record.name,
-                key=key,
-                result=content,
-                turn=len(self.turn.leg.request.messages),
-            )
-        )
-        return {"role": "tool", "tool_call_id": record.call_id, "content": content}
+        known = earlier.result_for(key)
+        if known is None:
+            raise RuntimeError("a call without an earlier result was to be replayed")
+        turn = len(self.turn.leg.request.messages)
+        earlier.add(replace(known, call_id=record.call_id, turn=turn))
+        return {"role": "tool", "tool_call_id": record.call_id, "content": known.content}
 
     def _reason_like_the_client(self, message: dict[str, Any]) -> None:
         """Send the reasoning back under the name that the client's own history uses, or not."""

@@ -28,7 +28,6 @@ from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.resume import resume_request
 from entrogate.weights.leases import Lease
 from entrogate.wire.body import to_json
-from entrogate.wire.history import last_called
 
 if TYPE_CHECKING:  # it needs the extra `otel`
     from entrogate.turn.tracing import TurnSpans
@@ -180,7 +179,7 @@ class Session:
                 metrics.record_store_error("commit", len(records))
                 _log.error("turn.unrecorded request=%s %s", turn.request_id, error)
         with turn.guard.around("metrics"):
-            called = last_called(turn.judge.earlier)
+            called = turn.judge.earlier.last_called()
             for record in records:
                 metrics.record_turn(record, mode=turn.judge.mode, called=called)
             metrics.observe_gate(turn.judge.seconds)

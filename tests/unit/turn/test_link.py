@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from entrogate.errors import RequestError
 from entrogate.turn.ids import mint
 from entrogate.turn.link import Link, link, new_results
 from entrogate.types import TurnHead
-from entrogate.wire.history import earlier_calls, fingerprint
+from entrogate.wire.history import CallHistory, fingerprint
 from entrogate.wire.request import ChatRequest, parse_chat
 
 
@@ -38,14 +39,17 @@ class Table:
         self.fingerprints: dict[bytes, TurnHead] = {}
         self.trajectories: dict[str, TurnHead] = {}
 
-    async def head_of_call(self, call_id: str) -> TurnHead | None:
-        return self.calls.get(call_id)
+    async def heads_of_calls(self, call_ids: Sequence[str]) -> list[TurnHead]:
+        return [self.calls[call_id] for call_id in call_ids if call_id in self.calls]
 
     async def head_of_fingerprint(self, fingerprint: bytes) -> TurnHead | None:
         return self.fingerprints.get(fingerprint)
 
     async def head_of_trajectory(self, trajectory_id: str) -> TurnHead | None:
         return self.trajectories.get(trajectory_id)
+
+    async def is_erased(self, trajectory_id: str) -> bool:
+        return False
 
 
 USER = {"role": "user", "content": "hi"}
@@ -65,7 +69,7 @@ def _request(*messages: dict[str, Any], **fields: Any) -> ChatRequest:
 
 
 async def _link(table: Table, request: ChatRequest, headers: dict[str, str] | None = None) -> Link:
-    return await link(table, request, headers or {}, earlier_calls(request.messages))
+    return await link(table, request, headers or {}, CallHistory.of(request.messages))
 
 
 async def test_a_first_request_begins_a_trajectory() -> None:
@@ -137,6 +141,6 @@ def test_only_results_of_the_last_calls_are_new() -> None:
     a, b, c = mint("call"), mint("call"), mint("call")
     messages = [USER, _assistant(a), _result(a), _assistant(b, c, "foreign"), _result(b)]
     messages.append(_result("foreign"))
-    found = new_results(head("t"), earlier_calls(messages))
+    found = new_results(head("t"), CallHistory.of(messages))
     assert [(r.call_id, r.content) for r in found] == [(b, "r " + b)]
-    assert new_results(None, earlier_calls(messages)) == ()
+    assert new_results(None, CallHistory.of(messages)) == ()
