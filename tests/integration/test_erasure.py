@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from entrogate.cli import command_line
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from entrogate.store.admin.audit import Act, Deed
 from entrogate.store.admin.erasure import BATCH, ToErase
 from entrogate.store.database import Database
 from entrogate.store.schema import audit, metadata
@@ -309,3 +312,47 @@ async def test_every_turn_and_feedback_names_its_key(start: Start, store_url: st
     begun = await gateway.client.get("/v1/audit?action=trajectory.begin", headers=reader)
     (entry,) = begun.json()["data"]
     assert (entry["actor"], entry["target"]) == (id_, answer.headers[TRAJECTORY])
+
+
+# -- the viewer ------------------------------------------------------------------------------------
+
+
+async def test_the_viewer_erases_after_a_tick(gateway: Running, store_url: str) -> None:
+    id_ = await said(gateway)
+    page = f"/ui/trajectories/{id_}"
+    assert "Erase this trajectory" in (await gateway.client.get(page)).text
+    refused = await gateway.client.post(page, data={"other": "1"})
+    assert refused.status_code == 400
+    assert rows(store_url)["turns"] == 2
+    done = await gateway.client.post(page, data={"confirm": "yes"})
+    assert (done.status_code, done.headers["location"]) == (303, "/ui/trajectories")
+    assert rows(store_url)["turns"] == 0
+    gone = await gateway.client.post(page, data={"confirm": "yes"})
+    assert gone.status_code == 404
+    assert "was erased" in gone.text
+    audit_page = (await gateway.client.get("/ui/audit?action=trajectory.erase")).text
+    assert id_ in audit_page
+    assert SECRET not in audit_page
+
+
+async def test_the_viewer_pages_and_filters_the_audit(start: Start, store_url: str) -> None:
+    gateway = await start(access={"refresh_seconds": 0.02})
+    keys = Keys(gateway, store_url)
+    admin, reader = await keys.make("admin"), await keys.make("read", tenant="acme")
+    auditor = await keys.make("audit", tenant="acme")
+    for number in range(102):
+        await gateway.gateway.store.admin.note(
+            Deed(actor="key_<b>", action=Act.SHARE, target=f"w{number:03}")
+        )
+    first = await gateway.client.get("/ui/audit?actor=key_<b>", headers=bearer(admin))
+    assert first.text.count("weights.share</td>") == 100
+    assert "key_&lt;b&gt;" in first.text
+    (href,) = re.findall(r'href="([^"]+)" rel="next"', first.text)
+    second = await gateway.client.get(html.unescape(href), headers=bearer(admin))
+    assert second.text.count("weights.share</td>") == 2
+    assert (await gateway.client.get("/ui/audit", headers=bearer(reader))).status_code == 403
+    own = await gateway.client.get("/ui/audit?tenant=", headers=bearer(auditor))
+    assert "weights.share</td>" not in own.text
+    assert own.text.count("key.create</td>") == 2
+    bad = await gateway.client.get("/ui/audit?before=x", headers=bearer(admin))
+    assert bad.status_code == 400

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from entrogate.access import qualified
+from entrogate.access import Scope, qualified
 from entrogate.errors import ConfigError, RequestError, UnknownRecord
 from entrogate.gate.policy import parse_policy
 from entrogate.serve.access import SESSION_COOKIE, caller_of, session_of
@@ -22,6 +22,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.serve.respond import read_body
 from entrogate.serve.token_texts import TokenTexts
+from entrogate.serve.viewer_records import audit, erase
 from entrogate.store import TrajectoryFilter
 from entrogate.store.read.replay import replay_turns
 from entrogate.store.read.slices import SlicedTokens, TokenSlice
@@ -117,6 +118,7 @@ async def trajectory(request: Request) -> Response:
         number=number,
         pages=len(pages),
         signed_in=session_of(request.headers) is not None,
+        may_erase=caller.may(Scope.ERASE),
     )
     html = await asyncio.to_thread(_trajectory_page, shown)
     return HTMLResponse(html, headers=HEADERS)
@@ -212,7 +214,9 @@ VIEWER = (
     Route("/", root),
     Route("/ui", overview),
     Route("/ui/trajectories", trajectories),
-    Route("/ui/trajectories/{trajectory_id}", trajectory),
+    Route("/ui/trajectories/{trajectory_id}", trajectory, methods=["GET"]),
+    Route("/ui/trajectories/{trajectory_id}", erase, methods=["POST"]),
+    Route("/ui/audit", audit),
     Route("/ui/policy", policy, methods=["GET", "POST"]),
     Route("/ui/login", login, methods=["GET", "POST"]),
     Route("/ui/logout", logout, methods=["POST"]),
@@ -231,6 +235,7 @@ class Shown:
     number: int  # of the page, from 1
     pages: int
     signed_in: bool
+    may_erase: bool
 
 
 def _trajectory_page(shown: Shown) -> str:
@@ -260,6 +265,7 @@ def _trajectory_page(shown: Shown) -> str:
     names = [f"below {LEVELS[0]:g}", *(f"{level:g}" for level in LEVELS)]
     return page(
         "trajectory.html",
+        may_erase=shown.may_erase,
         here=None,
         signed_in=shown.signed_in,
         t=found,
