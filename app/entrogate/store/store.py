@@ -228,7 +228,8 @@ class Store:
         combination, `UnknownRecord` for an id that is not stored, or not for ``tenant``,
         `ErasedRecord` for a trajectory that was erased. ``key_id``: who says so.
         """
-        given = Feedback.of(
+        given = await asyncio.to_thread(  # hundreds of thousands of words may be compared
+            Feedback.of,
             targets={
                 "trajectory_id": trajectory_id,
                 "response_id": response_id,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from entrogate.label import squad_f1
+from entrogate.label import f1, squad_f1
+from entrogate.label.f1 import best_f1
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,18 @@ from entrogate.label import squad_f1
 def test_by_hand(answer, gold, f1):
     assert squad_f1(answer, gold) == pytest.approx(f1)
     assert squad_f1(gold, answer) == pytest.approx(f1)
+
+
+def test_the_best_gold_counts() -> None:
+    assert best_f1("the red fox", ["blue", "red fox", "fox"]) == 1.0
+    assert best_f1("red", ["blue", "green"]) == 0.0
+
+
+def test_the_answer_is_read_once_however_many_golds_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    words = f1._words  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(f1, "_words", lambda text: (read.append(text), words(text))[1])
+    best_f1("said", [f"gold {i}" for i in range(50)])
+    assert len(read) == 51

@@ -46,3 +46,16 @@ def test_a_score_out_of_range_is_refused(score: float) -> None:
 def test_a_bad_combination_is_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"give|name exactly one"):
         feedback(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"answer": "x" * 65_537, "gold": "x"}, "answer has 65537 characters; give at most 65536"),
+        ({"answer": "x", "gold": ["x"] * 101}, "gold has 101 answers; give at most 100"),
+        ({"answer": "x", "gold": ["x" * 200_000] * 2}, "400000 characters in all; give at most"),
+    ],
+)
+def test_sizes_are_bounded_before_words_are_compared(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        feedback(**changed)

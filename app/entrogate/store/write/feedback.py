@@ -13,12 +13,16 @@ from sqlalchemy import Connection, select
 
 from entrogate.access import belongs, tenant_of
 from entrogate.errors import UnknownRecord
-from entrogate.label.f1 import squad_f1
+from entrogate.label.f1 import best_f1
 from entrogate.store.admin.audit import ANYBODY, Act, Deed, note
 from entrogate.store.admin.erasure import unknown
 from entrogate.store.commits import next_commit
 from entrogate.store.schema import calls, feedback, trajectories, turns
 from entrogate.store.write.rewards import refresh_rewards
+
+MAX_CHARACTERS = 65_536  # of an answer
+MAX_GOLDS = 100
+MAX_GOLD_CHARACTERS = 262_144  # of all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,8 @@ class Feedback:
         if golds is not None and not golds:
             raise ValueError("gold is empty; give one or more accepted answers")
         if answer is not None and golds is not None:
-            score = max(squad_f1(answer, accepted) for accepted in golds)
+            _check_sizes(answer, golds)
+            score = best_f1(answer, golds)
         assert score is not None
         if not math.isfinite(score) or not 0 <= score <= 1:
             raise ValueError(f"score is {score}, it must be between 0 and 1")
@@ -64,6 +69,18 @@ class Feedback:
             answer=answer,
             gold=golds,
             comment=comment,
+        )
+
+
+def _check_sizes(answer: str, golds: Sequence[str]) -> None:
+    """ValueError for more than answers are: a score is made of words, on the way of requests."""
+    if len(golds) > MAX_GOLDS:
+        raise ValueError(f"gold has {len(golds)} answers; give at most {MAX_GOLDS}")
+    if len(answer) > MAX_CHARACTERS:
+        raise ValueError(f"answer has {len(answer)} characters; give at most {MAX_CHARACTERS}")
+    if (together := sum(map(len, golds))) > MAX_GOLD_CHARACTERS:
+        raise ValueError(
+            f"gold has {together} characters in all; give at most {MAX_GOLD_CHARACTERS}"
         )
 
 
