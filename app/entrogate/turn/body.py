@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import msgspec
 import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol
@@ -52,7 +51,11 @@ class BodyForm:
         raw = await response.read()
         try:
             body = decode_body(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            if not is_compact(raw):
+                raw = orjson.dumps(orjson.loads(raw))
+            elif b"\\u" in raw:
+                orjson.loads(raw)  # refuses half of a surrogate pair
+        except ValueError as error:
             raise UpstreamProtocol(
                 f"the upstream's answer is no chat completion: {error}"
             ) from None
@@ -61,8 +64,6 @@ class BodyForm:
         leg = self.turn.leg
         leg.upstream_id, leg.created, leg.model = body.id, body.created, body.model
         leg.usage = body.usage
-        if not is_compact(raw):
-            raw = orjson.dumps(orjson.loads(raw))
         self._raw = raw
         if body.prompt_token_ids is not None:
             self.turn.set_prompt(body.prompt_token_ids)
@@ -85,7 +86,7 @@ class BodyForm:
     ) -> AsyncGenerator[bytes]:
         try:
             completion = decode_completion(await response.read()).choices[0]
-        except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
+        except (ValueError, IndexError) as error:
             raise UpstreamProtocol(f"the resumed answer is no completion: {error}") from None
         choice.tokens.cut(position)
         choice.finish_reason = None

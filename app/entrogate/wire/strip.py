@@ -39,6 +39,8 @@ def strip_event(event: bytes, wanted: Wanted) -> bytes:
     Raises UpstreamProtocol for one that vLLM does not send.
     """
     try:
+        if not _ordered(event):
+            return b"data: " + _parsed_and_stripped(event[len(b"data:") :], wanted) + b"\n\n"
         if wanted.logprobs and b'"logprobs":{' in event:
             payload = orjson.loads(event[len(b"data:") :])
             _trim_logprobs(payload, wanted.top_logprobs)
@@ -56,16 +58,43 @@ def strip_body(body: bytes, wanted: Wanted) -> bytes:
     Raises UpstreamProtocol for one that vLLM does not send.
     """
     try:
+        if not _ordered(body):
+            return _parsed_and_stripped(body, wanted)
         if wanted.logprobs or not wanted.reasoning:
             answer = orjson.loads(body)
             _trim_logprobs(answer, wanted.top_logprobs)
             if not wanted.reasoning:
                 for choice in answer["choices"]:
-                    choice["message"]["reasoning"] = None
+                    _hide_reasoning(choice["message"])
             body = orjson.dumps(answer)
         return _null_injected(body, wanted)
     except _UNEXPECTED as error:
         raise UpstreamProtocol(f"the upstream's answer is no completion: {error}") from None
+
+
+def _ordered(data: bytes) -> bool:
+    """Do the fields of a choice stand in vLLM's order, log-probs before the reason it finished?"""
+    return data.find(b'"logprobs":{') < 0 or (
+        data.find(b'"finish_reason":', 0, data.find(b'"logprobs":{')) < 0
+        and b',"finish_reason":' in data
+    )
+
+
+def _parsed_and_stripped(data: bytes, wanted: Wanted) -> bytes:
+    """The same for a server that writes its fields in another order."""
+    payload: dict[str, Any] = orjson.loads(data)
+    if wanted.logprobs:
+        _trim_logprobs(payload, wanted.top_logprobs)
+    for choice in payload["choices"]:
+        if not wanted.logprobs:
+            choice["logprobs"] = None
+        if not wanted.token_ids and choice.get("token_ids") is not None:
+            choice["token_ids"] = None
+        if not wanted.reasoning and "message" in choice:
+            _hide_reasoning(choice["message"])
+    if not wanted.token_ids and payload.get("prompt_token_ids") is not None:
+        payload["prompt_token_ids"] = None
+    return orjson.dumps(payload)
 
 
 def _cut_both(event: bytes) -> bytes | None:
@@ -114,3 +143,9 @@ def _trim_logprobs(payload: dict[str, Any], top_logprobs: int) -> None:
         logprobs: dict[str, list[dict[str, list[Any]]]] = choice.get("logprobs") or {}
         for token in logprobs.get("content") or ():
             del token["top_logprobs"][top_logprobs:]
+
+
+def _hide_reasoning(message: dict[str, Any]) -> None:
+    for name in ("reasoning", "reasoning_content"):
+        if name in message:
+            message[name] = None

@@ -102,3 +102,16 @@ def test_hidden_reasoning_is_taken_out() -> None:
     }
     message = json.loads(strip_body(orjson.dumps(body), wanted))["choices"][0]["message"]
     assert message == {"content": "a", "reasoning": None}
+
+
+@given(chunks(), st.booleans())
+def test_another_order_of_fields_hides_as_much(chunk: dict[str, Any], whole: bool) -> None:
+    choice = chunk["choices"][0]
+    chunk["choices"] = [{key: choice[key] for key in reversed(choice)}]
+    expected = orjson.loads(orjson.dumps(chunk))
+    shown = expected["choices"][0]
+    shown["logprobs"] = shown["token_ids"] = expected["prompt_token_ids"] = None
+    if whole:
+        assert orjson.loads(strip_body(orjson.dumps(chunk), NOTHING)) == expected
+    else:
+        assert orjson.loads(strip_event(_event(chunk), NOTHING)[6:]) == expected
