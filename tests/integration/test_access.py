@@ -244,7 +244,7 @@ async def test_probes_need_no_key_and_learn_little(gateway: Running, keys: Keys)
 
 
 async def test_metrics_need_a_scope_or_the_token(
-    gateway: Running, keys: Keys, start: Start
+    gateway: Running, keys: Keys, start: Start, folder: Path
 ) -> None:
     scrape = await keys.make("metrics")
     for secret, status in ((scrape, 200), (METRICS_TOKEN, 200), (FORGED, 401)):
@@ -254,7 +254,10 @@ async def test_metrics_need_a_scope_or_the_token(
     for path in ("/v1/trajectories", "/v1/models", "/admin/weights"):
         answer = await gateway.client.get(path, headers=bearer(METRICS_TOKEN))
         assert answer.status_code == 403
-    open_ = await start(access={"key": "a-static-secret-1", "protect_metrics": False})
+    open_ = await start(
+        access={"key": "a-static-secret-1", "protect_metrics": False},
+        store={"url": f"sqlite:///{folder}/open.db"},
+    )
     assert (await open_.client.get("/metrics")).status_code == 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,10 +162,14 @@ async def test_cors(start: Start) -> None:
     assert "access-control-allow-origin" not in page.headers
 
 
-async def test_cors_for_every_site_needs_keys(start: Start) -> None:
+async def test_cors_for_every_site_needs_keys(start: Start, folder: Path) -> None:
     gateway = await start(serve={"cors_origins": ["*"]})
     assert (await gateway.chat(ask({"content": "Hi."}), **FOREIGN[0])).status_code == 403
-    closed = await start(serve={"cors_origins": ["*"]}, access={"key": "a-static-secret-1"})
+    closed = await start(
+        serve={"cors_origins": ["*"]},
+        access={"key": "a-static-secret-1"},
+        store={"url": f"sqlite:///{folder}/closed.db"},
+    )
     headers = FOREIGN[0] | bearer("a-static-secret-1")
     answer = await closed.client.post(CHAT, json=ask({"content": "Hi."}), headers=headers)
     assert answer.status_code == 200

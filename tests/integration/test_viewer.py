@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -324,15 +325,17 @@ async def test_behind_a_proxy_with_tls_the_cookie_is_secure(
     assert "secure" in entered.headers["set-cookie"].lower()
 
 
-async def test_sessions_of_replicas(start: Start) -> None:
+async def test_sessions_of_replicas(start: Start, folder: Path) -> None:
     """Those that share a key, or a secret, know each other's."""
+    stores = ({"url": f"sqlite:///{folder}/{number}.db"} for number in range(9))
     cookie: dict[str, str] = {}
     for shared in ({}, {"session_secret": "s" * 32}):
         access = {"key": "a-static-secret-1", **shared}
-        one, two = await start(access=access), await start(access=access)
+        one, two = [await start(access=access, store=next(stores)) for _ in range(2)]
         cookie = {"cookie": f"entrogate_session={await logged_in(one, 'a-static-secret-1')}"}
         assert (await two.client.get("/ui", headers=cookie)).status_code == 200
-    other = await start(access={"key": "a-static-secret-1", "session_secret": "t" * 32})
+    access = {"key": "a-static-secret-1", "session_secret": "t" * 32}
+    other = await start(access=access, store=next(stores))
     assert (await other.client.get("/ui", headers=cookie)).status_code == 303
 
 
