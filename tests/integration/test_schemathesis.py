@@ -113,7 +113,7 @@ async def test_every_route_is_in_the_document(gateway: Running) -> None:
     paths = (await gateway.client.get("/openapi.json")).json()["paths"]
     documented = {(path, method) for path, methods in paths.items() for method in methods}
     served = {
-        (route.path, method.lower())
+        (route.path.replace(":path}", "}"), method.lower())
         for route in gateway.app.routes
         if isinstance(route, Route | APIRoute)
         and route.path != "/"
