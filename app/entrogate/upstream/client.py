@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from base64 import b64encode
@@ -22,6 +23,7 @@ from entrogate.errors import (
 from entrogate.settings import UpstreamSettings
 from entrogate.upstream.answer import UpstreamAnswer
 
+_LARGE_BODY_BYTES = 256 * 1024
 _log = logging.getLogger("entrogate.upstream")
 
 # uvicorn, and so vLLM, closes an idle connection after 5 s: let go of it first.
@@ -143,7 +145,10 @@ class UpstreamClient:
         sent = {**self.headers(), **headers} if headers is not None else self.headers()
 
         def again() -> Awaitable[aiohttp.ClientResponse]:
-            return session.request(method, url, data=body, headers=sent, allow_redirects=False)
+            # A large body as a file: it is written in pieces, with the loop free between them.
+            large = body is not None and len(body) > _LARGE_BODY_BYTES
+            data = io.BytesIO(body or b"") if large else body
+            return session.request(method, url, data=data, headers=sent, allow_redirects=False)
 
         try:
             return await again()
