@@ -232,6 +232,7 @@ def test_how_an_answer_ends(finish: str, stop_reason: str, status: str, why: str
     response = folded_response(streamed(ResponsesAnswer({}), chunks))
     assert response["status"] == status
     assert response["incomplete_details"] == (why and {"reason": why})
+    assert response["output"][-1]["status"] == status
     body = {**HEAD, "choices": [{"message": {"content": "Hi"}, "finish_reason": finish}]}
     assert json.loads(MessagesAnswer().fold(orjson.dumps(body)))["stop_reason"] == stop_reason
     assert json.loads(ResponsesAnswer({}).fold(orjson.dumps(body)))["status"] == status
