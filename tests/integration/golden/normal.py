@@ -22,6 +22,9 @@ _TIMES = re.compile(
 )
 _FLOATS = re.compile(r"-?\d+\.\d{6,}(?:e-?\d+)?")
 _TOKEN_IDS = re.compile(r'"(prompt_token_ids|token_ids|prompt)":\s*\[([\d, ]*)\]')
+# The toy vocabulary numbers tokens as they come, and how long a body is depends on that.
+_TOKEN_NAMES = re.compile(r"token_id:(\d+)")
+_SIZES = re.compile(r"received \d+ of \d+ bytes")
 _PORTS = re.compile(r"127\.0\.0\.1:\d+")
 _WIDTH = 120
 # What every event of a stream repeats, and the sign that stands for it.
@@ -51,6 +54,8 @@ class Normal:
             text = text.replace(known, sign)
         text = _PORTS.sub("127.0.0.1:PORT", text)
         text = _TOKEN_IDS.sub(self._tokens, text)
+        text = _TOKEN_NAMES.sub(lambda found: f"token_id:{self._name(found[1])}", text)
+        text = _SIZES.sub("received N of N bytes", text)
         text = _TIMES.sub(r"\g<1>0", text)
         text = _FLOATS.sub(lambda found: f"{float(found[0]):.4g}", text)
         return _IDS.sub(self._number, text)
@@ -77,6 +82,9 @@ class Normal:
     def value(self, value: Any) -> str:
         """Any JSON value over several lines."""
         return broken(json.loads(self.text(json.dumps(value, ensure_ascii=False))))
+
+    def _name(self, token_id: str) -> str:
+        return _quoted(self._vocabulary.text(int(token_id)))
 
     def _number(self, found: re.Match[str]) -> str:
         # A request's id is part of the ids of its answer: they are counted as one.
