@@ -113,15 +113,15 @@ COMMANDS: Mapping[str, LazyCommand] = {
         help="Train on exported trajectories (LoRA or all weights).",
     ),
     "publish": LazyCommand(
-        target="entrogate.serve.publish:publish",
+        target="entrogate.serve.weights_cli:publish",
         help="Put a trained LoRA into service: all requests, a share, or by name only.",
     ),
     "rollback": LazyCommand(
-        target="entrogate.serve.publish:rollback",
+        target="entrogate.serve.weights_cli:rollback",
         help="Take a published LoRA out of service.",
     ),
     "weights": LazyCommand(
-        target="entrogate.serve.publish:weights",
+        target="entrogate.serve.weights_cli:weights",
         help="List what is in service, with its share of the requests.",
     ),
     "loop": LazyCommand(

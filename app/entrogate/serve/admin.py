@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from entrogate.errors import RequestError
 from entrogate.serve.access import caller_of
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.publisher import Publisher
 from entrogate.serve.respond import BoundedRoute
+from entrogate.serve.weights_publisher import WeightsPublisher
 from entrogate.store.admin.audit import Act, Deed
 from entrogate.types import BASE_WEIGHTS, PublishedWeights, WeightsState
 
@@ -104,7 +104,7 @@ async def roll_back(version: str, request: Request) -> dict[str, Any]:
     return _described(publisher, withdrawn)
 
 
-def _described(publisher: Publisher, each: PublishedWeights) -> dict[str, Any]:
+def _described(publisher: WeightsPublisher, each: PublishedWeights) -> dict[str, Any]:
     in_use = publisher.weights
     problem = publisher.problems.get(each.version)
     state = each.state.value
@@ -134,6 +134,6 @@ async def _note(request: Request, action: Act, target: str, detail: dict[str, An
     await gateway.store.admin.note(deed)
 
 
-def _publisher(request: Request) -> Publisher:
-    publisher: Publisher = request.app.state.publisher
+def _publisher(request: Request) -> WeightsPublisher:
+    publisher: WeightsPublisher = request.app.state.publisher
     return publisher

@@ -33,12 +33,12 @@ from entrogate.serve.keyring import Keyring
 from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
 from entrogate.serve.passthrough import PASSED, forward
-from entrogate.serve.publisher import Publisher
 from entrogate.serve.responses import erase_response, response, responses
 from entrogate.serve.status import Checks, status_routes
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.trajectories import router
 from entrogate.serve.viewer import VIEWER
+from entrogate.serve.weights_publisher import WeightsPublisher
 from entrogate.settings import Settings
 from entrogate.store import Store
 from entrogate.upstream.adapters import VllmAdapters
@@ -195,12 +195,12 @@ def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
     return Tracing(url, on_lost=metrics.record_lost_spans)
 
 
-def _publisher(gateway: Gateway, url: str) -> Publisher:
+def _publisher(gateway: Gateway, url: str) -> WeightsPublisher:
     async def base_model() -> str:
         return (await gateway.capabilities()).model
 
     key = gateway.settings.upstream.api_key
-    return Publisher(
+    return WeightsPublisher(
         store=gateway.store,
         adapters=VllmAdapters(url, None if key is None else key.get_secret_value()),
         weights=gateway.weights,

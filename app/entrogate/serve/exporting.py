@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,13 +18,12 @@ from typing import Self
 
 from entrogate.errors import ConfigError
 from entrogate.settings import Settings
+from entrogate.upstream.supervised import Backoff, GuardedProcess
 
 _log = logging.getLogger("entrogate.serve")
 
 _CHECK_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
-_LONGEST_BACKOFF_SECONDS = 60.0
-_STABLE_SECONDS = 600.0  # it ran for so long, and earlier failures are forgiven
 
 
 class PeriodicExport:
@@ -65,69 +63,31 @@ class PeriodicExport:
 
     async def _supervise(self) -> None:
         clock = asyncio.get_running_loop().time
-        failures = 0
+        backoff = Backoff(self._backoff_seconds)
         while True:
             started = clock()
+            self._last_line = ""
             try:
-                code = await self._run()
+                process = await GuardedProcess.start(
+                    self._command,
+                    environment=self._environment,
+                    grace_seconds=_GRACE_SECONDS,
+                )
+                code = await process.follow(self._hear)
             except OSError as error:
                 code, self._last_line = -1, str(error)
-            failures = 1 if clock() - started > _STABLE_SECONDS else failures + 1
-            delay = min(self._backoff_seconds * 2 ** (failures - 1), _LONGEST_BACKOFF_SECONDS)
+            delay = backoff.failed(clock() - started)
             _log.error(
                 "export.ended code=%d again_in=%gs last line: %s", code, delay, self._last_line
             )
             self._on_failure()
             await asyncio.sleep(delay)
 
-    async def _run(self) -> int:
-        """Run the process until it ends; its exit code."""
-        guard = [sys.executable, "-m", "entrogate.upstream.child", str(_GRACE_SECONDS)]
-        process = await asyncio.create_subprocess_exec(
-            *guard,
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment,
-            start_new_session=True,
-        )
-        assert process.stderr is not None
-        listening = asyncio.create_task(self._listen(process.stderr))
-        try:
-            return await process.wait()
-        finally:
-            await _end(process)
-            await listening
-
-    async def _listen(self, said: asyncio.StreamReader) -> None:
-        self._last_line = ""
-        while True:
-            try:
-                line = await said.readline()
-            except ValueError:  # a line beyond all measure; the reader has dropped it
-                continue
-            if not line:
-                return
-            self._last_line = line.decode(errors="replace").rstrip()
-            _log.info("export.said %s", self._last_line)
-            if self._last_line.startswith("export: "):
-                self._on_progress()
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End the process and everything in its group."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _GRACE_SECONDS)
-    # Also when it has died: what it guarded may have outlived it.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+    def _hear(self, line: str) -> None:
+        self._last_line = line
+        _log.info("export.said %s", line)
+        if line.startswith("export: "):
+            self._on_progress()
 
 
 def check_export(settings: Settings) -> None:

@@ -8,9 +8,7 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable
 from enum import StrEnum
@@ -24,6 +22,7 @@ from entrogate.errors import ConfigError, UpstreamError, UpstreamTimeout, Upstre
 from entrogate.settings import ManagedSettings
 from entrogate.upstream import model_folder, vllm_command
 from entrogate.upstream.parsers import Parsers, choose_parsers
+from entrogate.upstream.supervised import Backoff, GuardedProcess, exit_text
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +30,6 @@ Progress = Callable[[float, str], None]
 """Called about once a second while the server starts: elapsed seconds, its last log line."""
 
 _POLL_SECONDS = 0.25
-_LONGEST_BACKOFF_SECONDS = 60.0
-_STABLE_SECONDS = 600.0  # ready for so long, and earlier crashes are forgiven
 _QUOTED_LINES = 15
 
 
@@ -83,7 +80,7 @@ class ManagedVllm:
         self.log_file = settings.log_file or _default_log_file(self.port)
         self.state = ManagedState.STOPPED
         self.restarts = 0
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: GuardedProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -161,30 +158,24 @@ class ManagedVllm:
             self._settings, parsers=parsers, port=port, cpu=build.cpu, traces_url=traces_url
         )
 
-    async def _launch(self) -> asyncio.subprocess.Process:
-        guard = [sys.executable, "-m", "entrogate.upstream.child", str(self._stop_grace_seconds)]
+    async def _launch(self) -> GuardedProcess:
         with self.log_file.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *guard,
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                start_new_session=True,
+            self._process = await GuardedProcess.start(
+                self._command,
+                environment=self._environment,
+                grace_seconds=self._stop_grace_seconds,
+                log=log,
             )
         return self._process
 
-    async def _until_healthy(
-        self, process: asyncio.subprocess.Process, progress: Progress | None
-    ) -> None:
+    async def _until_healthy(self, process: GuardedProcess, progress: Progress | None) -> None:
         clock = asyncio.get_running_loop().time
         started = told = clock()
         limit = self._settings.startup_timeout_seconds
         async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
             while True:
-                if process.returncode is not None:
-                    raise UpstreamUnavailable(self._quote(_exit_text(process.returncode)))
+                if process.exit_code is not None:
+                    raise UpstreamUnavailable(self._quote(exit_text(process.exit_code)))
                 with contextlib.suppress(httpx.HTTPError):
                     if (await client.get(f"{self.url}/health")).status_code == 200:
                         return
@@ -196,24 +187,23 @@ class ManagedVllm:
                     progress(now - started, "".join(self.last_log_lines(1)))
                 await asyncio.sleep(_POLL_SECONDS)
 
-    async def _supervise(self, process: asyncio.subprocess.Process) -> None:
+    async def _supervise(self, process: GuardedProcess) -> None:
         """Restart the server each time it ends, later each time, until the limit is reached."""
         clock = asyncio.get_running_loop().time
-        crashes = 0
+        backoff = Backoff(self._backoff_seconds)
         while True:
             ready_since = clock()
             code = await process.wait()
             await self._end()
-            crashes = 1 if clock() - ready_since > _STABLE_SECONDS else crashes + 1
-            _log.error("vllm.exited %s", self._quote(_exit_text(code)))
+            delay = backoff.failed(clock() - ready_since)
+            _log.error("vllm.exited %s", self._quote(exit_text(code)))
             while True:
-                if crashes > self._settings.restart_limit:
+                if backoff.failures > self._settings.restart_limit:
                     self.state = ManagedState.FAILED
                     _log.error("vllm.given_up restarts=%d", self.restarts)
                     return
                 self.state = ManagedState.RESTARTING
-                delay = self._backoff_seconds * 2 ** (crashes - 1)
-                await asyncio.sleep(min(delay, _LONGEST_BACKOFF_SECONDS))
+                await asyncio.sleep(delay)
                 self.restarts += 1
                 try:
                     process = await self._launch()
@@ -222,26 +212,15 @@ class ManagedVllm:
                 except (UpstreamError, OSError) as error:
                     _log.error("vllm.restart_failed %s", error)
                     await self._end()
-                    crashes += 1
+                    delay = backoff.failed()
             self.state = ManagedState.READY
             _log.warning("vllm.restarted restarts=%d", self.restarts)
 
     async def _end(self) -> None:
         """End the current process and everything in its group."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), self._stop_grace_seconds)
-        # Also after a crash: vLLM's engine process may have outlived its server.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+        if process is not None:
+            await process.end()
 
     def _quote(self, what: str) -> str:
         lines = "\n  ".join(self.last_log_lines())
@@ -266,10 +245,3 @@ def _reserve(port: int | None) -> int:
 def _default_log_file(port: int) -> Path:
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser() / "entrogate" / f"vllm-{port}.log"
-
-
-def _exit_text(code: int) -> str:
-    number = code - 128 if code > 128 else -code
-    if number in {s.value for s in signal.Signals}:
-        return f"was ended by {signal.Signals(number).name}"
-    return f"exited with code {code}"

@@ -33,7 +33,7 @@ _RETRY_SECONDS = 30.0  # between two tries to load what vLLM refused
 _LOOK_SECONDS = 0.05  # between two looks whether a version has drained
 
 
-class Publisher:
+class WeightsPublisher:
     """Changes the weights in use. ``base_model`` asks what vLLM calls the base model."""
 
     def __init__(
