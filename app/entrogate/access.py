@@ -95,3 +95,8 @@ def tenant_of(trajectory_id: str) -> str:
 def belongs(trajectory_id: str, tenant: str | None) -> bool:
     """Whether ``tenant`` may know of it; None stands for those who may know of all."""
     return tenant is None or tenant_of(trajectory_id) == tenant
+
+
+def digest_of_trajectory(trajectory_id: str) -> str:
+    """What a tombstone says of a trajectory: 128 bits of blake2b of its id, in hexadecimal."""
+    return hashlib.blake2b(trajectory_id.encode(), digest_size=16).hexdigest()

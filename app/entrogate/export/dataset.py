@@ -33,11 +33,11 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from entrogate.access import digest_of_trajectory
 from entrogate.errors import ExportError
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.targets import make_folders, open_new, sync
 from entrogate.private import is_open_to_others, make_file, make_folder, warning_of
-from entrogate.store.admin.erasure import digest_of_trajectory
 from entrogate.types import Cursor
 
 _MANIFEST, _STAGED = "_manifest", "_staged"

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from entrogate.access import digest_of_trajectory
 from entrogate.export.card import card_of
 from entrogate.export.dataset import ERASED, Dataset, Entry
 from entrogate.export.tables import Row, part_rows, to_table
 from entrogate.label.rewards import RewardOptions
 from entrogate.store import Store
-from entrogate.store.admin.erasure import digest_of_trajectory
 
 
 @dataclass(slots=True)

@@ -6,24 +6,18 @@ A tombstone is a digest of the trajectory's id. It is looked up before a traject
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select
 
-from entrogate.access import tenant_of
+from entrogate.access import digest_of_trajectory, tenant_of
 from entrogate.errors import ErasedRecord, UnknownRecord
 from entrogate.store.admin.audit import Act, Deed, note
 from entrogate.store.schema import erasures, toolsets, trajectories, turns
 
 BATCH = 100
 """Trajectories erased in one transaction."""
-
-
-def digest_of_trajectory(trajectory_id: str) -> str:
-    """What a tombstone says of a trajectory: 128 bits of blake2b of its id, in hexadecimal."""
-    return hashlib.blake2b(trajectory_id.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

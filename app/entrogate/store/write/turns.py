@@ -25,10 +25,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPICursor
 
-from entrogate.access import tenant_of
+from entrogate.access import digest_of_trajectory, tenant_of
 from entrogate.store import postgres
 from entrogate.store.admin.audit import Act, Deed
-from entrogate.store.admin.erasure import digest_of_trajectory
 from entrogate.store.commits import insert_commit
 from entrogate.store.heads import head_of_record
 from entrogate.store.schema import (
