@@ -17,12 +17,12 @@ from entrogate.export.dataset import Dataset, check_writable
 from entrogate.export.erasing import note_erased, take_out
 from entrogate.export.exporter import Summary, export_settled
 from entrogate.export.formats import FORMATS
-from entrogate.export.hashes import ModelHashes, hashes_of
 from entrogate.export.label_copy import label_dataset
 from entrogate.export.targets import appears_whole
 from entrogate.label.credit import Baseline
 from entrogate.label.rewards import RewardOptions, Rule
 from entrogate.label.worth import DenseName, Labelling, RewardName
+from entrogate.model_hashes import hashes_of
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.options import opened, store_option
 from entrogate.store.read.settled import Settling
@@ -66,7 +66,7 @@ def _default(name: str) -> dict[str, Any]:
 @click.option(
     "--model-folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the served model: its tokenizer is noted, so that a trainer can check it.",
+    help="Folder of the served model, for what was recorded before its tokenizer was noted.",
 )
 def export(
     *,
@@ -111,7 +111,7 @@ def export(
         has_outcome=True if outcome_only else None,
         **filters,
     )
-    hashes = hashes_of(model_folder) if model_folder is not None else ModelHashes()
+    hashes = hashes_of(model_folder) if model_folder is not None else None
     with opened(url) as store:
 
         def add_to(folder: str) -> None:

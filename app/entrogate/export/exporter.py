@@ -15,10 +15,10 @@ from typing import Any
 from entrogate.export.card import card_of
 from entrogate.export.dataset import Dataset
 from entrogate.export.erasing import note_erased
-from entrogate.export.hashes import ModelHashes
 from entrogate.export.known import Known
 from entrogate.export.sequences import rows_of
 from entrogate.export.tables import Row, to_table
+from entrogate.model_hashes import ModelHashes
 from entrogate.store import Store, TrajectoryFilter
 from entrogate.store.read.quiet import Sighting, Sightings, boot_id
 from entrogate.store.read.settled import Changed, Settling, StoredTrajectory
@@ -77,6 +77,7 @@ def export_settled(
 ) -> Summary:
     """Add to ``dataset`` every trajectory that settled since its last part, each exactly once.
 
+    ``hashes`` name the model's tokenizer where the store does not know it, or knows better.
     Memory is bounded by one part. With ``now`` (seconds since the epoch), trajectories settle by
     that clock alone. Raises StoreError and ExportError; what was committed stays.
     """
@@ -109,7 +110,7 @@ def export_settled(
             if progress is not None:
                 progress(summary)
         part = part or _Part(day, name)
-        part.add(stored, rows_of(stored, toolsets, hashes or ModelHashes()))
+        part.add(stored, rows_of(stored, toolsets, hashes))
     if part is not None:
         _commit(dataset, part, harvest.cursor, summary)
     if summary.parts:

@@ -14,9 +14,9 @@ import numpy as np
 import orjson
 
 from entrogate.access import qualified
-from entrogate.export.hashes import ModelHashes
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.tables import Row
+from entrogate.model_hashes import ModelHashes
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
 from entrogate.store.read.settled import AnyRow, StoredTrajectory
 from entrogate.store.read.trajectory import prompts_of
@@ -34,7 +34,7 @@ class _Context:
     group_id: str
     followers: dict[str, str]
     toolsets: dict[bytes, str]
-    hashes: ModelHashes
+    hashes: ModelHashes | None
 
 
 @dataclass(slots=True)
@@ -114,8 +114,10 @@ class _Tokens:
         return {**joined, "labels": labels}
 
 
-def rows_of(stored: StoredTrajectory, toolsets: dict[bytes, str], hashes: ModelHashes) -> list[Row]:
-    """The rows of one trajectory, by branch."""
+def rows_of(
+    stored: StoredTrajectory, toolsets: dict[bytes, str], hashes: ModelHashes | None = None
+) -> list[Row]:
+    """The rows of one trajectory, by branch. ``hashes`` go before those that the store noted."""
     branches: defaultdict[int, list[AnyRow]] = defaultdict(list)
     for turn in stored.turns:
         branches[turn.branch_index].append(turn)
@@ -134,38 +136,62 @@ def rows_of(stored: StoredTrajectory, toolsets: dict[bytes, str], hashes: ModelH
 
 
 def _row(context: _Context, turns: list[AnyRow], prompt: IntArray) -> Row:
-    stored, hashes = context.stored, context.hashes
+    judged = turns[-1].id in context.stored.judged
+    calls = _Calls()
+    for turn in _shared(context.stored, turns[0]) if judged else ():
+        calls.take(context, turn, (), 0)
     tokens = _Tokens()
     tokens.read(prompt, SpanKind.PROMPT)
-    first, last = turns[0], turns[-1]
-    judged = last.id in stored.judged
-    calls: list[Row] = []
-    dense: list[float | None] = []
-
-    def take(turn: AnyRow, spans: tuple[Span, ...], start: int) -> None:
-        follower = context.followers.get(turn.id)
-        change = None if follower is None else stored.changes.get(follower)
-        own = _calls(stored, turn, spans, start, change)
-        calls.extend(own)
-        dense.extend([stored.dense.get(turn.id)] * len(own))
-
-    for turn in _shared(stored, first) if judged else ():
-        take(turn, (), 0)
     for number, turn in enumerate(turns):
         if number:
             tokens.read(unpack_ints(turn.prompt_token_ids), SpanKind.RESULT)
         start, spans = tokens.length, load_spans(turn.spans)
         tokens.sample(turn, spans, number)
-        take(turn, spans, start)
-    trajectory, rewards = stored.trajectory, stored.rewards
-    params = [from_json(turn.params) for turn in turns]
-    exact = all(turn.estimator == Estimator.EXACT for turn in turns)
+        calls.take(context, turn, spans, start)
+    return {
+        **_origin(context, turns),
+        **_sampling(turns),
+        **calls.columns(),
+        **_outcome(context.stored, judged=judged),
+        "truncated": turns[-1].finish_reason == "length",
+        "complete": all(turn.capture_gap is None and turn.error is None for turn in turns),
+        **tokens.columns(),
+    }
+
+
+@dataclass(slots=True)
+class _Calls:
+    """The calls of a row with their rewards, turn by turn."""
+
+    rows: list[Row] = field(default_factory=list[Row])
+    dense: list[float] = field(default_factory=list[float])
+
+    def take(self, context: _Context, turn: AnyRow, spans: tuple[Span, ...], start: int) -> None:
+        """The calls of one turn, whose tokens begin at ``start`` in the row."""
+        follower = context.followers.get(turn.id)
+        change = None if follower is None else context.stored.changes.get(follower)
+        own = _calls(context.stored, turn, spans, start, change)
+        reward = context.stored.dense.get(turn.id)
+        self.rows += own
+        self.dense += [np.nan if reward is None else reward] * len(own)
+
+    def columns(self) -> Row:
+        return {
+            "calls": self.rows,
+            "reward_dense": np.array(self.dense, dtype=np.float32),
+        }
+
+
+def _origin(context: _Context, turns: list[AnyRow]) -> Row:
+    """Where a row comes from: trajectory, model, weights, policy, messages."""
+    stored, first = context.stored, turns[0]
+    hashes = _hashes_of(context, first.model)
     decided = next((c for turn in turns for c in stored.calls.get(turn.id, ())), None)
     return {
         "schema_version": SCHEMA_VERSION,
-        "trajectory_id": trajectory.id,
+        "trajectory_id": stored.trajectory.id,
         "group_id": context.group_id,
-        "task_id": trajectory.task_id,
+        "task_id": stored.trajectory.task_id,
         "model_id": first.model,
         "tokenizer_hash": hashes.tokenizer,
         "chat_template_hash": hashes.chat_template,
@@ -173,27 +199,48 @@ def _row(context: _Context, turns: list[AnyRow], prompt: IntArray) -> Row:
         "policy_name": "" if decided is None else decided.policy_name,
         "policy_version": "" if decided is None else decided.policy_version,
         "branch_index": first.branch_index,
-        "created_at": trajectory.created_at,
-        "messages": _messages(stored, last),
+        "created_at": stored.trajectory.created_at,
+        "messages": _messages(stored, turns[-1]),
         "tools": context.toolsets.get(first.toolset_id),
+    }
+
+
+def _hashes_of(context: _Context, model: str) -> ModelHashes:
+    """Of a name that is not noted itself (a LoRA's), what all of that server's have in common."""
+    if context.hashes is not None:
+        return context.hashes
+    noted = context.stored.hashes
+    if model in noted:
+        return noted[model]
+    alike = set(noted.values())
+    return alike.pop() if len(alike) == 1 else ModelHashes()
+
+
+def _sampling(turns: list[AnyRow]) -> Row:
+    """How the tokens of a row were sampled and measured."""
+    params = [orjson.loads(turn.params) for turn in turns]
+    exact = all(turn.estimator == Estimator.EXACT for turn in turns)
+    return {
         "temperature": _same([_number(p.get("temperature"), 1.0) for p in params]),
         "top_p": _same([_number(p.get("top_p"), 1.0) for p in params]),
         "top_k": _same([int(_number(p.get("top_k"), 0)) for p in params]),
         "logprobs_mode": "sampled" if exact else "raw",
         "entropy_kind": "exact" if exact else "topk",
         "entropy_k": None if exact else _same([turn.top_k for turn in turns]),
-        "calls": calls,
-        "outcome": trajectory.outcome if judged else None,
+    }
+
+
+def _outcome(stored: StoredTrajectory, *, judged: bool) -> Row:
+    """What is known of how it went; rewards of what the outcome does not speak of are null."""
+    rewards = stored.rewards
+    return {
+        "outcome": stored.trajectory.outcome if judged else None,
         "outcome_source": stored.outcome_source if judged else None,
         "reward_sparse": rewards.sparse if judged and rewards is not None else None,
-        "reward_dense": np.array([np.nan if d is None else d for d in dense], dtype=np.float32),
         "advantages": None,
-        "n_calls": rewards.n_groups if rewards is not None else trajectory.n_calls,
-        "n_reducing": rewards.n_reduced if rewards is not None else None,
-        "n_null": rewards.n_groups - rewards.n_labelled if rewards is not None else None,
-        "truncated": last.finish_reason == "length",
-        "complete": all(turn.capture_gap is None and turn.error is None for turn in turns),
-        **tokens.columns(),
+        "n_calls": stored.trajectory.n_calls if rewards is None else rewards.n_groups,
+        "n_reducing": None if rewards is None else rewards.n_reduced,
+        "n_null": None if rewards is None else rewards.n_groups - rewards.n_labelled,
     }
 
 

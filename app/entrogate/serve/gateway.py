@@ -9,8 +9,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from entrogate.errors import RequestError
+from entrogate.errors import RequestError, StoreError
 from entrogate.gate.policy import Policy
+from entrogate.model_hashes import ModelHashes
 from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
 from entrogate.settings import Settings
@@ -20,6 +21,7 @@ from entrogate.upstream.capabilities import Capabilities
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.handshake import ask_capabilities, ask_identity
+from entrogate.upstream.hashes import ask_hashes
 from entrogate.upstream.watch import UpstreamWatch
 from entrogate.weights.leases import Weights
 
@@ -67,9 +69,19 @@ class Gateway:
         return await self.watch.capabilities()
 
     async def _ask_capabilities(self) -> Capabilities:
-        return await ask_capabilities(
+        found = await ask_capabilities(
             self.client, self.settings.upstream, vocab_size=self.vocab_size, channel=self.channel
         )
+        hashes = await ask_hashes(self.client, found.model, found.folder)
+        self.in_background(self._remember_model([found.model, *found.base_models], hashes))
+        return found
+
+    async def _remember_model(self, names: list[str], hashes: ModelHashes) -> None:
+        """So that an export can tell a trainer which tokenizer the turns come from."""
+        try:
+            await self.store.remember_model(names, hashes)
+        except StoreError as error:
+            _log.warning("model.unrecorded %s", error)
 
     def _use(self, found: Capabilities) -> None:
         for problem in found.problems():

@@ -27,7 +27,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0008"
+REVISION = "0009"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -294,6 +294,16 @@ api_keys = Table(
     Column("expires_at", Double),
     Column("revoked_at", Double),
     Column("last_used_at", Double),
+)
+
+# What was served under a name from a commit on: its tokenizer and chat template, as hashes.
+models = Table(
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("tokenizer_hash", Text, nullable=False),
+    Column("chat_template_hash", Text, nullable=False),
 )
 
 # What was erased, by a digest of its id: an id that a client chose may itself say something.

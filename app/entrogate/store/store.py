@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from entrogate.access import Key, belongs
 from entrogate.errors import StoreError, UnknownRecord
+from entrogate.model_hashes import ModelHashes
 from entrogate.settings import StoreSettings
 from entrogate.store.admin.administration import Administration
 from entrogate.store.admin.erasure import all_digests
@@ -44,6 +45,7 @@ from entrogate.store.read.trajectory import (
     get_trajectory,
 )
 from entrogate.store.write.feedback import Feedback, add_feedback
+from entrogate.store.write.models import remember_model
 from entrogate.store.write.policies import remember_policy
 from entrogate.store.write.weights import (
     ChangeWeights,
@@ -247,6 +249,10 @@ class Store:
         await self._write(
             lambda connection: remember_policy(connection, version, name, str(mode), text)
         )
+
+    async def remember_model(self, names: Sequence[str], hashes: ModelHashes) -> None:
+        """Note which tokenizer and chat template are served under these names from now on."""
+        await self._write(lambda connection: remember_model(connection, names, hashes))
 
     async def weights(self, model: str) -> list[PublishedWeights]:
         """What is published over the base model ``model``, the oldest first."""

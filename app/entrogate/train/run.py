@@ -11,9 +11,9 @@ from typing import Any
 
 from accelerate import PartialState
 
-from entrogate.export.hashes import hashes_of
 from entrogate.label.rewards import RewardOptions
 from entrogate.label.worth import Labelling
+from entrogate.model_hashes import PROBE_PREFIX, hashes_of, probe_of
 from entrogate.train.data import DataError, DataReport, label_rows, read_rows
 from entrogate.train.losses import NEEDS_OLD_LOGPROBS
 from entrogate.train.record import check_same_run, describe, write_record
@@ -70,10 +70,13 @@ def _check_tokenizer(model: str, report: DataReport) -> None:
     folder = Path(model)
     if not known or not (folder / "tokenizer.json").is_file():
         return
-    own = hashes_of(folder).tokenizer
-    if known != {own}:
+    own = {hashes_of(folder).tokenizer}
+    if any(each.startswith(PROBE_PREFIX) for each in known):
+        own.add(probe_of(folder))
+    if known - own:
         raise DataError(
-            f"the data come from tokenizer {', '.join(sorted(known))}, {model} has {own}: "
+            f"the data come from tokenizer {', '.join(sorted(known))}, {model} has"
+            f" {' or '.join(sorted(own))}: "
             "train the model that sampled them"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from entrogate.types import Estimator
 
@@ -31,6 +32,7 @@ class Capabilities:
     completions: bool = True  # `/v1/completions` is there: a turn can be resumed by token ids
     tokenizer: bool = True  # the ids of the markers could be found out
     usage: bool = True  # a stream can be asked for its usage
+    folder: Path | None = None  # from which a server on this machine read the model
     refused: str | None = None  # what the server said to the plainest chat request
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -79,6 +80,7 @@ async def ask_capabilities(
     longest = models[0].get("max_model_len")
     return Capabilities(
         model=model,
+        folder=None if folder is None else Path(folder),
         max_model_len=longest if isinstance(longest, int) else None,
         top_logprobs=probe.top_logprobs,
         token_ids=probe.token_ids,

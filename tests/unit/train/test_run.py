@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from entrogate.export.hashes import hashes_of
+from entrogate.model_hashes import hashes_of
 from entrogate.train.data import DataError, DataReport
 from entrogate.train.run import _check_tokenizer
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Row, func, select, tuple_
 
+from entrogate.model_hashes import ModelHashes
 from entrogate.store.codec import load_change
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.paths import judged_path
@@ -18,6 +19,7 @@ from entrogate.store.schema import (
     changes,
     commits,
     feedback,
+    models,
     results,
     rewards,
     trajectories,
@@ -72,6 +74,7 @@ class StoredTrajectory:
     dense: dict[str, float | None] = field(default_factory=dict[str, "float | None"])
     judged: tuple[str, ...] = ()  # ids of the turns that the outcome speaks of, first to last
     outcome_source: str | None = None  # score | answer
+    hashes: dict[str, ModelHashes] = field(default_factory=dict[str, ModelHashes])  # by model
 
 
 def list_changed(
@@ -167,6 +170,7 @@ def _with_parts(
         select(call_rewards).where(call_rewards.c.trajectory_id.in_(ids))
     ):
         dense_of[row.trajectory_id][row.turn_id] = row.dense
+    served = _served(connection)
     found: list[StoredTrajectory] = []
     for listed, row in rows:
         own = turns_of[row.id]
@@ -188,9 +192,24 @@ def _with_parts(
                 dense=dense_of[row.id],
                 judged=tuple(turn.id for turn in judged),
                 outcome_source=None if said is None else _source(said),
+                hashes={
+                    name: hashes for name, sequence, hashes in served if sequence <= listed.sequence
+                },
             )
         )
     return found
+
+
+def _served(connection: Connection) -> list[tuple[str, int, ModelHashes]]:
+    """What was served under which name from which commit on, in that order."""
+    return [
+        (
+            row.name,
+            row.sequence,
+            ModelHashes(tokenizer=row.tokenizer_hash, chat_template=row.chat_template_hash),
+        )
+        for row in connection.execute(select(models).order_by(models.c.sequence))
+    ]
 
 
 def _source(said: AnyRow) -> str:
