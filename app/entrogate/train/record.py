@@ -9,7 +9,7 @@ import platform
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -19,7 +19,9 @@ from entrogate.export.dataset import Dataset
 from entrogate.private import make_file, make_folder
 from entrogate.train.data import DataReport
 from entrogate.train.settings import TrainSettings
-from entrogate.train.trainer import RunResult
+
+if TYPE_CHECKING:
+    from entrogate.train.trainer import RunResult
 
 RECORD = "record.json"
 _VERSIONS = ("torch", "transformers", "peft", "accelerate", "numpy", "pyarrow")
