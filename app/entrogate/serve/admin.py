@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from entrogate.errors import RequestError
 from entrogate.serve.access import caller_of
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.respond import BoundedRoute
 from entrogate.serve.weights_publisher import WeightsPublisher
 from entrogate.store.admin.audit import Act, Deed
 from entrogate.types import BASE_WEIGHTS, PublishedWeights, WeightsState
@@ -37,9 +36,7 @@ def from_this_machine(request: Request) -> None:
         )
 
 
-admin_routes = APIRouter(
-    prefix="/admin", dependencies=[Depends(from_this_machine)], route_class=BoundedRoute
-)
+admin_routes = APIRouter(prefix="/admin", dependencies=[Depends(from_this_machine)])
 
 
 class PublishBody(BaseModel):

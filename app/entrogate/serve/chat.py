@@ -20,7 +20,6 @@ from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
 from entrogate.serve.respond import (
     WEIGHTS_HEADER,
     WatchedResponse,
-    read_body,
     send_body,
     send_stream,
 )
@@ -49,7 +48,7 @@ async def chat(request: Request) -> Response:
     """One assistant turn, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    parsed = parse_chat(await read_body(request, gateway.settings.serve))
+    parsed = parse_chat(await request.body())
     caller = caller_of(request)
     return await serve_turn(
         gateway, parsed, request.headers, CHAT_DOOR, received=received, caller=caller

@@ -11,11 +11,10 @@ from entrogate.access import check_tenant, qualified
 from entrogate.errors import RequestError, UnknownRecord
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.respond import BoundedRoute
 from entrogate.store.admin.audit import AuditFilter
 from entrogate.store.admin.erasure import ToErase
 
-router = APIRouter(prefix="/v1", route_class=BoundedRoute)
+router = APIRouter(prefix="/v1")
 DEFAULT_TENANT = "-"
 """The default tenant in a path, where its name would be empty."""
 

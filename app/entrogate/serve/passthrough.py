@@ -10,7 +10,7 @@ from starlette.types import Send
 
 from entrogate.errors import EntrogateError, RequestError, UpstreamError, UpstreamProtocol
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.respond import WatchedResponse, read_body
+from entrogate.serve.respond import WatchedResponse
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.wire.errors import error_body, error_event, is_error_body, upstream_error_body
 from entrogate.wire.ours import raw_without_ours
@@ -38,7 +38,7 @@ async def forward(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     route: str = request.scope["route"].path
     path = _path(request)
-    body = await read_body(request, gateway.settings.serve)
+    body = await request.body()
     if request.method == "POST":
         body = raw_without_ours(body)
     headers = gateway.client.headers(request.headers)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-from fastapi.routing import APIRoute
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from entrogate.errors import RequestError
-from entrogate.settings import ServeSettings
 from entrogate.wire.errors import error_event
 from entrogate.wire.sse import DONE
 
@@ -96,63 +92,6 @@ async def send_body(send: Send, status: int, body: bytes, headers: Mapping[str, 
     sized = {"content-type": "application/json", **headers, "content-length": str(len(body))}
     await _start(send, status, sized)
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def read_body(request: Request, settings: ServeSettings) -> bytes:
-    """The request's body.
-
-    Raises RequestError as soon as it is longer than the limit (413), or takes too long (408).
-    """
-    try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            return await _read_body(request, settings.body_limit_bytes)
-    except TimeoutError:
-        raise RequestError(
-            f"the body of the request did not come in {settings.body_timeout_seconds:g} s",
-            status=408,
-            code="body_timeout",
-        ) from None
-
-
-class BoundedRoute(APIRoute):
-    """A route that FastAPI parses the body of: it comes within the same limits."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
-
-        async def bounded(request: Request) -> Response:
-            body = await read_body(request, request.app.state.gateway.settings.serve)
-
-            async def replay() -> Message:
-                return {"type": "http.request", "body": body, "more_body": False}
-
-            return await handle(Request(request.scope, replay))
-
-        return bounded
-
-
-async def _read_body(request: Request, limit_bytes: int) -> bytes:
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit_bytes:
-        raise _too_large(limit_bytes)
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit_bytes:
-            raise _too_large(limit_bytes)
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _too_large(limit_bytes: int) -> RequestError:
-    return RequestError(
-        f"the body is larger than the limit of {limit_bytes} bytes",
-        status=413,
-        code="body_too_large",
-    )
 
 
 async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:

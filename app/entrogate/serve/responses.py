@@ -16,7 +16,6 @@ from entrogate.serve.access import caller_of
 from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import RESPONSES_ROUTE, Door
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.respond import read_body
 from entrogate.store.admin.erasure import ToErase
 from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
@@ -31,7 +30,7 @@ async def responses(request: Request) -> Response:
     """One response, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    raw = await read_body(request, gateway.settings.serve)
+    raw = await request.body()
     body = parse_json_object(raw)
     if not is_recorded(allows_recording(body), request.headers):
         body = {**body, "store": False}  # as the answer is to say

@@ -14,12 +14,11 @@ from entrogate.access import qualified
 from entrogate.errors import RequestError
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.respond import BoundedRoute
 from entrogate.store import TrajectoryFilter
 from entrogate.types import Action, Mode
 from entrogate.wire.answer import chat_id
 
-router = APIRouter(prefix="/v1", route_class=BoundedRoute)
+router = APIRouter(prefix="/v1")
 
 
 class FeedbackBody(BaseModel):

@@ -20,7 +20,6 @@ from entrogate.gate.policy import parse_policy
 from entrogate.serve.access import SESSION_COOKIE, caller_of, session_of
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring, Refused
-from entrogate.serve.respond import read_body
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.viewer_records import audit, erase
 from entrogate.store import TrajectoryFilter
@@ -303,7 +302,7 @@ def _wanted(asked: Mapping[str, str], tenant: str | None) -> TrajectoryFilter:
 
 async def _form(request: Request) -> dict[str, str]:
     """The fields of a posted form; `AccessControl` lets only those of our own pages come here."""
-    body = await read_body(request, _gateway(request).settings.serve)
+    body = await request.body()
     fields = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
     return {name: values[-1] for name, values in fields.items()}
 

@@ -14,7 +14,6 @@ from entrogate.errors import UnknownRecord
 from entrogate.serve.access import caller_of, session_of
 from entrogate.serve.erasing import trajectory_of
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.respond import read_body
 from entrogate.store.admin.audit import Act, AuditFilter
 from entrogate.ui.pages import HEADERS, page
 
@@ -59,7 +58,7 @@ async def audit(request: Request) -> Response:
 
 async def erase(request: Request) -> Response:
     """Erase the trajectory of the page that the form stood on, if its box was ticked."""
-    body = await read_body(request, _gateway(request).settings.serve)
+    body = await request.body()
     fields = parse_qs(body.decode(errors="replace"))
     named: str = request.path_params["trajectory_id"]
     if fields.get("confirm") != ["yes"]:

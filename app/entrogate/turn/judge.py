@@ -103,7 +103,11 @@ class Judge:
         self, choice: Choice, tools: list[str], blank_ids: frozenset[int], *, may_force: bool
     ) -> GateNumbers | None:
         """The policy as the gate in the engine needs it for a call of any of ``tools``."""
-        offered = [self._features(choice, _unsampled(tool, ""), None, 1) for tool in tools]
+        named = [tool for tool in dict.fromkeys(tools) if self.policy.rule(tool) is not None]
+        # A request may offer thousands of tools; those that the policy does not name are alike.
+        other = next((tool for tool in tools if self.policy.rule(tool) is None), None)
+        asked = named if other is None else [*named, other]
+        offered = [self._features(choice, _unsampled(tool, ""), None, 1) for tool in asked]
         return compile_gate(
             self.policy,
             self.mode,
