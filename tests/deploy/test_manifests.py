@@ -92,7 +92,11 @@ def test_urls_of_databases_are_understood() -> None:
 def test_compose_file(profile: str) -> None:
     compose = program("docker-compose", REQUIRED)
     command = (compose, "-f", DOCKER / "compose.yaml", "--profile", profile, "config")
-    needed = {"API_KEY": "k" * 24, "CAPTURE_SECRET": "s" * 24, "METRICS_TOKEN": "m" * 24}
+    needed: dict[str, Any] = {
+        "API_KEY": "k" * 24,
+        "CAPTURE_SECRET": "s" * 24,
+        "METRICS_TOKEN": "m" * 24,
+    }
     for missing in needed:  # it listens to others: not without a key
         with pytest.raises(AssertionError, match=missing):
             check(*command, **{k: v for k, v in needed.items() if k != missing})

@@ -20,6 +20,7 @@ import pytest
 import entrogate_lab
 from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
+from entrogate.upstream.parsers import choose_parsers
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
 from entrogate_lab.almanac.tasks import Task, held_out_task
 from entrogate_lab.almanac.tools import DOMAIN_TOOLS, tool_schema
@@ -93,7 +94,7 @@ def serve_vllm(captures: str, log: Path, *arguments: str, **variables: str) -> G
     extra = (*VLLM_ARGUMENTS, *arguments)
     settings = ManagedSettings(model=str(MODEL), served_model_name=NAME, extra_args=extra)
     port = free_port()
-    command = command_line(settings, port=port, cpu=build.cpu)
+    command = command_line(settings, parsers=choose_parsers(settings), port=port, cpu=build.cpu)
     url = f"http://127.0.0.1:{port}"
     with child(
         command[command.index("-m") + 1 :],

@@ -76,7 +76,7 @@ class Organism:
                 cache, logits_BV = out.past_key_values, out.logits[:, -1]
                 logprobs = logits_BV[0].log_softmax(-1)
                 token = int(torch.multinomial(logprobs.exp(), 1, generator=self.generator))
-                row = row_statistics(logits_BV, self.id(CALL))
+                row = row_statistics(logits_BV, torch.tensor([self.id(CALL)]))
                 columns = (row.entropy_B, row.margin_B, row.p_tool_call_B)
                 measured.append([float(logprobs[token]), *(float(c[0]) for c in columns)])
                 found.append(token)

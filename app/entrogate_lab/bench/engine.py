@@ -26,6 +26,7 @@ from entrogate.engine.gate import GateNumbers
 from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.captures import CaptureChannel
+from entrogate.upstream.parsers import choose_parsers
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
 from entrogate_lab.bench.load import Run, run_load
 from entrogate_lab.bench.processes import child, cpu_seconds, free_port
@@ -60,10 +61,9 @@ def servers() -> Generator[Servers]:
         ports = [free_port() for _ in range(3)]
         vllm, gateway, passthrough = (f"http://127.0.0.1:{port}" for port in ports)
         captures = f"ipc://{folder}/captures"
+        settings = ManagedSettings(model=str(model), served_model_name=_MODEL)
         command = command_line(
-            ManagedSettings(model=str(model), served_model_name=_MODEL),
-            port=ports[0],
-            cpu=build.cpu,
+            settings, parsers=choose_parsers(settings), port=ports[0], cpu=build.cpu
         )
         _say("starting vLLM")
         stack.enter_context(

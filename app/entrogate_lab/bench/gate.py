@@ -24,6 +24,7 @@ from entrogate.gate.rules import signal_value
 from entrogate.gate.schema import Policy, Signal, Statistic
 from entrogate.settings import ManagedSettings, StoreSettings
 from entrogate.store import Store
+from entrogate.upstream.parsers import choose_parsers
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm
 from entrogate_lab.almanac.evaluate import evaluate
 from entrogate_lab.bench.compare import Outcome, compare
@@ -103,7 +104,7 @@ def vllm(model: Path, folder: Path) -> Generator[str]:
     build = installed_vllm()
     settings = ManagedSettings(model=str(model), served_model_name=_MODEL_NAME)
     port = free_port()
-    command = command_line(settings, port=port, cpu=build.cpu)
+    command = command_line(settings, parsers=choose_parsers(settings), port=port, cpu=build.cpu)
     url = f"http://127.0.0.1:{port}"
     _say("starting vLLM")
     with child(
