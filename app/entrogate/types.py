@@ -181,7 +181,10 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyChange:
-    """Label of the call group between a parent turn and this one (paper.md: ΔH_k, I_k).
+    """Label of the call group between a parent turn and this one.
+
+    In the terms of arXiv 2602.02050: ``delta`` is ΔH_k = H(r_k) − H(r_{k−1}) in nats, ``reduced``
+    I_k = 1[ΔH_k < 0], ``delta_normalised`` ΔH_k / (H(r_{k−1}) + 1e-8).
 
     ``reduced`` and ``delta`` are None when unknown, and then ``null_reason`` says why
     (short_segment, overlapping_bounds, incomplete_capture, missing_segment, no_call).

@@ -93,15 +93,11 @@ def test_urls_of_databases_are_understood() -> None:
 def test_compose_file(profile: str) -> None:
     compose = program("docker-compose", REQUIRED)
     command = (compose, "-f", DOCKER / "compose.yaml", "--profile", profile, "config")
-    needed: dict[str, Any] = {
-        "API_KEY": "k" * 24,
-        "CAPTURE_SECRET": "s" * 24,
-        "METRICS_TOKEN": "m" * 24,
-    }
+    needed = {"API_KEY": "k" * 24, "CAPTURE_SECRET": "s" * 24, "METRICS_TOKEN": "m" * 24}
     for missing in needed:  # it listens to others: not without a key
         with pytest.raises(AssertionError, match=missing):
-            check(*command, **{k: v for k, v in needed.items() if k != missing})
-    services = yaml.safe_load(check(*command, **needed))["services"]
+            check(*command, cwd=None, **{k: v for k, v in needed.items() if k != missing})
+    services = yaml.safe_load(check(*command, cwd=None, **needed))["services"]
     assert services["entrogate"]["environment"]["ENTROGATE_UPSTREAM__CAPTURE_SECRET"] == "s" * 24
     assert services["entrogate"]["environment"]["ENTROGATE_ACCESS__KEY"] == "k" * 24
     published = {name: s["ports"] for name, s in services.items() if s.get("ports")}

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 import entrogate_lab
-from entrogate.engine.plugin import ADDRESS_VARIABLE
+from entrogate.engine.environment import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.parsers import choose_parsers
 from entrogate.upstream.vllm_command import command_line, environment, installed_vllm

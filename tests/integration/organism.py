@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import entrogate_lab.almanac
-from entrogate.engine.statistics import row_statistics
+from entrogate.engine.measure import row_statistics
 from entrogate.entropy.statistics import segment_stats
 from entrogate.export.dataset import Dataset
 from entrogate.export.exporter import export_settled

@@ -29,9 +29,9 @@ with warnings.catch_warnings():
     from vllm.v1.worker.gpu.sample.sampler import Sampler
     from vllm.v1.worker.gpu.states import RequestState
 
-from entrogate.engine import publisher as publishing
+from entrogate.engine import sender as sending
 from entrogate.engine.arguments import read_arguments
-from entrogate.engine.guarded import Guarded
+from entrogate.engine.guarded import GuardedSender
 from entrogate.engine.processor import EntrogateProcessor
 from tests.integration import test_engine_processor as v1
 from tests.integration.test_engine_processor import (
@@ -149,8 +149,8 @@ def free_slot(table: Any, req_id: str) -> int | None:
 
 
 @contextmanager
-def running(address: str, version: int, seed: int = 0) -> Generator[tuple[Any, Guarded]]:
-    """A batch on model runner V1 or V2 and its publisher."""
+def running(address: str, version: int, seed: int = 0) -> Generator[tuple[Any, GuardedSender]]:
+    """A batch on model runner V1 or V2 and its sender."""
     config: Any = SimpleNamespace(
         scheduler_config=SimpleNamespace(async_scheduling=False),
         speculative_config=None,
@@ -176,18 +176,18 @@ def running(address: str, version: int, seed: int = 0) -> Generator[tuple[Any, G
             processor = EntrogateProcessor(config, states)
             runner = RunnerV2(processor, states, seed)
             inner = processor._v2
-        guarded = inner._publisher
-        assert isinstance(guarded, Guarded)
+        guarded = inner._sender
+        assert isinstance(guarded, GuardedSender)
         try:
             yield runner, guarded
         finally:
-            guarded.publisher.close()
+            guarded.inner.close()
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["v1", "v2"])
 def batch(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[tuple[Any, Guarded, zmq.Socket]]:
+) -> Generator[tuple[Any, GuardedSender, zmq.Socket]]:
     address = f"ipc://{tmp_path_factory.mktemp('engine')}/captures"
     with running(address, request.param) as (runner, guarded):
         socket = zmq.Context.instance().socket(zmq.SUB)
@@ -213,7 +213,7 @@ keys = itertools.count()
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_whatever_is_asked_vllm_decodes_and_others_are_captured(
-    batch: tuple[Any, Guarded, zmq.Socket], everyone: list[dict[str, Any]]
+    batch: tuple[Any, GuardedSender, zmq.Socket], everyone: list[dict[str, Any]]
 ) -> None:
     runner, _, socket = batch
     faults = runner.processor.faults
@@ -270,7 +270,9 @@ def test_validation_takes_it_or_raises_value_error(arguments: dict[str, Any]) ->
         assert asked is None or len(asked.gateway) == 16
 
 
-def test_each_request_has_its_own_tool_call_token(batch: tuple[Any, Guarded, zmq.Socket]) -> None:
+def test_each_request_has_its_own_tool_call_token(
+    batch: tuple[Any, GuardedSender, zmq.Socket],
+) -> None:
     """One tenant's argument must not change what is measured for another."""
     runner, _, socket = batch
     ids = {"own5": 5, "own32": 32, "none": -1}
@@ -295,16 +297,16 @@ PARTS: list[Callable[[Any], tuple[Any, str]]] = [
     lambda inner: (inner, "apply"),
     lambda inner: (inner, "_settle"),
     lambda inner: (inner, "_gate"),
-    lambda inner: (inner._publisher.publisher, "began"),
-    lambda inner: (inner._publisher.publisher, "tokens"),
-    lambda inner: (inner._publisher.publisher, "ended"),
-    lambda inner: (inner._publisher.publisher, "step"),
+    lambda inner: (inner._sender.inner, "began"),
+    lambda inner: (inner._sender.inner, "tokens"),
+    lambda inner: (inner._sender.inner, "ended"),
+    lambda inner: (inner._sender.inner, "step"),
 ]
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_fault_of_ours_costs_captures_and_nothing_else(
-    batch: tuple[Any, Guarded, zmq.Socket],
+    batch: tuple[Any, GuardedSender, zmq.Socket],
     part: Callable[[Any], tuple[Any, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -342,25 +344,25 @@ def test_a_fault_of_ours_costs_captures_and_nothing_else(
     assert ended == len(tokens) == 1
 
 
-def test_made_up_gateways_are_forgotten(batch: tuple[Any, Guarded, zmq.Socket]) -> None:
+def test_made_up_gateways_are_forgotten(batch: tuple[Any, GuardedSender, zmq.Socket]) -> None:
     runner, guarded, socket = batch
-    publisher = guarded.publisher
-    for number in range(3 * publishing.MAX_GATEWAYS):
+    sender = guarded.inner
+    for number in range(3 * sending.MAX_GATEWAYS):
         request = Request(key="a", extra={"entrogate": f"{number:016x}/a/5"})
         runner.update([], [request])
         runner.step()
         runner.update([request], [])
-    assert len(publisher._outgoing) <= publishing.MAX_GATEWAYS
+    assert len(sender._outgoing) <= sending.MAX_GATEWAYS
     key = f"k{next(keys)}"
     honest = Request(key=key, extra={"entrogate": f"{GATEWAY}/{key}/5"})
     runner.update([], [honest])
     runner.step()
     runner.update([honest], [])
     assert received(socket, 5_000, until=key)[key][2] == 1
-    publisher._expired_at -= 2 * publishing.EXPIRE_SECONDS
-    publisher.flush()
-    publisher._expired_at -= 2 * publishing.EXPIRE_SECONDS
-    for outgoing in publisher._outgoing.values():
-        outgoing.named_at -= 4 * publishing.EXPIRE_SECONDS
-    publisher.flush()
-    assert not publisher._outgoing
+    sender._expired_at -= 2 * sending.EXPIRE_SECONDS
+    sender.flush()
+    sender._expired_at -= 2 * sending.EXPIRE_SECONDS
+    for outgoing in sender._outgoing.values():
+        outgoing.named_at -= 4 * sending.EXPIRE_SECONDS
+    sender.flush()
+    assert not sender._outgoing

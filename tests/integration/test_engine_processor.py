@@ -26,7 +26,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from entrogate.engine.frames import TOKEN, Message, decode
 from entrogate.engine.gate import GateNumbers
-from entrogate.engine.guarded import Guarded
+from entrogate.engine.guarded import GuardedSender
 from entrogate.engine.processor import EntrogateProcessor
 
 GATEWAY = "00112233aabbccdd"
@@ -126,9 +126,9 @@ def processor(address: str) -> Generator[EntrogateProcessor]:
     made = EntrogateProcessor(config, torch.device("cpu"), False)
     yield made
     assert made._v1 is not None
-    publisher = made._v1._publisher
-    assert isinstance(publisher, Guarded)
-    publisher.publisher.close()
+    sender = made._v1._sender
+    assert isinstance(sender, GuardedSender)
+    sender.inner.close()
 
 
 @pytest.fixture

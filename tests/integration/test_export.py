@@ -26,8 +26,8 @@ from entrogate.access import qualified
 from entrogate.errors import ExportError
 from entrogate.export.dataset import CARD, Dataset
 from entrogate.export.exporter import export_settled
+from entrogate.export.judgements import Judgements
 from entrogate.export.known import Known
-from entrogate.export.labelling import Judgements
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.filters import TrajectoryFilter

@@ -19,7 +19,7 @@ from entrogate.private import make_file, make_folder
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.admin.cli import store as store_command
-from entrogate.train.record import write_record
+from entrogate.train.run_record import write_record
 from tests.unit.store.made import turn
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from typing import IO, Any
 import zmq
 import zmq.utils.z85
 
-from entrogate.engine.plugin import ADDRESS_VARIABLE, SECRET_VARIABLE
+from entrogate.engine.environment import ADDRESS_VARIABLE, SECRET_VARIABLE
 
 LEAST_SECRET = 16  # characters
 _IPC = "ipc://"

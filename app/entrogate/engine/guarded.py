@@ -1,11 +1,11 @@
-"""Publishing that never raises into the decoder."""
+"""Sending that never raises into the decoder."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from entrogate.engine.publisher import Publisher, Silence, Stream
+from entrogate.engine.sender import CaptureSender, Sender, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
     from entrogate.engine.gate import GateState
 
 
-class Guarded(Silence):
-    """A publisher whose faults are counted; what it held is lost, and its gateways see the gap.
+class GuardedSender(Sender):
+    """Counts the faults of ``inner``; what it held is lost, and its gateways see the gap.
 
-    A boundary of its own: only one tensor-parallel rank publishes, and a fault there must not
+    A boundary of its own: only one tensor-parallel rank sends, and a fault there must not
     change what its gate does beside the other ranks.
     """
 
-    def __init__(self, publisher: Publisher, faults: Faults) -> None:
-        self.publisher = publisher
-        self._guard = partial(faults.guard, undo=publisher.lose)
+    def __init__(self, inner: CaptureSender, faults: Faults) -> None:
+        self.inner = inner
+        self._guard = partial(faults.guard, undo=inner.lose)
 
     def began(
         self, gateway: str, request: str, choice: int, prompt: Sequence[int], *, resumed: int
     ) -> Stream:
-        began = self._guard(self.publisher.began, gateway, request, choice, prompt, resumed=resumed)
+        """A stream without a number, so not captured, after a fault."""
+        began = self._guard(self.inner.began, gateway, request, choice, prompt, resumed=resumed)
         return Stream(gateway, 0) if began is None else began
 
     def tokens(
@@ -40,16 +41,20 @@ class Guarded(Silence):
         logprobs: np.ndarray,
         measured: np.ndarray,
     ) -> None:
-        self._guard(self.publisher.tokens, streams, token_ids, logprobs, measured)
+        """The tokens are lost after a fault, with all else that waited."""
+        self._guard(self.inner.tokens, streams, token_ids, logprobs, measured)
 
     def gated(
         self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
     ) -> None:
+        """The gate's action stands even if a fault keeps it from being sent."""
         event: dict[str, Any] = {"position": position, "action": action, "p_tool_call": p_tool_call}
-        self._guard(self.publisher.gated, stream, gate, **event)
+        self._guard(self.inner.gated, stream, gate, **event)
 
     def ended(self, stream: Stream, n_tokens: int) -> None:
-        self._guard(self.publisher.ended, stream, n_tokens)
+        """After a fault the gateway sees a gap instead of this end."""
+        self._guard(self.inner.ended, stream, n_tokens)
 
     def step(self) -> None:
-        self._guard(self.publisher.step)
+        """Send what is due; after a fault, nothing of it is sent."""
+        self._guard(self.inner.step)

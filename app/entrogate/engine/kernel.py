@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from entrogate.engine.statistics import RowStatistics
+from entrogate.engine.measure import RowStatistics
 
 BLOCK = 4096
 _WARPS = 8

@@ -11,16 +11,14 @@ from copy import copy
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from entrogate.engine.environment import ADDRESS_VARIABLE, OFF, SECRET_VARIABLE
 from entrogate.engine.frames import CHOICE_ARGUMENT, REQUEST_ARGUMENT
 
 if TYPE_CHECKING:
     from entrogate.engine.faults import Faults
-    from entrogate.engine.publisher import Silence
+    from entrogate.engine.sender import Sender
 
 KNOWN_VERSIONS = ("0.32.",)
-ADDRESS_VARIABLE = "ENTROGATE_ENGINE_ADDRESS"
-SECRET_VARIABLE = "ENTROGATE_ENGINE_SECRET"
-OFF = "off"
 _log = logging.getLogger("entrogate.engine")
 
 
@@ -63,11 +61,12 @@ def vllm_version() -> str:
 
 
 def is_known(version: str) -> bool:
+    """Whether the plugin was tested inside this version of vLLM."""
     return version.startswith(KNOWN_VERSIONS)
 
 
-def open_publisher(vllm_config: Any, refusal: str | None, faults: Faults) -> Silence | None:
-    """The publisher of this worker, or None where nothing is captured or gated; says why.
+def open_sender(vllm_config: Any, refusal: str | None, faults: Faults) -> Sender | None:
+    """The sender of this worker, or None where nothing is captured or gated; says why.
 
     ``refusal`` is what the model runner has against it, if anything.
     """
@@ -80,16 +79,16 @@ def open_publisher(vllm_config: Any, refusal: str | None, faults: Faults) -> Sil
     import zmq
 
     from entrogate.engine.channel import default_address
-    from entrogate.engine.guarded import Guarded
-    from entrogate.engine.publisher import Publisher, Silence
+    from entrogate.engine.guarded import GuardedSender
+    from entrogate.engine.sender import CaptureSender, MutedSender
 
     if not _is_sending_rank():
-        return Silence()
+        return MutedSender()
     address = _for_replica(
         address or default_address(), vllm_config.parallel_config.data_parallel_rank
     )
     try:
-        publisher = Publisher(address, os.environ.get(SECRET_VARIABLE) or None)
+        sender = CaptureSender(address, os.environ.get(SECRET_VARIABLE) or None)
     except ValueError as refused:
         _log.error("entrogate: no capture and no gate inside the engine: %s", refused)
         return None
@@ -101,8 +100,8 @@ def open_publisher(vllm_config: Any, refusal: str | None, faults: Faults) -> Sil
             ADDRESS_VARIABLE,
         )
         return None
-    _log.info("entrogate: captures on %s", publisher.address)
-    return Guarded(publisher, faults)
+    _log.info("entrogate: captures on %s", sender.address)
+    return GuardedSender(sender, faults)
 
 
 def _is_sending_rank() -> bool:

@@ -16,7 +16,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as Logits
 from entrogate.engine import runner_v1, runner_v2
 from entrogate.engine.arguments import read_arguments
 from entrogate.engine.faults import Faults
-from entrogate.engine.plugin import open_publisher
+from entrogate.engine.plugin import open_sender
 
 if TYPE_CHECKING:
     import torch
@@ -75,15 +75,15 @@ class EntrogateProcessor(LogitsProcessor, LogitsProcessorV2):
     def _start(self, vllm_config: VllmConfig, arguments: tuple[Any, ...]) -> None:
         on_v1 = len(arguments) == _V1_ARGUMENTS
         refusal = (runner_v1 if on_v1 else runner_v2).refusal(vllm_config)
-        publisher = open_publisher(vllm_config, refusal, self.faults)
-        if publisher is None:
+        sender = open_sender(vllm_config, refusal, self.faults)
+        if sender is None:
             return
         if on_v1:
             vocab_size = vllm_config.model_config.get_vocab_size()
-            self._v1 = runner_v1.RunnerV1(publisher, vocab_size, self.faults)
+            self._v1 = runner_v1.RunnerV1(sender, vocab_size, self.faults)
             return
         max_len = vllm_config.model_config.max_model_len
-        runner = runner_v2.RunnerV2(publisher, arguments[0], max_len, self.faults)
+        runner = runner_v2.RunnerV2(sender, arguments[0], max_len, self.faults)
         guard = partial(self.faults.guard, undo=runner.give_up)
         runner_v2.wrap_model_runner(
             arrived=partial(guard, runner.arrived),

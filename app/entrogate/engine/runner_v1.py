@@ -19,7 +19,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from entrogate.engine.arguments import read_arguments
 from entrogate.engine.gate import GateState
-from entrogate.engine.statistics import (
+from entrogate.engine.measure import (
     COULD_BE_SAMPLED,
     SMALL,
     row_statistics,
@@ -30,7 +30,7 @@ from entrogate.engine.statistics import (
 
 if TYPE_CHECKING:
     from entrogate.engine.faults import Faults
-    from entrogate.engine.publisher import Silence, Stream
+    from entrogate.engine.sender import Sender, Stream
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,8 +64,8 @@ class RunnerV1:
     What raises in `update_state` or `apply` is for the caller to catch, who then calls `give_up`.
     """
 
-    def __init__(self, publisher: Silence, vocab_size: int, faults: Faults) -> None:
-        self._publisher = publisher
+    def __init__(self, sender: Sender, vocab_size: int, faults: Faults) -> None:
+        self._sender = sender
         self._vocab_size = vocab_size
         self._faults = faults
         self._rows: dict[int, _Row] = {}
@@ -75,14 +75,14 @@ class RunnerV1:
         """Something failed: the captures and gates under way end, new requests begin anew."""
         rows, self._rows, self._step = self._rows, {}, None
         for row in rows.values():
-            self._publisher.ended(row.stream, -1)
+            self._sender.ended(row.stream, -1)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """What came, went and moved since the last step; None: nothing did."""
         self._settle()
         if batch_update is None:
             if self._rows:
-                self._publisher.step()
+                self._sender.step()
             return
         before = len(self._rows)
         for index in batch_update.removed:
@@ -93,7 +93,7 @@ class RunnerV1:
         for first, second, direction in batch_update.moved:
             self._move(first, second, swap=direction is MoveDirectionality.SWAP)
         if before or self._rows:
-            self._publisher.step()
+            self._sender.step()
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Measure the rows of the batch, (B, V), and gate them in place."""
@@ -157,7 +157,7 @@ class RunnerV1:
             logprobs = sampled_logprobs(processed, chosen).cpu().numpy()
         rows = dict(step.rows)
         streams = [rows[index].stream for index in kept]
-        self._publisher.tokens(streams, token_ids, logprobs, step.measured[:, kept])
+        self._sender.tokens(streams, token_ids, logprobs, step.measured[:, kept])
 
     def _gate(
         self,
@@ -191,7 +191,7 @@ class RunnerV1:
             action = "force"
         else:
             return
-        self._publisher.gated(
+        self._sender.gated(
             row.stream, gate, position=row.n_tokens, action=action, p_tool_call=p_tool_call
         )
 
@@ -210,7 +210,7 @@ class RunnerV1:
         if asked.gate is not None and not output:
             gate = GateState.begin(asked.gate, prompt or ())
         self._rows[index] = _Row(
-            stream=self._publisher.began(
+            stream=self._sender.began(
                 asked.gateway, asked.request, asked.choice, prompt or (), resumed=len(output)
             ),
             output=output,
@@ -222,7 +222,7 @@ class RunnerV1:
     def _end(self, index: int) -> None:
         row = self._rows.pop(index, None)
         if row is not None:
-            self._publisher.ended(row.stream, -1 if row.broken else row.n_tokens)
+            self._sender.ended(row.stream, -1 if row.broken else row.n_tokens)
 
     def _move(self, first: int, second: int, *, swap: bool) -> None:
         if not swap:

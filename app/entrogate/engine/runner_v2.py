@@ -23,15 +23,15 @@ import torch
 
 from entrogate.engine.arguments import read_arguments
 from entrogate.engine.gate import GateState
-from entrogate.engine.statistics import COULD_BE_SAMPLED, row_statistics, sampled_logprobs
+from entrogate.engine.measure import COULD_BE_SAMPLED, row_statistics, sampled_logprobs
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcRequestState
 
     from entrogate.engine.faults import Faults
-    from entrogate.engine.publisher import Silence, Stream
-    from entrogate.engine.statistics import RowStatistics
+    from entrogate.engine.measure import RowStatistics
+    from entrogate.engine.sender import Sender, Stream
 
 _SUPPRESSED, _FORCED = 1, 2  # what the gate did to a row, in `_Step.measured`
 
@@ -82,9 +82,9 @@ class RunnerV2:
     """
 
     def __init__(
-        self, publisher: Silence, states: LogitsProcRequestState, max_len: int, faults: Faults
+        self, sender: Sender, states: LogitsProcRequestState, max_len: int, faults: Faults
     ) -> None:
-        self._publisher = publisher
+        self._sender = sender
         self._states = states
         self._max_len = max_len
         self._faults = faults
@@ -104,7 +104,7 @@ class RunnerV2:
         rows, self._rows, self._step = self._rows, {}, None
         self._settling.clear()
         for row in rows.values():
-            self._publisher.ended(row.stream, -1)
+            self._sender.ended(row.stream, -1)
 
     def arrived(self, states: Any, named: dict[str, Any]) -> None:
         """A request got a slot of ``states``: it has ``named`` prompt and what it had sampled."""
@@ -130,7 +130,7 @@ class RunnerV2:
         gate = None if numbers is None else GateState.begin(numbers, prompt)
         self._call_ids[slot] = -1 if asked.call_id is None else asked.call_id
         self._rows[slot] = _Row(
-            stream=self._publisher.began(
+            stream=self._sender.began(
                 asked.gateway, asked.request, asked.choice, prompt, resumed=resumed
             ),
             prefill_len=len(token_ids),
@@ -147,8 +147,8 @@ class RunnerV2:
         if row is None:
             return
         self._settle(wait=True)
-        self._publisher.ended(row.stream, row.n_tokens)
-        self._publisher.step()
+        self._sender.ended(row.stream, row.n_tokens)
+        self._sender.step()
 
     def apply(self, logits_BV: torch.Tensor, context: LogitsContext) -> torch.Tensor:
         """Measure and gate the rows that will sample a token of a captured request."""
@@ -163,7 +163,7 @@ class RunnerV2:
         if not rows:
             return logits_BV
         self._settle(wait=any(row.gate is not None for row in rows))
-        self._publisher.step()
+        self._sender.step()
         call_ids_B = self._call_ids.index_select(0, context.expanded_idx_mapping)
         found = self._measure(logits_BV, call_ids_B)
         acted_B = torch.zeros_like(found.entropy_B)
@@ -269,13 +269,13 @@ class RunnerV2:
             return
         streams = [step.rows[place].stream for place in kept]
         kept_ids = [token_ids[place] for place in kept]
-        self._publisher.tokens(streams, kept_ids, values[4, kept], values[:3, kept])
+        self._sender.tokens(streams, kept_ids, values[4, kept], values[:3, kept])
 
     def _report(self, row: _Row, values: np.ndarray) -> None:
         """What the gate did before the token that is about to be counted."""
         if row.gate is None:  # it failed after this
             return
-        self._publisher.gated(
+        self._sender.gated(
             row.stream,
             row.gate,
             position=row.n_tokens,

@@ -1,4 +1,6 @@
-r"""Bounds of the entropy of a token from the largest log-probabilities (paper.md, trap 4).
+r"""Bounds of the entropy of a token from the largest log-probabilities.
+
+arXiv 2602.02050 defines H over the full vocabulary, but a server returns only its largest values.
 
 Let K be the tokens whose probability p_v is known (the k returned ones and, if it is none of them,
 the sampled token), V the vocabulary, m = V - |K| and q = 1 - Σ_K p_v the mass of the tail. Then H =

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from entrogate.errors import ExportError
-from entrogate.export.labelling import sampling_temperature
+from entrogate.export.judgements import sampling_temperature
 from entrogate.export.schema import SCHEMA
 from entrogate.export.tables import Row
 from entrogate.wire.body import from_json, to_json

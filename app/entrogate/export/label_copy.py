@@ -15,7 +15,7 @@ from entrogate.errors import ExportError
 from entrogate.export.card import card_of
 from entrogate.export.dataset import Dataset
 from entrogate.export.erasing import counts_of, kept_entries
-from entrogate.export.labelling import (
+from entrogate.export.judgements import (
     JUDGED_COLUMNS,
     Judgements,
     Valued,

@@ -1,4 +1,4 @@
-"""Entropy change of a call, and the rewards of a trajectory (paper.md: definitions)."""
+"""Entropy change of a call, and the rewards of a trajectory, by arXiv 2602.02050."""
 
 from entrogate.label.change import entropy_change
 from entrogate.label.f1 import squad_f1

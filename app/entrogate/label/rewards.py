@@ -1,4 +1,7 @@
-"""The sparse and the dense reward of a trajectory (paper.md: definitions and open points).
+"""The sparse and the dense reward of a trajectory, by arXiv 2602.02050.
+
+With outcome F1(x, y), n groups of calls, m of them with I_k = 1: sparse r = F1 · m/n, for the whole
+trajectory; dense r_k = F1 · (1 + α·I_k), for each group. What the paper leaves open is an option.
 
 A label is I_k of one group of calls: True (entropy fell), False, or None (unknown). Parallel calls
 are one group, so they count once; unknown ones leave both m and n.

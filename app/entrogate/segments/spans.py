@@ -5,9 +5,9 @@ token id, so text that merely spells a marker cuts nothing. Whitespace belongs t
 in.
 
 - CONTROL: the markers themselves, end-of-turn tokens, the stop token.
-- CALL: the tokens between the call markers (JSON, structured and of low entropy: paper.md, trap 1).
-  An unclosed call runs to the end of the turn. A call that opens inside reasoning ends the
-  reasoning.
+- CALL: the tokens between the call markers. They are JSON, structured and of low entropy whatever
+  the model knows, so they belong to no reasoning segment. An unclosed call runs to the end of the
+  turn. A call that opens inside reasoning ends the reasoning.
 - REASONING: the tokens between the think markers; an unclosed one runs to the end of the turn. In a
   turn without any, the text before the first call: what the model said to itself before it called.
 - ANSWER: all other text.

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from entrogate import __version__
 from entrogate.engine.channel import default_address
-from entrogate.engine.plugin import ADDRESS_VARIABLE
+from entrogate.engine.environment import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
 from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics

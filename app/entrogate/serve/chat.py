@@ -17,7 +17,7 @@ from entrogate.errors import EntrogateError
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.door import CHAT_DOOR, Door, translated
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
-from entrogate.serve.respond import (
+from entrogate.serve.sending import (
     WEIGHTS_HEADER,
     WatchedResponse,
     send_body,
@@ -35,7 +35,7 @@ from entrogate.turn.stream import StreamForm
 from entrogate.types import TurnHead
 from entrogate.wire.errors import describe
 from entrogate.wire.history import CallHistory
-from entrogate.wire.recorded import is_recorded
+from entrogate.wire.opt_out import is_recorded
 from entrogate.wire.request import ChatRequest, parse_chat
 
 _log = logging.getLogger("entrogate.serve")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol
-from entrogate.serve.respond import Envelope, chat_last_words
+from entrogate.serve.sending import Envelope, chat_last_words
 from entrogate.turn.session import CHAT
 from entrogate.wire.answer import DoorAnswer
 from entrogate.wire.errors import describe, is_error_body, upstream_error_body

@@ -10,10 +10,10 @@ from starlette.types import Send
 
 from entrogate.errors import EntrogateError, RequestError, UpstreamError, UpstreamProtocol
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.respond import WatchedResponse
+from entrogate.serve.sending import WatchedResponse
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.wire.errors import error_body, error_event, is_error_body, upstream_error_body
-from entrogate.wire.ours import raw_without_ours
+from entrogate.wire.reserved import raw_without_ours
 
 # Pattern and method of each; who may use it is said in `access.SCOPES`.
 PASSED = (

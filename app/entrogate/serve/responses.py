@@ -20,7 +20,7 @@ from entrogate.store.admin.erasure import ToErase
 from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
 from entrogate.wire.body import parse_json_object, to_json
-from entrogate.wire.recorded import allows_recording, is_recorded
+from entrogate.wire.opt_out import allows_recording, is_recorded
 from entrogate.wire.responses.answer import ResponsesAnswer
 from entrogate.wire.responses.request import responses_request, wants_logprobs
 from entrogate.wire.responses.stored import stored_response

@@ -21,7 +21,7 @@ from entrogate.serve.access import SESSION_COOKIE, caller_of, session_of
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.serve.token_texts import TokenTexts
-from entrogate.serve.viewer_records import audit, erase
+from entrogate.serve.viewer_audit import audit, erase
 from entrogate.store import TrajectoryFilter
 from entrogate.store.read.replay import replay_turns
 from entrogate.store.read.slices import SlicedTokens, TokenSlice

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from entrogate.errors import EntrogateError
 from entrogate.export.dataset import Dataset
-from entrogate.export.labelling import Judgements, Valued, credited, sampling_temperature
+from entrogate.export.judgements import Judgements, Valued, credited, sampling_temperature
 from entrogate.export.tables import Row, iter_rows
 from entrogate.label.worth import Labelling, Worth
 

@@ -16,7 +16,7 @@ from entrogate.label.worth import Labelling
 from entrogate.model_hashes import PROBE_PREFIX, hashes_of, probe_of
 from entrogate.train.data import DataError, DataReport, label_rows, read_rows
 from entrogate.train.losses import NEEDS_OLD_LOGPROBS
-from entrogate.train.record import check_same_run, describe, write_record
+from entrogate.train.run_record import check_same_run, describe, write_record
 from entrogate.train.settings import TrainSettings
 from entrogate.train.trainer import Progress, RunResult, StepReport, train
 

@@ -15,7 +15,7 @@ import orjson
 
 from entrogate.errors import EntrogateError, UpstreamError, UpstreamProtocol, UpstreamUnavailable
 from entrogate.turn.choice import Choice
-from entrogate.turn.reading import Reading, Stamp, Way
+from entrogate.turn.leg_reader import LegReader, Stamp, Way
 from entrogate.turn.record import debug_object
 from entrogate.turn.state import Turn
 from entrogate.upstream.answer import UpstreamAnswer
@@ -34,54 +34,54 @@ class StreamForm:
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self._stamp: Stamp | None = None
-        self._reading = Reading(turn, None, calls_only=False)
+        self._reader = LegReader(turn, None, calls_only=False)
         self._usage_event = b""
 
     @property
     def cut(self) -> Choice | None:
-        return self._reading.cut
+        return self._reader.cut
 
     def begin_leg(self, *, calls_only: bool) -> None:
         if len(self.turn.legs) > 1 or calls_only:
             first = self.turn.legs[0]
             self._stamp = Stamp(response_id=self.turn.response_id, created=first.created)
-        self._reading = Reading(self.turn, self._stamp, calls_only=calls_only)
+        self._reader = LegReader(self.turn, self._stamp, calls_only=calls_only)
 
     async def read(self, response: UpstreamAnswer) -> AsyncGenerator[bytes]:
-        reading, splitter = self._reading, EventSplitter()
+        reader, splitter = self._reader, EventSplitter()
         async for data in response:
-            if not splitter.waiting and reading.passes(data):
+            if not splitter.waiting and reader.passes(data):
                 yield data
-                if reading.backlog_bytes > _BACKLOG_BYTES:
-                    await reading.catch_up_in_slices()
+                if reader.backlog_bytes > _BACKLOG_BYTES:
+                    await reader.catch_up_in_slices()
                 continue
-            out = reading.take_all(splitter.feed(data))
+            out = reader.take_all(splitter.feed(data))
             if out:
                 yield out
-            if reading.cut is not None:
+            if reader.cut is not None:
                 return
-            if reading.ended:
+            if reader.ended:
                 break
-        if not reading.ended:
+        if not reader.ended:
             raise UpstreamUnavailable("the model server broke off its stream")
         await _drain(response)
-        await reading.catch_up_in_slices()
-        self._usage_event = reading.usage_event
+        await reader.catch_up_in_slices()
+        self._usage_event = reader.usage_event
 
     def catch_up(self) -> None:
         """Read what went by unread of a stream that ended before its end."""
-        self._reading.catch_up()
+        self._reader.catch_up()
 
     def passed(self, choice: Choice) -> bool:
-        return self._reading.lane(choice).way is Way.FREE
+        return self._reader.lane(choice).way is Way.FREE
 
     def let_through(self, choice: Choice) -> bytes:
-        lane = self._reading.lane(choice)
+        lane = self._reader.lane(choice)
         lane.way = Way.FREE
         return lane.release()
 
     def end_at_limit(self, choice: Choice) -> None:
-        lane = self._reading.lane(choice)
+        lane = self._reader.lane(choice)
         lane.held.clear()
         lane.finish = self._event(choice, finish="length")
 
@@ -89,8 +89,8 @@ class StreamForm:
         self, choice: Choice, position: int, response: UpstreamAnswer
     ) -> AsyncGenerator[bytes]:
         splitter = EventSplitter()
-        self._reading.lane(choice).held.clear()
-        self._reading.lane(choice).finish = b""
+        self._reader.lane(choice).held.clear()
+        self._reader.lane(choice).finish = b""
         choice.tokens.cut(position)
         choice.finish_reason = None
         async for data in response:
@@ -103,7 +103,7 @@ class StreamForm:
 
     def end(self) -> bytes:
         turn = self.turn
-        tail = b"".join([lane.finish for lane in self._reading.lanes.values()])
+        tail = b"".join([lane.finish for lane in self._reader.lanes.values()])
         if turn.debug and tail:
             at = tail.rindex(b"}\n\n")
             extra = orjson.dumps(debug_object(turn), option=orjson.OPT_SERIALIZE_NUMPY)
@@ -134,7 +134,7 @@ class StreamForm:
         part = completion.choices[0]
         take_resumed(self.turn, choice, part)
         if part.finish_reason is not None:
-            self._reading.lane(choice).finish = self._event(
+            self._reader.lane(choice).finish = self._event(
                 choice, text=part.text or None, finish=part.finish_reason, source=part
             )
             return b""
@@ -172,7 +172,7 @@ class StreamForm:
                 "choices": [part],
             }
         )
-        return self._reading.with_fingerprint(event) if finish is not None else event
+        return self._reader.with_fingerprint(event) if finish is not None else event
 
     def _whole_usage(self) -> bytes:
         """Usage over all legs: the tokens of the answer, without those thrown away."""

@@ -17,7 +17,7 @@ from typing import Self
 
 import httpx
 
-from entrogate.engine.plugin import ADDRESS_VARIABLE, SECRET_VARIABLE
+from entrogate.engine.environment import ADDRESS_VARIABLE, SECRET_VARIABLE
 from entrogate.errors import ConfigError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from entrogate.settings import ManagedSettings
 from entrogate.upstream import model_folder, vllm_command

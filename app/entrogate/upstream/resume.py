@@ -1,7 +1,8 @@
-"""Going on with a turn from its exact token ids, without the tool call (vllm.md).
+"""Going on with a turn from its exact token ids, without the tool call.
 
 A chat answer is cut before the tool-call token; ``/v1/completions`` takes the ids of the prompt
-and of what is kept, with that token masked, and decodes the rest. Prefix caching makes it cheap.
+and of what is kept, with that token masked, and decodes the rest. vLLM's prefix
+cache (`vllm.v1.core.kv_cache_manager`) makes it cheap.
 """
 
 from __future__ import annotations

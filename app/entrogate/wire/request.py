@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from entrogate.errors import RequestError
 from entrogate.wire.body import parse_json_object, to_json
-from entrogate.wire.kinds import (
+from entrogate.wire.chat_fields import (
     MAX_CHOICES,
     check_tool_choice,
     check_tools,
@@ -17,8 +17,8 @@ from entrogate.wire.kinds import (
     optional_object,
     stream_options,
 )
-from entrogate.wire.ours import without_ours
-from entrogate.wire.recorded import allows_recording
+from entrogate.wire.opt_out import allows_recording
+from entrogate.wire.reserved import without_ours
 from entrogate.wire.strip import Wanted
 
 # Fields that only say what to return, never what to sample: not stored as sampling parameters.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import cast
 
-from entrogate.wire.fields import Json
+from entrogate.wire.door_fields import Json
 
 SEPARATOR = "\n\n"
 

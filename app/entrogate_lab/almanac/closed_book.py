@@ -6,8 +6,8 @@ from typing import Any
 
 from entrogate_lab.almanac.agent import Agent
 from entrogate_lab.almanac.evaluate import connect
+from entrogate_lab.almanac.intervals import wilson
 from entrogate_lab.almanac.scoring import is_correct
-from entrogate_lab.almanac.statistics import wilson
 from entrogate_lab.almanac.tasks import (
     DOMAINS,
     HeldOutCast,

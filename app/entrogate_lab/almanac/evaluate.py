@@ -14,8 +14,8 @@ from openai import AsyncOpenAI
 from entrogate.errors import EntrogateError
 from entrogate.label.f1 import squad_f1
 from entrogate_lab.almanac.agent import Agent, Run
+from entrogate_lab.almanac.intervals import mean, mean_interval, percentile, wilson
 from entrogate_lab.almanac.scoring import JudgedCall, failure_cause, is_correct, judge_calls
-from entrogate_lab.almanac.statistics import mean, mean_interval, percentile, wilson
 from entrogate_lab.almanac.tasks import DOMAINS, Split, Task, held_out_task, training_task
 from entrogate_lab.almanac.tools import DOMAIN_TOOLS
 from entrogate_lab.almanac.world import World, make_world

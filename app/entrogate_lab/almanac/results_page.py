@@ -20,9 +20,9 @@ BEGIN, END = "<!-- figures: entrogate almanac results -->", "<!-- end of figures
 
 
 def write(results: _Json, docs: Path) -> None:
-    """Write ``results.json`` and the plots, and the tables into ``results.md`` between its marks.
+    """Write ``results.json``, the plots and the results page into the folder ``docs``.
 
-    What stands around the marks is left alone.
+    On the page the tables go between the marks; the text around them is left alone.
     """
     (docs / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     page = docs / "results.md"

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import entrogate_lab
+from entrogate.engine.environment import ADDRESS_VARIABLE
 from entrogate.engine.frames import GATE_ARGUMENT, REQUEST_ARGUMENT
 from entrogate.engine.gate import GateNumbers
-from entrogate.engine.plugin import ADDRESS_VARIABLE
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.parsers import choose_parsers

@@ -20,7 +20,7 @@ import numpy as np
 from entrogate.engine.arguments import Asked, read_arguments
 from entrogate.engine.frames import REQUEST_ARGUMENT
 from entrogate.engine.gate import GateNumbers, GateState
-from entrogate.engine.publisher import Publisher, Stream
+from entrogate.engine.sender import CaptureSender, Stream
 from entrogate_lab.bench.script import Step, Token, Turn, Vocabulary
 
 _ARGUMENT = re.compile(rb'"entrogate": ?"([^"\\]*)"')
@@ -59,20 +59,20 @@ class EngineSide:
         if address is None:
             self._folder = tempfile.TemporaryDirectory(prefix="entrogate-engine-")
             address = f"ipc://{Path(self._folder.name) / 'captures'}"
-        self._publisher = Publisher(address, secret)
-        self.address = self._publisher.address
+        self._sender = CaptureSender(address, secret)
+        self.address = self._sender.address
 
     def close(self) -> None:
         """Let go of the address."""
-        self._publisher.close()
+        self._sender.close()
         if self._folder is not None:
             self._folder.cleanup()
 
     def begin(self, asked: Asked, choices: Sequence[Captured], step: Step) -> Following:
         """The answer to a request begins to be sent: all of it, unless its step says otherwise."""
-        publisher = self._publisher
+        sender = self._sender
         streams = [
-            publisher.began(asked.gateway, asked.request, index, choice.prompt, resumed=0)
+            sender.began(asked.gateway, asked.request, index, choice.prompt, resumed=0)
             for index, choice in enumerate(choices)
         ]
         following = Following(
@@ -85,7 +85,7 @@ class EngineSide:
         if step.fault is None and not step.delay:
             self.end(following, whole=True)
         else:
-            publisher.flush()
+            sender.flush()
         return following
 
     def end(self, following: Following, *, whole: bool) -> None:
@@ -101,26 +101,26 @@ class EngineSide:
                 n_tokens = min(n_tokens, int(elapsed / step.delay))
             self._send(stream, choice, n_tokens)
         if streams:
-            self._publisher.flush()
+            self._sender.flush()
 
     def _send(self, stream: Stream, choice: Captured, n_tokens: int) -> None:
-        publisher = self._publisher
+        sender = self._sender
         if n_tokens:
-            publisher.tokens(
+            sender.tokens(
                 [stream] * n_tokens,
                 choice.token_ids[:n_tokens],
                 choice.logprobs[:n_tokens],
                 choice.measured[:, :n_tokens],
             )
         if choice.gate is not None and choice.gated_at < n_tokens:
-            publisher.gated(
+            sender.gated(
                 stream,
                 choice.gate,
                 position=choice.gated_at,
                 action="suppress",
                 p_tool_call=_CERTAIN_CALL,
             )
-        publisher.ended(stream, n_tokens)
+        sender.ended(stream, n_tokens)
 
 
 _CERTAIN_CALL = 0.98  # the probability of every scripted call's first token

@@ -21,6 +21,14 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 ROW = re.compile(r"^\| `(ENTROGATE_\w+)` \|([^|]*)\|([^|]*)\|", re.MULTILINE)
 
 
+def written(default: object) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return "`[]`" if default == () else f"`{default}`"
+
+
 def settings() -> dict[str, str]:
     """Environment variable → default as the page writes it."""
     found: dict[str, str] = {}
@@ -29,9 +37,7 @@ def settings() -> dict[str, str]:
         assert isinstance(model, type)
         assert issubclass(model, BaseModel)
         for name, leaf in model.model_fields.items():
-            default = leaf.default
-            written = {None: "none", (): "`[]`", False: "`false`"}.get(default, f"`{default}`")
-            found[f"ENTROGATE_{branch}__{name}".upper()] = written
+            found[f"ENTROGATE_{branch}__{name}".upper()] = written(leaf.default)
     return found
 
 

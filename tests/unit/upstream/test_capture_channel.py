@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from entrogate.engine.channel import ChannelRefused, default_address, derive_keys, make_private
 from entrogate.engine.frames import TOKEN, VERSION, Began, Ended, Gated, Message, encode
-from entrogate.engine.publisher import Publisher
+from entrogate.engine.sender import CaptureSender
 from entrogate.errors import ConfigError
 from entrogate.upstream.captures import CaptureChannel, RequestCapture
 
@@ -66,35 +66,35 @@ FRAMES = (
 @asynccontextmanager
 async def joined(
     address: str, engine: str | None, gateway: str | None
-) -> AsyncGenerator[tuple[Publisher, CaptureChannel]]:
+) -> AsyncGenerator[tuple[CaptureSender, CaptureChannel]]:
     """An engine and a gateway on one address."""
-    publisher = Publisher(address, engine)
+    sender = CaptureSender(address, engine)
     try:
-        async with CaptureChannel(publisher.address, gateway) as channel:
-            yield publisher, channel
+        async with CaptureChannel(sender.address, gateway) as channel:
+            yield sender, channel
     finally:
-        publisher.close()
+        sender.close()
 
 
-async def arrives(publisher: Publisher, channel: CaptureChannel, tries: int = 100) -> bool:
+async def arrives(sender: CaptureSender, channel: CaptureChannel, tries: int = 100) -> bool:
     for _ in range(tries):
         with channel.follow() as request:
-            stream = publisher.began(channel.gateway, request.key, 0, [1], resumed=0)
-            publisher.ended(stream, 0)
-            publisher.flush()
+            stream = sender.began(channel.gateway, request.key, 0, [1], resumed=0)
+            sender.ended(stream, 0)
+            sender.flush()
             if await request.complete(1, 0.03):
                 return True
     return False
 
 
 async def test_the_same_secret_on_tcp() -> None:
-    async with joined("tcp://127.0.0.1:*", SECRET, SECRET) as (publisher, channel):
-        assert await arrives(publisher, channel)
+    async with joined("tcp://127.0.0.1:*", SECRET, SECRET) as (sender, channel):
+        assert await arrives(sender, channel)
 
 
 @pytest.mark.parametrize("gateway", [OTHER, None])
 async def test_who_does_not_know_the_secret_hears_nothing(gateway: str | None) -> None:
-    publisher = Publisher("tcp://127.0.0.1:*", SECRET)
+    sender = CaptureSender("tcp://127.0.0.1:*", SECRET)
     listener = zmq.Context.instance().socket(zmq.SUB)
     try:
         if gateway is not None:
@@ -103,24 +103,24 @@ async def test_who_does_not_know_the_secret_hears_nothing(gateway: str | None) -
             listener.curve_publickey = keys.gateway_public
             listener.curve_secretkey = keys.gateway_secret
         listener.subscribe("")
-        listener.connect(publisher.address)
-        async with CaptureChannel(publisher.address, SECRET) as channel:
-            assert await arrives(publisher, channel)
+        listener.connect(sender.address)
+        async with CaptureChannel(sender.address, SECRET) as channel:
+            assert await arrives(sender, channel)
             assert listener.poll(100) == 0
     finally:
         listener.close(linger=0)
-        publisher.close()
+        sender.close()
 
 
 async def test_an_impostor_without_the_secret_is_not_heard() -> None:
-    async with joined("tcp://127.0.0.1:*", OTHER, SECRET) as (publisher, channel):
-        assert not await arrives(publisher, channel, tries=8)
+    async with joined("tcp://127.0.0.1:*", OTHER, SECRET) as (sender, channel):
+        assert not await arrives(sender, channel, tries=8)
         assert channel.malformed == 0
 
 
 async def test_tcp_without_a_secret_is_refused_at_both_ends() -> None:
     with pytest.raises(ChannelRefused, match="ENTROGATE_ENGINE_SECRET"):
-        Publisher("tcp://127.0.0.1:*")
+        CaptureSender("tcp://127.0.0.1:*")
     with pytest.raises(ConfigError, match="ENTROGATE_UPSTREAM__CAPTURE_SECRET"):
         async with CaptureChannel("tcp://127.0.0.1:9"):
             pass
@@ -129,7 +129,7 @@ async def test_tcp_without_a_secret_is_refused_at_both_ends() -> None:
 @pytest.mark.parametrize("address", ["", "captures", "udp://1.2.3.4:5", "ipc://captures"])
 async def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(ChannelRefused, match="neither"):
-        Publisher(address)
+        CaptureSender(address)
     with pytest.raises(ConfigError, match="neither"):
         async with CaptureChannel(address, SECRET):
             pass
@@ -140,12 +140,12 @@ async def test_a_folder_that_others_may_enter_needs_a_secret(tmp_path: Path) -> 
     open_folder.mkdir(mode=0o755)
     address = f"ipc://{open_folder}/captures"
     with pytest.raises(ChannelRefused, match="0755"):
-        Publisher(address)
+        CaptureSender(address)
     with pytest.raises(ConfigError, match="0755"):
         async with CaptureChannel(address):
             pass
-    async with joined(address, SECRET, SECRET) as (publisher, channel):
-        assert await arrives(publisher, channel)
+    async with joined(address, SECRET, SECRET) as (sender, channel):
+        assert await arrives(sender, channel)
 
 
 def test_a_private_folder_is_ours_and_no_link(tmp_path: Path) -> None:

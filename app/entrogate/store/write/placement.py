@@ -2,7 +2,7 @@
 
 A turn continues the branch of its parent when its prompt starts with the parent's prompt and
 sample, token for token, and no other turn continues that branch yet. Otherwise it opens a new
-branch (design: vLLM's token ids are the truth).
+branch: vLLM's token ids are the truth, and nothing is tokenised again.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from typing import Any
 
 from entrogate.errors import RequestError
 from entrogate.wire.body import parse_json_object, to_json
-from entrogate.wire.fields import (
+from entrogate.wire.chat_fields import whole_number
+from entrogate.wire.door_fields import (
     Json,
     assistant,
     call,
@@ -19,8 +20,7 @@ from entrogate.wire.fields import (
     text,
     wrong,
 )
-from entrogate.wire.kinds import whole_number
-from entrogate.wire.recorded import allows_recording
+from entrogate.wire.opt_out import allows_recording
 from entrogate.wire.request import ChatRequest, chat_request
 from entrogate.wire.system import one_system
 

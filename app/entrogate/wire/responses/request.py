@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from entrogate.errors import RequestError
-from entrogate.wire.fields import (
+from entrogate.wire.door_fields import (
     Json,
     assistant,
     call,
@@ -19,7 +19,7 @@ from entrogate.wire.fields import (
     text,
     wrong,
 )
-from entrogate.wire.recorded import allows_recording
+from entrogate.wire.opt_out import allows_recording
 from entrogate.wire.request import ChatRequest, chat_request
 from entrogate.wire.system import one_system
 

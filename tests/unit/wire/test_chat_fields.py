@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from entrogate.errors import RequestError
-from entrogate.wire import kinds
+from entrogate.wire import chat_fields
 from entrogate.wire.body import to_json
 from entrogate.wire.request import ChatRequest, parse_chat
 
@@ -167,6 +167,6 @@ def test_big_numbers_are_stored_and_sent_as_they_came() -> None:
 
 
 def test_the_flags_of_the_other_doors() -> None:
-    assert kinds.flag("true", "stream") is True
+    assert chat_fields.flag("true", "stream") is True
     with pytest.raises(RequestError, match=r'stream: want true or false; found "x"'):
-        kinds.flag("x", "stream")
+        chat_fields.flag("x", "stream")

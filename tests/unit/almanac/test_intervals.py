@@ -1,6 +1,6 @@
 import pytest
 
-from entrogate_lab.almanac.statistics import mean, mean_interval, percentile, wilson
+from entrogate_lab.almanac.intervals import mean, mean_interval, percentile, wilson
 
 
 def test_wilson_against_published_values():

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from entrogate.engine.statistics import (  # noqa: E402
+from entrogate.engine.measure import (  # noqa: E402
     row_statistics,
     sampled_logprobs,
     small_row_statistics,

@@ -1,7 +1,7 @@
 """Takes the stream of one leg apart, event by event, and decides which events wait.
 
-The hot path is `Reading.take`: decode what we need of an event, cut out what the client did not ask
-for, pass it on as bytes.
+The hot path is `LegReader.take`: decode what we need of an event, cut out what the client did not
+ask for, pass it on as bytes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Stamp:
         return json_event(payload)
 
 
-class Reading:
+class LegReader:
     """Of one leg. ``stamp`` is what its events are to carry, None where they carry it already.
 
     ``calls_only``: the client has the text of this leg from an attempt before it.

@@ -1,4 +1,4 @@
-"""Responses that watch the client: when it goes away, the work for it is cancelled upstream."""
+"""Sends answers while watching the client: when it goes away, the work for it is cancelled."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from entrogate.errors import RequestError
-from entrogate.wire.kinds import flag
+from entrogate.wire.chat_fields import flag
 
 Json = dict[str, Any]
 

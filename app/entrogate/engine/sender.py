@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import zmq
@@ -50,6 +50,7 @@ class _Outgoing:
 
     @property
     def empty(self) -> bool:
+        """Whether nothing waits."""
         return not (self.began or self.tokens or self.gated or self.ended)
 
     def take(self, worker: int) -> Message:
@@ -77,15 +78,14 @@ class Stream:
     number: int
 
 
-class Silence:
-    """Stands in for the publisher on the ranks that gate but do not send."""
+class Sender(Protocol):
+    """Where a model runner reports what happens to the choices under capture."""
 
     def began(
         self, gateway: str, request: str, choice: int, prompt: Sequence[int], *, resumed: int
     ) -> Stream:
         """A choice enters the batch; after a preemption it has ``resumed`` tokens already."""
-        del request, choice, prompt, resumed
-        return Stream(gateway, 0)
+        ...
 
     def tokens(
         self,
@@ -108,8 +108,19 @@ class Silence:
         """A decoding step is over: send what is due."""
 
 
-class Publisher(Silence):
-    """Collects by gateway and sends now and then.
+class MutedSender(Sender):
+    """For the ranks that gate but do not send: every report is dropped."""
+
+    def began(
+        self, gateway: str, request: str, choice: int, prompt: Sequence[int], *, resumed: int
+    ) -> Stream:
+        """A stream without a number: whatever is reported of it is dropped."""
+        del request, choice, prompt, resumed
+        return Stream(gateway, 0)
+
+
+class CaptureSender(Sender):
+    """Collects reports by gateway and sends them in batches.
 
     Raises zmq.ZMQError when it cannot bind, ChannelRefused when it may not (see `channel`).
 
@@ -144,6 +155,7 @@ class Publisher(Silence):
     def began(
         self, gateway: str, request: str, choice: int, prompt: Sequence[int], *, resumed: int
     ) -> Stream:
+        """Number a new stream; 0, so not captured, where there is no room for its gateway."""
         outgoing = self._admit(gateway)
         if outgoing is None:
             return Stream(gateway, 0)
@@ -169,6 +181,7 @@ class Publisher(Silence):
         logprobs: np.ndarray,
         measured: np.ndarray,
     ) -> None:
+        """Sort the tokens by gateway; a gateway with too many bytes waiting is sent to at once."""
         tokens = np.empty(len(streams), dtype=TOKEN)
         tokens["stream"] = [stream.number for stream in streams]
         tokens["token_id"], tokens["logprob"] = token_ids, logprobs
@@ -186,6 +199,7 @@ class Publisher(Silence):
     def gated(
         self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
     ) -> None:
+        """Keep what the gate saw and did, for the stream's gateway."""
         outgoing = self._of(stream)
         if outgoing is None:
             return
@@ -201,6 +215,7 @@ class Publisher(Silence):
         )
 
     def ended(self, stream: Stream, n_tokens: int) -> None:
+        """Free the stream's place; its gateway is sent to at the end of this step."""
         outgoing = self._of(stream)
         if outgoing is None:
             return
@@ -209,6 +224,7 @@ class Publisher(Silence):
         self._due = True
 
     def step(self) -> None:
+        """Send if an answer has ended, or after ``FLUSH_STEPS`` steps or ``FLUSH_SECONDS``."""
         self._steps += 1
         if (
             self._due  # a gateway waits for the end of an answer

@@ -9,7 +9,7 @@ import pytest
 
 from entrogate.engine import frames
 from entrogate.errors import RequestError
-from entrogate.wire.ours import is_ours, raw_without_ours, without_ours
+from entrogate.wire.reserved import is_ours, raw_without_ours, without_ours
 
 OURS = [
     frames.REQUEST_ARGUMENT,
