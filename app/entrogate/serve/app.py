@@ -34,6 +34,7 @@ from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
 from entrogate.serve.passthrough import PASSED, forward
 from entrogate.serve.responses import erase_response, response, responses
+from entrogate.serve.routing import Route
 from entrogate.serve.status import Checks, status_routes
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.trajectories import router
@@ -143,18 +144,19 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
 
 def add_routes(app: FastAPI) -> None:
     """All routes and the document of them. Who may use them is said in `access.SCOPES`."""
-    app.add_route(CHAT_DOOR.route, chat, methods=["POST"])
-    app.add_route(RESPONSES_ROUTE, responses, methods=["POST"])
-    app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"])
-    app.add_route(f"{RESPONSES_ROUTE}/{{response_id}}", erase_response, methods=["DELETE"])
-    app.add_route(MESSAGES_ROUTE, messages, methods=["POST"])
-    app.add_route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"])
-    for path, method in PASSED:
-        app.add_route(path, forward, methods=[method])
+    doors = (
+        Route(CHAT_DOOR.route, chat, methods=["POST"]),
+        Route(RESPONSES_ROUTE, responses, methods=["POST"]),
+        Route(f"{RESPONSES_ROUTE}/{{response_id}}", response, methods=["GET"]),
+        Route(f"{RESPONSES_ROUTE}/{{response_id}}", erase_response, methods=["DELETE"]),
+        Route(MESSAGES_ROUTE, messages, methods=["POST"]),
+        Route(f"{MESSAGES_ROUTE}/count_tokens", count_tokens, methods=["POST"]),
+        *(Route(path, forward, methods=[method]) for path, method in PASSED),
+    )
     # Not include_router: FastAPI 0.137 and later keeps what it includes as one object without a
     # path, and access control has to see every route.
-    parts = (VIEWER, DOCS, router.routes, erasing.routes, status_routes.routes, admin_routes.routes)
-    for part in parts:
+    documented = (router.routes, erasing.routes, status_routes.routes, admin_routes.routes)
+    for part in (doors, VIEWER, DOCS, *documented):
         app.router.routes.extend(part)
     check_routes(app.routes)
     describe_api(app)

@@ -10,9 +10,9 @@ import orjson
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
 
 from entrogate.serve.openapi import operations
+from entrogate.serve.routing import Route
 from entrogate.ui.pages import HEADERS, page
 
 Json = dict[str, Any]

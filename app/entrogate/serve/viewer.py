@@ -12,7 +12,6 @@ from urllib.parse import parse_qs, urlencode
 import orjson
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
 
 from entrogate.access import Scope, qualified
 from entrogate.errors import ConfigError, RequestError, UnknownRecord
@@ -20,6 +19,7 @@ from entrogate.gate.policy import parse_policy
 from entrogate.serve.access import SESSION_COOKIE, caller_of, session_of
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring, Refused
+from entrogate.serve.routing import Route
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.viewer_audit import audit, erase
 from entrogate.store import TrajectoryFilter
