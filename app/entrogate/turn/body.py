@@ -10,7 +10,7 @@ import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol
 from entrogate.turn.choice import Choice
-from entrogate.turn.events import is_compact
+from entrogate.turn.events import is_compact, payload_of
 from entrogate.turn.record import debug_object
 from entrogate.turn.state import Turn
 from entrogate.turn.stream import take_resumed
@@ -50,6 +50,7 @@ class BodyForm:
     async def read(self, response: UpstreamAnswer) -> AsyncGenerator[bytes]:
         raw = await response.read()
         try:
+            raw.decode()  # fields that are skipped below are not checked there
             body = decode_body(raw)
             if not is_compact(raw):
                 raw = orjson.dumps(orjson.loads(raw))
@@ -106,7 +107,7 @@ class BodyForm:
         ours = turn.leg.upstream_id == turn.response_id
         if ours and not calls and not turn.changed and not turn.debug:
             return raw
-        answer: Json = orjson.loads(raw)
+        answer = payload_of(raw)
         answer["id"] = turn.response_id
         for part in answer["choices"]:
             self._edit(part)

@@ -25,7 +25,7 @@ def read_chunk(data: bytes) -> Chunk:
 
 
 def payload_of(data: bytes) -> Json:
-    """All of one event's data. Raises UpstreamProtocol where it is no object."""
+    """The object in ``data``, of an event or a body. Raises UpstreamProtocol for anything else."""
     try:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError as error:
