@@ -55,15 +55,6 @@ class UpstreamAnswer:
         """The media type alone, in lower case; empty when the server named none."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    @property
-    def content(self) -> Self:
-        """The body, to be iterated over with ``iter_any``."""
-        return self
-
-    def iter_any(self) -> Self:
-        """The body as it comes, in pieces of any size."""
-        return self
-
     async def read(self) -> bytes:
         """The whole body, or what is left of it."""
         parts = [part async for part in self]
@@ -125,7 +116,7 @@ class UpstreamAnswer:
 class _Decoder:
     """gzip or deflate, some bytes at a time: a small body never becomes a large one at once."""
 
-    __slots__ = ("_begun", "_coding", "_inflate", "_left", "_where", "whole")
+    __slots__ = ("_begun", "_coding", "_inflate", "_is_full", "_left", "_where", "whole")
 
     def __init__(self, where: str, coding: str) -> None:
         self.whole = True  # nothing has begun that would have to end
@@ -134,6 +125,7 @@ class _Decoder:
         self._inflate = zlib.decompressobj(_ZLIB_OR_GZIP)
         self._begun = False
         self._left = b""
+        self._is_full = False  # zlib stopped at the limit and may hold more, all input consumed
 
     def feed(self, data: bytes) -> bytes:
         """What ``data`` decodes to, in part; ask for ``more`` until it is empty."""
@@ -148,7 +140,7 @@ class _Decoder:
 
     def more(self) -> bytes:
         """The next part of what has arrived already; empty when that is used up."""
-        if not self._left:
+        if not self._left and not self._is_full:
             return b""
         if self._inflate.eof:  # a further gzip member
             self._inflate = zlib.decompressobj(_GZIP)
@@ -158,6 +150,7 @@ class _Decoder:
             raise UpstreamProtocol(
                 f"the answer from {self._where} says that it is {self._coding} and is not: {error}"
             ) from None
+        self._is_full = len(data) == _DECODED_AT_ONCE and not self._inflate.eof
         self._left = (
             self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
         )
