@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from entrogate.errors import UpstreamUnavailable
+from entrogate.upstream import watch as watch_module
 from entrogate.upstream.capabilities import Capabilities
 from entrogate.upstream.handshake import Identity
 from entrogate.upstream.watch import UpstreamWatch
@@ -136,6 +139,23 @@ async def test_a_doubt_is_looked_into_in_the_background_and_turns_keep_theirs() 
     assert told == [FOUND, server.says]
 
 
+async def test_a_turn_waits_a_bounded_time_for_others_who_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The background asks a server that hangs, for as long as a read may take."""
+    monkeypatch.setattr(watch_module, "_PATIENCE_SECONDS", 0.05)
+    server = Server()
+    watch = server.watched()
+    mine = await watch.capabilities()
+    async with watch.running():
+        server.hold = asyncio.Event().wait()  # for ever
+        watch.lost()
+        await eventually(lambda: server.asked == 2)
+        async with asyncio.timeout(10):
+            assert await watch.capabilities() is mine
+    assert server.asked == 2
+
+
 async def test_many_doubts_are_few_questions() -> None:
     server = Server()
     watch = server.watched()
@@ -143,9 +163,6 @@ async def test_many_doubts_are_few_questions() -> None:
     async with watch.running():
         for _ in range(50):
             watch.suspect("no capture arrives")
-            watch.saw("another")
-            watch.saw("a")
-            watch.saw(None)
         await eventually(lambda: server.asked == 2)
     assert watch.changes == 0
 

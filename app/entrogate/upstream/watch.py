@@ -55,16 +55,20 @@ class UpstreamWatch:
         if self._found is not None and not self._gone:
             return self._found
         known = self._found
+        if known is None:
+            return await self._renewed()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):  # the wait for others who ask included
+                return await self._renewed()
+        except TimeoutError:  # it answers other requests, or will fail this one by itself
+            return known
+
+    async def _renewed(self) -> Capabilities:
+        """Ask, unless somebody else has just been told."""
         async with self._asking:
             if self._found is not None and not self._gone:
                 return self._found
-            if known is None:
-                return await self._renew()
-            try:
-                async with asyncio.timeout(_PATIENCE_SECONDS):
-                    return await self._renew()
-            except TimeoutError:  # it answers other requests, or will fail this one by itself
-                return known
+            return await self._renew()
 
     def lost(self) -> None:
         """A connection was refused: whoever answers next may be another server."""
@@ -77,12 +81,6 @@ class UpstreamWatch:
         if self._found is not None and not self._woken.is_set():
             _log.info("upstream.suspected %s", why)
             self._woken.set()
-
-    def saw(self, system_fingerprint: str | None) -> None:
-        """An answer bore this fingerprint; another one than before is another server."""
-        known = None if self._found is None else self._found.system_fingerprint
-        if known and system_fingerprint and system_fingerprint != known:
-            self.suspect("its fingerprint changed")
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
