@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from entrogate.errors import ConfigError
 from entrogate.settings import TracingSettings
+from entrogate.turn.tracing import TurnSpans
 from entrogate_lab.bench.processes import free_port
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.collector import Collector, Seen, collector
@@ -26,6 +27,7 @@ from tests.integration.harness import (
     Running,
     ask,
     calling,
+    error_of,
     eventually,
     follow_up,
     message_of,
@@ -76,6 +78,21 @@ def tree(spans: list[Seen]) -> tuple[Seen, list[Seen]]:
     assert all(span.parent_id == server.span_id for span in asked)
     assert {span.trace_id for span in spans} == {server.trace_id}
     return server, asked
+
+
+async def test_a_fault_of_tracing_does_not_hide_why_the_server_gave_no_answer(
+    upstream: ScriptedUpstream, traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise ZeroDivisionError("no span today")
+
+    gateway = await traced()
+    assert (await gateway.chat(ask({"content": "Hi."}))).status_code == 200
+    monkeypatch.setattr(TurnSpans, "request", fail)
+    assert (await gateway.chat(ask({"content": "Hi."}))).status_code == 200
+    await upstream.aclose()
+    gone = await gateway.chat(ask({"content": "Hi."}))
+    assert error_of(gone, 502)["code"] == "upstream_unavailable"
 
 
 @pytest.mark.parametrize("stream", [True, False])

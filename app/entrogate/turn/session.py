@@ -202,7 +202,8 @@ class Session:
             )
         except EntrogateError as error:
             if self.spans is not None:
-                self.spans.failed(type(error).__name__)
+                with self.turn.guard.around("traces"):
+                    self.spans.failed(type(error).__name__)
             raise
         if self.spans is not None and response.status != 200:
             with self.turn.guard.around("traces"):
