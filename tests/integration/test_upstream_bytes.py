@@ -22,6 +22,11 @@ PLAIN = json.dumps(CHAT_BODY).encode()
 REFUSED = json_answer({"error": {"message": "no log-probs here"}}, status="400 Bad Request")
 ASK = {"model": "raw", "messages": [{"role": "user", "content": "Hi"}]}
 
+CALLING = {
+    "index": 0,
+    "message": {"tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{}"}}]},
+    "finish_reason": "tool_calls",
+}
 JSON = {"content-type": "application/json"}
 
 
@@ -142,6 +147,10 @@ BAD = {
     "not modified": (b"HTTP/1.1 304 Not Modified\r\n\r\n", "status 304"),
     "JSON of another kind": (http(b"[]"), "no chat completion"),
     "no JSON": (http(b"<html>"), "no chat completion"),
+    "two choices with one index": (
+        json_answer({**CHAT_BODY, "choices": [CHAT_BODY["choices"][0], CALLING]}),
+        "two choices with the same index",
+    ),
 }
 
 

@@ -62,6 +62,8 @@ class BodyForm:
             ) from None
         if not body.choices:
             raise UpstreamProtocol("the upstream's answer has no choices")
+        if len({part.index for part in body.choices}) < len(body.choices):
+            raise UpstreamProtocol("the upstream's answer has two choices with the same index")
         leg = self.turn.leg
         leg.upstream_id, leg.created, leg.model = body.id, body.created, body.model
         leg.usage = body.usage
