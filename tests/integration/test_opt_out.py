@@ -31,6 +31,7 @@ SECRET = "Zebulon-Quartz-7431"
 ASKS = {CHAT: ask, MESSAGES: ask_messages, RESPONSES: ask_responses}
 WAYS: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"store": False}, {}),
+    ({"store": "Off"}, {}),
     ({}, {"x-entrogate-record": "none"}),
     ({"store": True}, {"x-entrogate-record": "none"}),
 ]

@@ -8,12 +8,15 @@ from typing import Any
 from entrogate.errors import RequestError
 
 RECORD_HEADER = "x-entrogate-record"
-_NO = (False, "false", "False", "FALSE", "0", "no", "off")  # False == 0
+_NO = frozenset({"false", "f", "no", "n", "off", "0"})  # as pydantic, and so vLLM, reads a flag
 
 
 def allows_recording(body: Mapping[str, Any]) -> bool:
     """What the field ``store`` says; a request without it is recorded."""
-    return body.get("store") not in _NO
+    said = body.get("store")
+    if isinstance(said, str):
+        return said.lower() not in _NO
+    return said is None or said != 0  # False is 0
 
 
 def is_recorded(allowed: bool, headers: Mapping[str, str]) -> bool:
