@@ -7,7 +7,7 @@ from typing import Any
 
 from entrogate.turn.ids import mint
 from entrogate.turn.tokens import ChoiceTokens
-from entrogate.upstream.handshake import Capabilities
+from entrogate.upstream.capabilities import Capabilities
 from entrogate.wire.calls import CallAccumulator
 from entrogate.wire.chunks import Message
 

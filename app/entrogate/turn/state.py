@@ -17,7 +17,7 @@ from entrogate.turn.ids import ANSWER_PREFIX, mint_answer
 from entrogate.turn.judge import Judge, allowed_by_fault
 from entrogate.turn.link import Link
 from entrogate.types import Action, CallRecord, Capture, TurnHead, TurnRecord
-from entrogate.upstream.handshake import Capabilities
+from entrogate.upstream.capabilities import Capabilities
 from entrogate.wire.chunks import Usage
 from entrogate.wire.request import ChatRequest
 

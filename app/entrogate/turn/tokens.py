@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from entrogate.engine.frames import Gated
 from entrogate.entropy.capture import CaptureBuilder
 from entrogate.types import Capture, Estimator
+from entrogate.upstream.capabilities import Capabilities
 from entrogate.upstream.captures import ChoiceCapture
-from entrogate.upstream.handshake import Capabilities
 from entrogate.wire.alternatives import marks_of, probabilities
 from entrogate.wire.chunks import ChatLogprobs, CompletionChoice, TokenLogprob
 

@@ -6,8 +6,8 @@ import io
 import logging
 import re
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
@@ -52,11 +52,6 @@ class UpstreamClient:
         self._authorization = _authorization(settings, base_url)
         self.on_lost: Callable[[], None] = lambda: None  # a connection was refused
         self._session: aiohttp.ClientSession | None = None
-
-    @property
-    def shown_url(self) -> str:
-        """The base URL as messages say it."""
-        return self.base_url
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -121,20 +116,12 @@ class UpstreamClient:
             yield UpstreamAnswer(
                 response,
                 limit_bytes=self._settings.answer_limit_bytes,
-                where=self.shown_url,
+                where=self.base_url,
                 classify=self.classified,
             )
         finally:
             if not response.closed:
                 response.close()
-
-    @contextmanager
-    def failures(self) -> Generator[None]:
-        """Turn what aiohttp raises in the block into an UpstreamError."""
-        try:
-            yield
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise self.classified(error) from error
 
     async def _send(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
@@ -163,7 +150,7 @@ class UpstreamClient:
         status = response.status
         if status == 200 or 400 <= status <= 599:
             return
-        said = f"the model server at {self.shown_url} answered {path} with status {status}"
+        said = f"the model server at {self.base_url} answered {path} with status {status}"
         if 300 <= status <= 399:
             target = response.headers.get("location", "")[:200]
             _log.warning("upstream.redirected status=%d path=%s to=%r", status, path, target)
@@ -175,7 +162,7 @@ class UpstreamClient:
 
     def classified(self, error: Exception) -> UpstreamError:
         """The error of ours that says what aiohttp's means."""
-        where = self.shown_url
+        where = self.base_url
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return UpstreamUnavailable(f"no connection to the model server at {where} in time")
         if isinstance(error, TimeoutError):

@@ -23,8 +23,6 @@ from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.upstream.parsers import REASONING
 
-__all__ = ["LARGEST_VOCABULARY", "Capabilities", "Identity", "ask_capabilities", "ask_identity"]
-
 # Upper bounds grow with ln V: where the size is not known, a size that no common model exceeds.
 LARGEST_VOCABULARY = 262_144
 _BLANK = ("\n", "\n\n")  # between the reasoning and the answer
@@ -148,11 +146,11 @@ async def _models(client: UpstreamClient) -> list[dict[str, Any]]:
     """The base model under each of its names, then its adapters (they have a ``parent``)."""
     status, body = await _call(client, "GET", "/v1/models", None)
     if status >= 500 or status == 429:
-        raise UpstreamUnavailable(f"{client.shown_url}/v1/models answered {status}")
+        raise UpstreamUnavailable(f"{client.base_url}/v1/models answered {status}")
     models = body.get("data") if status == 200 else None
     if not _are_models(models):
         raise UpstreamProtocol(
-            f"{client.shown_url}/v1/models answered {status} and no list of models:"
+            f"{client.base_url}/v1/models answered {status} and no list of models:"
             " is this a vLLM server, and is the API key right?"
         )
     return cast("list[dict[str, Any]]", models)
@@ -234,7 +232,7 @@ async def _probe_chat(client: UpstreamClient, model: str, wished: int, known: _P
             if status in _FINAL:
                 break
     if status >= 500 or status == 429:
-        raise UpstreamUnavailable(f"{client.shown_url}{_CHAT} answered {said}")
+        raise UpstreamUnavailable(f"{client.base_url}{_CHAT} answered {said}")
     return _Probe(completions=known.completions, usage=False, refused=said)
 
 

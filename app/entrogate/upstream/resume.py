@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from entrogate.upstream.handshake import Capabilities
+from entrogate.upstream.capabilities import Capabilities
 from entrogate.wire.chunks import CompletionChoice
 from entrogate.wire.request import ChatRequest
 

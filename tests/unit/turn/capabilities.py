@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entrogate.upstream.handshake import Capabilities
+from entrogate.upstream.capabilities import Capabilities
 
 CAPABILITIES = Capabilities(
     model="m",
