@@ -27,7 +27,7 @@ _log = logging.getLogger("entrogate.serve")
 
 
 class Refused(EntrogateError):
-    """A request that its key, or the want of one, does not allow."""
+    """A request that is refused before it reaches a route: by its key, its size or its kind."""
 
     def __init__(
         self, message: str, *, status: int, code: str, retry_after_seconds: float | None = None

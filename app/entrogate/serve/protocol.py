@@ -115,7 +115,7 @@ class _Bounded(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Nobody reads what is left of a body that was answered; it may not come for ever."""
+        """Nobody reads what is left of a body that was answered; it must not take forever."""
         super().on_response_complete()
         cycle: Any = self.cycle
         if self._in_body and cycle.response_complete and not self.transport.is_closing():

@@ -19,7 +19,7 @@ from entrogate.settings import ServeSettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOCAL_ENDINGS = (".localhost", ".local", ".internal", ".svc", ".home.arpa")
-"""No name in the public DNS ends so; nor is one of them a single word."""
+"""No name in the public DNS ends like this, and none is a single word."""
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _EXPOSED = "x-request-id, x-entrogate-trajectory-id, x-entrogate-decision, retry-after"
 

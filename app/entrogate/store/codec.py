@@ -83,7 +83,7 @@ def load_spans(text: str) -> tuple[Span, ...]:
 
 
 def dump_change(change: EntropyChange) -> dict[str, Any]:
-    """The columns of ``changes`` but for the turn's id."""
+    """The columns of ``changes`` except the turn's id."""
     row: dict[str, Any] = {}
     for name in ("before", "after", "delta"):
         interval: Interval | None = getattr(change, name)

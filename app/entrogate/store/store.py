@@ -287,7 +287,7 @@ class Store:
     ) -> dict[str, Any]:
         """Everything stored of one trajectory, JSON-able.
 
-        Raises `UnknownRecord` when there is none, or not for ``tenant`` (None: for whom ever).
+        Raises `UnknownRecord` when there is none, or not for ``tenant`` (None: any tenant).
         """
         if not belongs(trajectory_id, tenant):
             raise UnknownRecord(f"no trajectory {trajectory_id!r} is stored")

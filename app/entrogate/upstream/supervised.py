@@ -120,7 +120,7 @@ class GuardedProcess:
             return await self.wait()
         finally:
             await self.end()
-            # A grandchild in a session of its own may hold the pipe for ever.
+            # A grandchild in a session of its own may hold the pipe forever.
             await asyncio.wait((listening,), timeout=_DRAIN_SECONDS)
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):

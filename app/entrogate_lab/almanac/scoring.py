@@ -46,7 +46,7 @@ def normalise(text: str) -> str:
 
 
 def is_correct(answer: str | None, gold: str) -> bool:
-    """Whether the answer is the gold value, but for case, spaces and punctuation at the ends."""
+    """Whether the answer is the gold value, ignoring case, spaces and punctuation at the ends."""
     return answer is not None and normalise(answer) == normalise(gold)
 
 
