@@ -88,7 +88,7 @@ def check(message: Message) -> None:
         _check_began(began)
     for gated in message.gated:
         if gated.position < 0 or gated.n_tokens < 0 or gated.action not in ACTIONS:
-            raise ValueError("an act of the gate that there is not")
+            raise ValueError("an unknown action of the gate, or a negative position")
     for ended in message.ended:
         if ended.n_tokens < -1:
             raise ValueError("a choice that ended with fewer than no tokens")

@@ -240,7 +240,7 @@ class AccessControl:
         most = self._settings.max_requests
         if most is not None and self._running >= most and self.required(path) is not OPEN:
             raise Refused(
-                f"the gateway answers {most} requests at a time",
+                f"the gateway already answers {most} requests, its limit",
                 status=503,
                 code="overloaded",
                 retry_after_seconds=1.0,
@@ -310,7 +310,8 @@ async def _empty(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
 
 def _cross_site() -> Refused:
     return Refused(
-        "a page of another site asks; if it may, list it in ENTROGATE_SERVE__CORS_ORIGINS",
+        "the request comes from another site's page; to allow it, list the site in"
+        " ENTROGATE_SERVE__CORS_ORIGINS",
         status=403,
         code="cross_site",
     )

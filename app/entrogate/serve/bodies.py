@@ -178,8 +178,8 @@ class Held:
         more = max(0, size - UNCOUNTED_BYTES) - self.counted_bytes
         if more > 0 and bodies.held_bytes + more > bodies.settings.body_budget_bytes:
             raise Refused(
-                "the gateway holds as many bytes of requests as it may:"
-                f" {bodies.settings.body_budget_bytes}",
+                "the bodies of the running requests would exceed the budget of"
+                f" {bodies.settings.body_budget_bytes} bytes",
                 status=503,
                 code="overloaded",
                 retry_after_seconds=1.0,

@@ -46,8 +46,8 @@ class Sites:
         for said in headers.getlist("host"):
             if not self._is_ours(said):
                 raise Refused(
-                    f"this gateway does not answer to the host name {_shown(said)!r}; if it is"
-                    " meant to, start it with --allowed-host NAME"
+                    f"this gateway does not answer to the host name {_shown(said)!r}; to allow it,"
+                    " start the gateway with --allowed-host NAME"
                     " (ENTROGATE_SERVE__ALLOWED_HOSTS)",
                     status=403,
                     code="host_not_allowed",

@@ -35,8 +35,8 @@ class _Unsure:
 class Transactions:
     """Belongs to one thread. ``patience_seconds`` bounds the tries of one transaction.
 
-    After a transaction has failed because the server or a lock was not available, the next ones are tried once
-    each until one goes through: a queue does not wait for the patience of each of its entries.
+    After a transaction has failed because the server or a lock was not available, the next ones are
+    tried once each until one goes through: a queue does not wait for the patience of each entry.
     """
 
     def __init__(self, engine: Engine, *, patience_seconds: float) -> None:
