@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import ssl
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import click
 import uvicorn
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from entrogate.errors import ConfigError
 from entrogate.serve.app import create_app
@@ -27,6 +30,7 @@ from entrogate.settings import ServeSettings, Settings
 from entrogate.upstream.client import shown_url
 from entrogate.upstream.managed import ManagedVllm
 
+_PREFIX = "ENTROGATE_"
 _LAST_WORDS_SECONDS = 2.0  # for the ends of answers to be sent and recorded
 
 
@@ -125,12 +129,37 @@ def _settings(options: dict[str, Any]) -> Settings:
     if tree.get("managed", {}).get("model") == "almanac":
         tree["managed"]["model"] = str(_bundled_model())
         tree["managed"].setdefault("served_model_name", "almanac")
+    _check_names(os.environ)
     try:
         return Settings(**tree)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            variable = _PREFIX + "__".join(str(part) for part in first["loc"]).upper()
+            raise ConfigError(f"no setting {where} ({variable})") from None
         raise ConfigError(f"setting {where}: {first['msg']}") from None
+    except SettingsError:
+        whole = [_PREFIX + branch.upper() for branch in Settings.model_fields]
+        listed = [*whole, "ENTROGATE_MANAGED__EXTRA_ARGS"]
+        given = ", ".join(sorted(name for name in os.environ if name.upper() in listed))
+        raise ConfigError(
+            f"{given}: want JSON; a single setting is named as in ENTROGATE_STORE__URL"
+        ) from None
+
+
+def _check_names(environment: Iterable[str]) -> None:
+    """Raises ConfigError for a variable of a branch that does not exist.
+
+    Only for two underscores: Kubernetes sets ENTROGATE_PORT for a Service `entrogate`.
+    """
+    branches = [name.upper() for name in Settings.model_fields]
+    for variable in sorted(environment):
+        branch, _, name = variable.upper().removeprefix(_PREFIX).partition("__")
+        if variable.upper().startswith(_PREFIX) and name and branch not in branches:
+            near = get_close_matches(branch, branches, 1)
+            hint = f"; did you mean {_PREFIX}{near[0]}__{name}?" if near else ""
+            raise ConfigError(f"no setting {variable}{hint}")
 
 
 def _bundled_model() -> Path:
