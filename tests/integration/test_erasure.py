@@ -276,7 +276,9 @@ async def test_the_audit_cannot_be_changed(gateway: Running, store_url: str, cha
 
 
 async def test_a_policy_is_noted_when_it_changes(start: Start, folder: Path) -> None:
-    for policy in ("observe", "observe", "balanced", "observe"):
+    gateway = await start(policy="observe")
+    for policy in ("observe", "balanced", "observe"):
+        await gateway.gateway.store.aclose()  # an SQLite file has one gateway at a time
         gateway = await start(policy=policy)
     entries = (await gateway.client.get("/v1/audit?action=policy.use")).json()["data"]
     assert [entry["detail"]["name"] for entry in entries] == ["observe", "balanced", "observe"]
