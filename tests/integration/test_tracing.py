@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from entrogate.errors import ConfigError
-from entrogate.settings import TracingSettings
+from entrogate.settings import StoreSettings, TracingSettings
+from entrogate.store.database import Database
 from entrogate.turn.tracing import TurnSpans
 from entrogate_lab.bench.processes import free_port
 from entrogate_lab.bench.upstream import ScriptedUpstream
@@ -298,11 +300,13 @@ async def test_httpx_is_not_what_sends_traceparent() -> None:
 
 
 async def test_without_the_extra_it_is_said_in_one_line(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    start: Start, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "entrogate.observe.tracing", None)
     with pytest.raises(ConfigError, match=r"pip install 'entrogate\[otel\]'"):
         await start(tracing={"otlp_endpoint": "http://127.0.0.1:4318"})
+    with closing(Database(StoreSettings(url=store_url), alone=True)):
+        pass  # nobody holds it
 
 
 def test_nothing_of_it_is_loaded_where_it_is_off() -> None:

@@ -74,6 +74,7 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     def lost(_error: StoreError, turns: int) -> None:
         metrics.record_store_error("lost", turns)
 
+    tracing = _tracing(settings, metrics)
     store = Store.open(settings.store, alone=True, on_commit=committed, on_loss=lost)
     gateway = Gateway(
         settings=settings,
@@ -82,23 +83,16 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         policy=policy,
         metrics=metrics,
         channel=channel,
+        tracing=tracing,
         vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
     )
     metrics.watch_store_queue(
         lambda: store.queue_depth, lambda: store.deferred, limit=settings.store.queue_limit
     )
     metrics.set_policy(policy.name, policy.version, gateway.mode)
-    gateway.tracing = _tracing(settings, metrics)
     publisher = _publisher(gateway, url)
     keyring = Keyring(settings.access, store)
-    exporting = None
-    if settings.export.to is not None:
-        check_export(settings)
-        exporting = PeriodicExport(
-            settings,
-            on_failure=metrics.record_export_failure,
-            on_progress=metrics.record_export_progress,
-        )
+    exporting = _exporting(settings, metrics, store)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -195,6 +189,22 @@ def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
     except ImportError as error:
         raise ConfigError(f"--otlp-endpoint needs pip install 'entrogate[otel]': {error}") from None
     return Tracing(url, on_lost=metrics.record_lost_spans)
+
+
+def _exporting(settings: Settings, metrics: Metrics, store: Store) -> PeriodicExport | None:
+    """None where nothing is exported. ConfigError where it cannot be; the store is closed then."""
+    if settings.export.to is None:
+        return None
+    try:
+        check_export(settings)
+    except ConfigError:
+        store.close()
+        raise
+    return PeriodicExport(
+        settings,
+        on_failure=metrics.record_export_failure,
+        on_progress=metrics.record_export_progress,
+    )
 
 
 def _publisher(gateway: Gateway, url: str) -> WeightsPublisher:

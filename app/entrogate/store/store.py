@@ -125,10 +125,13 @@ class Store:
         await self._watching.aclose()
         if self._writer is not None:
             await self._writer.close()
-        await asyncio.to_thread(self._close)
+        await asyncio.to_thread(self.close)
 
-    def _close(self) -> None:
-        """Let reads end whose callers have gone, so that no connection stays open."""
+    def close(self) -> None:
+        """Close the database of a store that was not started. Blocks.
+
+        Lets reads end whose callers have gone, so that no connection stays open.
+        """
         self._readers.shutdown()
         self._database.close()
 
