@@ -90,7 +90,6 @@ class Chunk(msgspec.Struct):
     model: str = ""
     choices: list[ChunkChoice] = []
     usage: Usage | None = None
-    system_fingerprint: str | None = None
     prompt_token_ids: list[TokenId] | None = None
     error: object = None
 
