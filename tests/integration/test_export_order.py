@@ -205,7 +205,7 @@ async def test_an_older_store_is_numbered_in_the_order_of_its_changes(
     await store.aclose()
     database = Database(StoreSettings(url=url))
     with database.writer.begin() as connection:
-        downgrade(connection, "0006")
+        downgrade(connection, "0006", force=True)  # the audit goes
     database.close()
     store = await started(url)
     with store._database.reading() as connection:
