@@ -291,6 +291,7 @@ async def test_the_key_of_an_anthropic_client_reaches_the_model_server(start: St
         assert ours.status_code == 200
     headers = gateway.gateway.client.headers({"x-api-key": "theirs"})
     assert headers["authorization"] == "Bearer secret"
+    await gateway.gateway.store.aclose()  # an SQLite file has one gateway at a time
     plain = await start()
     headers = plain.gateway.client.headers({"x-api-key": "theirs"})
     assert headers["authorization"] == "Bearer theirs"
