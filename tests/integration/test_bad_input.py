@@ -141,3 +141,39 @@ async def test_queries_that_make_no_sense(gateway: Running, query: str) -> None:
 
 async def test_unknown_trajectory(gateway: Running) -> None:
     error_of(await gateway.client.get("/v1/trajectories/traj_unknown"), 404)
+
+
+async def test_a_large_body_for_many_choices(upstream: ScriptedUpstream, gateway: Running) -> None:
+    """It is recorded with each of them."""
+    before = upstream.stats.requests
+    body = ask(TEXT, text="x" * 2**20)
+    error = error_of(await gateway.chat({**body, "n": 64}), 400)
+    assert (error["param"], "at most 63" in error["message"]) == ("n", True)
+    assert upstream.stats.requests == before
+    assert (await gateway.chat({**body, "n": 2})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "param", "body"),
+    [
+        ("/v1/responses", "input", {"input": [{"role": "user", "content": "a"}] * 20_001}),
+        (
+            "/v1/messages/count_tokens",
+            "messages",
+            {"messages": [{"role": "user", "content": "a"}] * 20_001},
+        ),
+    ],
+)
+async def test_too_many_messages_of_another_api(
+    gateway: Running, path: str, param: str, body: dict[str, Any]
+) -> None:
+    refused = await gateway.client.post(path, json={"model": "scripted", **body})
+    assert refused.status_code == 400
+    assert f"{param}: 20001 entries" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("before", [2**63, -(2**63) - 1, 10**30])
+async def test_an_audit_before_any_number(gateway: Running, before: int) -> None:
+    page = await gateway.client.get("/v1/audit", params={"before": before})
+    assert page.status_code == 200, page.text
+    assert bool(page.json()["data"]) is (before > 0)

@@ -271,3 +271,24 @@ async def test_a_user_in_the_url_is_sent_as_basic_authentication(
         assert response.status_code == 200, response.text
         sent = {each.headers["authorization"] for each in upstream.asked}
         assert sent == {"Basic dXNAZXI6cGFzcw=="}
+
+
+def many_choices(n: int) -> bytes:
+    choices = [{**CHAT_BODY["choices"][0], "index": index} for index in range(n)]
+    return json.dumps(CHAT_BODY | {"choices": choices}).encode()
+
+
+async def test_more_choices_than_were_asked_for(start: Start) -> None:
+    """Each is recorded with all of the request."""
+    gateway, response, _ = await asked(start, http(many_choices(2)))
+    assert "more choices" in error_of(response, 502)["message"]
+    stored = (await gateway.client.get("/v1/trajectories")).json()["data"]
+    assert [each["n_turns"] for each in stored] == [1]
+
+
+async def test_more_choices_than_were_asked_for_in_a_stream(start: Start) -> None:
+    other = chunk("Bye").replace(b'"index": 0', b'"index": 7')
+    _, response, _ = await asked(start, event_stream(chunk("Hi") + other + FINISH), stream=True)
+    told = response.text.split("\n\n")
+    assert "more choices" in json.loads(told[1].removeprefix("data: "))["error"]["message"]
+    assert told[2] == "data: [DONE]"

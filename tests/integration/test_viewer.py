@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -275,6 +276,14 @@ async def logged_in(gateway: Running, key: str, **headers: str) -> str:
     assert entered.status_code == 303
     assert (await gateway.client.get("/ui")).status_code == 200
     return gateway.client.cookies["entrogate_session"]
+
+
+async def test_a_long_cookie_holds_nobody_up(gateway: Running) -> None:
+    """Anybody can send one: with Python's own reader, each of these takes many seconds."""
+    long = 'entrogate_session="' + "\\" * 60_000 + '"'
+    async with asyncio.timeout(20):
+        for _ in range(5):
+            assert (await gateway.client.get("/ui", headers={"cookie": long})).status_code == 200
 
 
 async def test_a_session_ends(gateway: Running, store_url: str) -> None:

@@ -80,6 +80,7 @@ class LegReader:
         self.stamp = stamp
         self.ended = False
         self.cut: Choice | None = None  # its call is suppressed: the rest need not be read
+        self.fault: EntrogateError | None = None  # of the server: nothing after it is taken
         self.usage_event = b""
         self.lanes: dict[int, Lane] = {}
         self._later = stamp is not None
@@ -134,14 +135,17 @@ class LegReader:
         return b"".join(passed).split(b"\n\n")
 
     def take_all(self, events: list[bytes]) -> bytes:
-        """What the client gets of ``events`` now."""
-        if self._passed:
-            self.catch_up()
+        """What the client gets of ``events`` now, which a fault among them ends: it is kept."""
         out: list[bytes] = []
-        for event in events:
-            out.append(self.take(event))
-            if self.cut is not None or self.ended:
-                break
+        try:
+            if self._passed:
+                self.catch_up()
+            for event in events:
+                out.append(self.take(event))
+                if self.cut is not None or self.ended:
+                    break
+        except EntrogateError as error:
+            self.fault = error  # what came before it is recorded, so it is told as well
         return out[0] if len(out) == 1 else b"".join(out)
 
     def take(self, event: bytes) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from entrogate.access import tenant_of
 from entrogate.label.change import entropy_change
@@ -25,7 +26,7 @@ from entrogate.types import (
     TurnRecord,
 )
 from entrogate.wire.body import to_json
-from entrogate.wire.history import fingerprint
+from entrogate.wire.history import Fingerprint
 
 
 def leg_records(turn: Turn, *, final: bool) -> list[TurnRecord]:
@@ -34,12 +35,43 @@ def leg_records(turn: Turn, *, final: bool) -> list[TurnRecord]:
     A choice whose statistics fail is recorded without them, its capture marked.
     """
     records: list[TurnRecord] = []
-    for _, choice in sorted(turn.leg.choices.items()):
-        with turn.guard.around("gate"):
-            _decide_unsampled(turn, choice)
-        with turn.guard.around("record"):
-            records.append(_record(turn, choice, _measured(turn, choice), final=final))
+    with turn.guard.around("record"):
+        shared = _shared(turn, final=final)
+        for _, choice in sorted(turn.leg.choices.items()):
+            with turn.guard.around("gate"):
+                _decide_unsampled(turn, choice)
+            with turn.guard.around("record"):
+                measured = _measured(turn, choice)
+                records.append(_record(turn, choice, measured, shared, final=final))
     return records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shared:
+    """What all choices of a leg were asked: made once, however many and however long."""
+
+    new_messages: bytes
+    n_messages: int
+    tools: bytes | None
+    params: bytes
+    prompt_token_ids: NDArray[np.int32]
+    fingerprint: Fingerprint
+
+
+def _shared(turn: Turn, *, final: bool) -> _Shared:
+    leg = turn.leg
+    seen = turn.request.messages if final else leg.request.messages
+    said = Fingerprint(tenant_of(turn.link.trajectory_id))
+    for message in seen:
+        said.add(message)
+    return _Shared(
+        new_messages=to_json(_new_messages(leg)),
+        n_messages=len(seen),
+        tools=leg.request.tools(),
+        params=leg.request.params(),
+        prompt_token_ids=np.asarray(leg.prompt_token_ids, dtype=np.int32),
+        fingerprint=said,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +103,14 @@ def _measured(turn: Turn, choice: Choice) -> _Measured:
     return _Measured(capture=capture)
 
 
-def _record(turn: Turn, choice: Choice, measured: _Measured, *, final: bool) -> TurnRecord:
+def _record(
+    turn: Turn, choice: Choice, measured: _Measured, shared: _Shared, *, final: bool
+) -> TurnRecord:
     leg, tokens, capture = turn.leg, choice.tokens, measured.capture
     message = choice.message(calls=tokens.resumes_at is None)
-    seen = turn.request.messages if final else leg.request.messages
-    prompt = np.asarray(leg.prompt_token_ids, dtype=np.int32)
-    digest = hashlib.blake2b(prompt.tobytes(), digest_size=16)
+    said = shared.fingerprint.copy()
+    said.add(message)
+    digest = hashlib.blake2b(shared.prompt_token_ids.tobytes(), digest_size=16)
     digest.update(capture.token_ids.tobytes())
     return TurnRecord(
         turn_id=mint("turn"),
@@ -89,13 +123,13 @@ def _record(turn: Turn, choice: Choice, measured: _Measured, *, final: bool) -> 
         created_at=leg.started_at,
         duration_seconds=time.monotonic() - leg.began,
         model=leg.model or leg.request.model,
-        new_messages=to_json(_new_messages(leg)),
-        n_messages=len(seen) + 1,
-        tools=leg.request.tools(),
-        params=leg.request.params(),
+        new_messages=shared.new_messages,
+        n_messages=shared.n_messages + 1,
+        tools=shared.tools,
+        params=shared.params,
         response=to_json(message),
         finish_reason=choice.finish_reason,
-        prompt_token_ids=prompt,
+        prompt_token_ids=shared.prompt_token_ids,
         capture=capture,
         spans=measured.spans,
         segment=measured.segment,
@@ -105,7 +139,7 @@ def _record(turn: Turn, choice: Choice, measured: _Measured, *, final: bool) -> 
         calls=leg.decided.get(choice.index, ()),
         results=new_results(turn.link.parent, turn.judge.earlier) if turn.first_leg else (),
         change=_change(leg, choice, measured.segment),
-        fingerprint=fingerprint([*seen, message], tenant_of(turn.link.trajectory_id)),
+        fingerprint=said.digest(),
         sequence_hash=digest.digest(),
         replayed=not final,
         weight_version=_weight_version(turn, leg),

@@ -121,7 +121,8 @@ class Session:
             if self.turn.request.n > 1:
                 counted = None
             for index, captured in capture.choices.items():
-                self.turn.choice(index).tokens.take_captured(captured, counted)
+                if index < self.turn.request.n:
+                    self.turn.choice(index).tokens.take_captured(captured, counted)
             prompts = [c.prompt_token_ids for c in capture.choices.values() if c.prompt_token_ids]
             if prompts:
                 self.turn.set_prompt(np.frombuffer(prompts[0], dtype="<i4").tolist())

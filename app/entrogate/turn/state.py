@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from entrogate.errors import UpstreamProtocol
 from entrogate.segments import starts_in_reasoning
 from entrogate.turn.choice import Choice
 from entrogate.turn.guard import Guard
@@ -93,9 +94,16 @@ class Turn:
         return len(self.legs) == 1
 
     def choice(self, index: int) -> Choice:
-        """The accumulator of choice ``index`` of the current leg."""
+        """The accumulator of choice ``index`` of the current leg.
+
+        Raises UpstreamProtocol for one more than were asked for.
+        """
         choice = self.leg.choices.get(index)
         if choice is None:
+            if len(self.leg.choices) >= self.request.n:
+                raise UpstreamProtocol(
+                    f"the upstream sent more choices than were asked for ({self.request.n})"
+                )
             text = self.call_text if self.request.has_tools else None
             choice = Choice(index, self.capabilities, text)
             if "logprob_token_ids" in self.request.body:

@@ -58,6 +58,8 @@ class StreamForm:
             out = reader.take_all(splitter.feed(data))
             if out:
                 yield out
+            if reader.fault is not None:
+                raise reader.fault
             if reader.cut is not None:
                 return
             if reader.ended:

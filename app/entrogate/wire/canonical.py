@@ -13,6 +13,8 @@ import msgspec
 from entrogate.wire.body import has_long_number
 
 _NUMBERS = 20_000  # with a point or an exponent, that are read one by one
+_VALUES = 100_000  # of any kind: a text of them becomes as many objects
+_SEPARATORS = (b",", b"[", b"{")
 _EXPANDED = 22  # trailing zeros that an exponent may stand for: 1e22 is the whole number
 _SORTED = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
@@ -20,21 +22,29 @@ _SORTED = msgspec.json.Encoder(order="sorted", decimal_format="number")
 class Canonical:
     """Turns texts into their one form, in time linear in their length.
 
-    ``numbers``: so many with a point or an exponent are read. A text with more of them than are
-    left, or with a number too long, stands for itself: two writings of it are two calls then.
+    ``numbers``: so many with a point or an exponent are read, and so many ``values`` of any kind. A
+    text with more of them than are left, or with a number too long, stands for itself: two writings
+    of it are two calls then.
     """
 
-    __slots__ = ("_decoder", "_left")
+    __slots__ = ("_decoder", "_left", "_values_left")
 
-    def __init__(self, numbers: int = _NUMBERS) -> None:
+    def __init__(self, numbers: int = _NUMBERS, values: int = _VALUES) -> None:
         self._left = numbers
+        self._values_left = values
         self._decoder = msgspec.json.Decoder(float_hook=self._number)
+
+    def copy(self) -> Canonical:
+        """One that has as much left."""
+        return Canonical(self._left, self._values_left)
 
     def of(self, text: str) -> bytes:
         """The form of ``text``; of what is not JSON, the text itself. These are never equal."""
         raw = text.encode(errors="surrogatepass")
-        if has_long_number(raw):
+        n_values = sum(raw.count(separator) for separator in _SEPARATORS)
+        if n_values > self._values_left or has_long_number(raw):
             return b"~" + raw
+        self._values_left -= n_values
         try:
             return b"=" + _SORTED.encode(self._decoder.decode(raw))
         except (ValueError, ArithmeticError, RecursionError):

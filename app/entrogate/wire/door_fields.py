@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from entrogate.errors import RequestError
-from entrogate.wire.chat_fields import flag
+from entrogate.wire.chat_fields import MAX_MESSAGES, flag
 
 Json = dict[str, Any]
 
@@ -61,6 +61,8 @@ def objects(value: object, param: str) -> list[Json]:
     """``value`` as a list of objects, which it must be."""
     if not isinstance(value, list):
         raise wrong(param, "want a list of objects")
+    if len(cast("list[object]", value)) > MAX_MESSAGES:
+        raise wrong(param, f"{len(cast('list[object]', value))} entries; at most {MAX_MESSAGES}")
     for position, item in enumerate(cast("list[object]", value)):
         if not isinstance(item, dict):
             raise wrong(f"{param}[{position}]", "want an object")

@@ -196,25 +196,47 @@ def fingerprint(messages: Sequence[Json], tenant: str = "") -> bytes:
     that are the same JSON; a system and a developer message. Ids, reasoning and names of speakers
     are left out (clients drop them). What two tenants say is never the same.
     """
-    canonical = Canonical()
-    key = hashlib.blake2b(tenant.encode(errors="surrogatepass"), digest_size=32).digest()
-    digest = hashlib.blake2b(digest_size=16, key=key)
-
-    def take(kind: bytes, what: bytes) -> None:
-        digest.update(b"%b%d:" % (kind, len(what)))
-        digest.update(what)
-
+    said = Fingerprint(tenant)
     for message in messages:
+        said.add(message)
+    return said.digest()
+
+
+class Fingerprint:
+    """A `fingerprint` that grows message by message; a copy grows on its own."""
+
+    __slots__ = ("_canonical", "_digest")
+
+    def __init__(self, tenant: str = "") -> None:
+        key = hashlib.blake2b(tenant.encode(errors="surrogatepass"), digest_size=32).digest()
+        self._digest = hashlib.blake2b(digest_size=16, key=key)
+        self._canonical = Canonical()
+
+    def copy(self) -> Fingerprint:
+        """The same so far."""
+        other = Fingerprint()
+        other._digest, other._canonical = self._digest.copy(), self._canonical.copy()
+        return other
+
+    def add(self, message: Json) -> None:
+        """What was said next."""
         role = message.get("role")
-        take(b"role", to_json("system" if role == "developer" else role))
+        self._take(b"role", to_json("system" if role == "developer" else role))
         for part in _parts(message.get("content")):
             if isinstance(part, str):
-                take(b"text", part.encode(errors="surrogatepass"))
+                self._take(b"text", part.encode(errors="surrogatepass"))
             else:
-                take(b"part", canonical.of(to_json(part).decode()))
+                self._take(b"part", self._canonical.of(to_json(part).decode()))
         for call in tool_calls(message):
-            take(b"call", call_key(*_function(call), canonical))
-    return digest.digest()
+            self._take(b"call", call_key(*_function(call), self._canonical))
+
+    def digest(self) -> bytes:
+        """Of what was said so far."""
+        return self._digest.digest()
+
+    def _take(self, kind: bytes, what: bytes) -> None:
+        self._digest.update(b"%b%d:" % (kind, len(what)))
+        self._digest.update(what)
 
 
 def text_of(content: object) -> str:

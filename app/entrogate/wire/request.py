@@ -21,6 +21,7 @@ from entrogate.wire.opt_out import allows_recording
 from entrogate.wire.reserved import without_ours
 from entrogate.wire.strip import Wanted
 
+MAX_ASKED_BYTES = 64 * 2**20  # of a body, times the choices that it asks for
 # Fields that only say what to return, never what to sample: not stored as sampling parameters.
 _NOT_PARAMS = frozenset({"messages", "tools", "stream", "stream_options", "metadata", "model"})
 
@@ -100,7 +101,15 @@ def parse_chat(raw: bytes) -> ChatRequest:
 
     Raises RequestError that names the field.
     """
-    return chat_request(parse_json_object(raw))
+    request = chat_request(parse_json_object(raw))
+    if request.n > 1 and request.n * len(raw) > MAX_ASKED_BYTES:
+        most = MAX_ASKED_BYTES // len(raw)
+        raise RequestError(
+            f"n: is {request.n}; at most {most} with a body of {len(raw)} bytes, which is recorded"
+            " with every choice",
+            param="n",
+        )
+    return request
 
 
 def chat_request(body: dict[str, Any]) -> ChatRequest:

@@ -86,6 +86,15 @@ def test_too_many_numbers_stand_for_themselves() -> None:
     assert canonical.of("[1,2]") == form("[1,2]")  # whole numbers are not counted
 
 
+def test_too_many_values_stand_for_themselves() -> None:
+    canonical = Canonical(values=5)
+    assert canonical.of("[1,2]") == form("[1,2]")
+    other = canonical.copy()
+    assert canonical.of(' {"b":[3]} ') == other.of(' {"b":[3]} ') == form('{"b":[3]}')
+    assert canonical.of("[4,5]") == b"~[4,5]"
+    assert canonical.of('"text"') == form('"text"')  # no separators, no work
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.decimals(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),

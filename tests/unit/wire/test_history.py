@@ -10,6 +10,7 @@ import pytest
 from entrogate.wire.history import (
     CallHistory,
     EarlierCall,
+    Fingerprint,
     call_key,
     earlier_calls,
     fingerprint,
@@ -225,6 +226,16 @@ def test_different_conversations() -> None:
 @pytest.mark.parametrize("tenant", ["other", "x" * 500, "ü"])
 def test_tenants_never_share_a_fingerprint(tenant: str) -> None:
     assert fingerprint([ASK], tenant) == fingerprint([ASK], tenant) != fingerprint([ASK])
+
+
+def test_a_fingerprint_grows_and_its_copy_grows_on_its_own() -> None:
+    said = Fingerprint("acme")
+    said.add(ASK)
+    copies = [said.copy(), said.copy()]
+    for copy, answer in zip(copies, (_calls(_call("a")), _calls(_call("b", "g"))), strict=True):
+        copy.add(answer)
+        assert copy.digest() == fingerprint([ASK, answer], "acme")
+    assert said.digest() == fingerprint([ASK], "acme")
 
 
 @pytest.mark.parametrize("read", [earlier_calls, fingerprint, CallHistory.of])

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, select
 from entrogate.store.schema import audit
 
 MAX_PAGE = 1000
+_LARGEST_ID = 2**63 - 1  # that a database can compare with
 ANYBODY = "-"
 """The actor where no API key is needed."""
 
@@ -130,7 +131,7 @@ def read_audit(
     if wanted.until is not None:
         query = query.where(columns.at < wanted.until)
     if before is not None:
-        query = query.where(columns.id < before)
+        query = query.where(columns.id < max(0, min(before, _LARGEST_ID)))
     rows = connection.execute(query.order_by(columns.id.desc()).limit(limit + 1)).mappings().all()
     entries = [Entry(**{**row, "detail": orjson.loads(row["detail"] or "{}")}) for row in rows]
     more = len(entries) > limit
