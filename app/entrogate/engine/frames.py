@@ -14,6 +14,7 @@ import numpy as np
 
 VERSION = 1
 ACTIONS = ("suppress", "force")
+MOST = 2**31  # tokens, choices and places are fewer, so that every database can hold their numbers
 REQUEST_ARGUMENT = "entrogate"
 CHOICE_ARGUMENT = "entrogate_choice"
 GATE_ARGUMENT = "entrogate_gate"
@@ -87,11 +88,12 @@ def check(message: Message) -> None:
     for began in message.began:
         _check_began(began)
     for gated in message.gated:
-        if gated.position < 0 or gated.n_tokens < 0 or gated.action not in ACTIONS:
-            raise ValueError("an unknown action of the gate, or a negative position")
+        counts = 0 <= gated.position < MOST and 0 <= gated.n_tokens < MOST
+        if not counts or gated.action not in ACTIONS:
+            raise ValueError("an unknown action of the gate, or a position that there is not")
     for ended in message.ended:
-        if ended.n_tokens < -1:
-            raise ValueError("a choice that ended with fewer than no tokens")
+        if not -1 <= ended.n_tokens < MOST:
+            raise ValueError("a choice that ended with a number of tokens that there is not")
     if message.tokens:
         tokens = np.frombuffer(message.tokens, dtype=TOKEN)
         if tokens["token_id"].min() < 0 or (tokens["entropy"] < 0).any():
@@ -100,7 +102,7 @@ def check(message: Message) -> None:
 
 def _check_began(began: Began) -> None:
     packed = began.prompt_token_ids
-    if len(packed) % 4 or began.choice < 0 or began.resumed < 0:
-        raise ValueError("a choice that begins with a broken prompt or a negative number")
+    if len(packed) % 4 or not 0 <= began.choice < MOST or not 0 <= began.resumed < MOST:
+        raise ValueError("a choice that begins with a broken prompt or a number that there is not")
     if packed and np.frombuffer(packed, dtype="<i4").min() < 0:
         raise ValueError("a negative token id in a prompt")

@@ -100,6 +100,9 @@ class ChoiceTokens:
         tokens = captured.tokens()[:n_counted]
         if not captured.complete or (n_counted is not None and len(tokens) != n_counted):
             self.mark("capture_incomplete")
+        known = bool(np.isfinite(tokens["entropy"]).all())
+        if not known or any(gated.position > len(tokens) for gated in captured.gated):
+            self.mark("capture_incomplete")  # not of this answer, or of logits that are no numbers
         start = 0 if self.exact is None else len(self.exact)
         if self.resumes_at is not None:
             self.altered.append((start, start + 1))
