@@ -219,15 +219,15 @@ async def test_draining_does_not_wait_for_ever(
 
 
 async def test_a_drain_is_ended_by_another_gateway_of_the_store(
-    start: Start, upstream: ScriptedUpstream, folder: Path
+    start: Start, upstream: ScriptedUpstream, folder: Path, empty_postgres: str
 ) -> None:
     """As one that was restarted in the middle of it does; the turn that runs is vLLM's to end."""
-    first = await start(weights=POLL)
+    first = await start(weights=POLL, store={"url": empty_postgres})
     new = await publish(first, lora(folder / "one", "a"), share=1)
     running = asyncio.create_task(first.stream(STALLED))
     await busy(first, new["version"])
     await roll_back(first, new["version"])
-    second = await start(weights=POLL)
+    second = await start(weights=POLL, store={"url": empty_postgres})
     await gone(second, new["version"])
     assert upstream.adapters == {}
     upstream.go_on.set()
@@ -249,16 +249,16 @@ async def test_a_client_that_leaves_holds_nothing(gateway: Running, folder: Path
 
 
 async def test_a_restarted_gateway_goes_on_with_the_same_routing(
-    start: Start, upstream: ScriptedUpstream, folder: Path
+    start: Start, upstream: ScriptedUpstream, folder: Path, empty_postgres: str
 ) -> None:
     """And a second one on the same store sees what the first one changes."""
-    first = await start(weights=POLL)
+    first = await start(weights=POLL, store={"url": empty_postgres})
     old = await publish(first, lora(folder / "old", "o"), share=1)
     body = ask(calling("Ada"), {"content": "Done."})
     begun = await first.chat(body)
     new = await publish(first, lora(folder / "one", "a"))
     await share(first, new["version"], 1)
-    second = await start(weights=POLL)
+    second = await start(weights=POLL, store={"url": empty_postgres})
     assert await version_of_new(second, 5) == {new["version"]: 5}
     assert upstream.stats.paths["/v1/load_lora_adapter"] == 2
     went_on = await second.chat(follow_up(body, message_of(begun), "a result"))
