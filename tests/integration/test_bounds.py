@@ -230,3 +230,14 @@ async def test_what_is_left_of_an_answered_body_has_to_come_too(start: Start) ->
         with pytest.raises(ConnectionError):
             await send_slowly(writer, b"a", 10**6)
     writer.close()
+
+
+async def test_what_is_no_http_is_refused_in_the_envelope(gateway: Running) -> None:
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /health HTTP/1.1\r\nhost: a\r\ncontent-length:\r\n\r\n")
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["error"]["code"] == "invalid_http"

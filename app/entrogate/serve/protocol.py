@@ -158,6 +158,10 @@ class _Bounded(HttpToolsProtocol):
         said = f"the headers did not come in {self.head_timeout_seconds:g} s"
         self._refuse(408, said, "headers_timeout")
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP request is refused in the envelope, as all else is."""
+        self._refuse(400, msg, "invalid_http")
+
     def _refuse(self, status: int, said: str, code: str) -> None:
         type(self).on_refused(code)
         # The answer to an earlier request of the connection may still be on its way.

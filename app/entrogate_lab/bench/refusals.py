@@ -69,8 +69,10 @@ def refusal(
             f" value={value})",
             "temperature",
         )
-    if temperature == 0 and (body.get("n") or 1) > 1:
-        return refuse(f"n must be 1 when using greedy sampling, got {body['n']}.")
+    n: int = 1 if body.get("n") is None else body["n"]
+    if n < 1 or (temperature == 0 and n > 1):
+        least = "at least 1" if n < 1 else "1 when using greedy sampling"
+        return refuse(f"n must be {least}, got {n}.")
     wanted = (body.get("top_logprobs") if chat else body.get("logprobs")) or 0
     if wanted > dialect.MAX_LOGPROBS:
         return refuse(
