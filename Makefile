@@ -32,12 +32,14 @@ endif
 NEEDS := '\("(torch|vllm|transformers|tokenizers|accelerate|peft)"'
 
 test-vllm: $(STAMP) ## The part of the tests that needs torch or vLLM, or tools of their own
-	@$(BIN)/pytest --numprocesses=auto --durations=15 $$(grep -rlE $(NEEDS) tests/unit tests/integration) tests/deploy
-	@$(BIN)/pytest --durations=15 tests/e2e
+	@failed=0; \
+	$(BIN)/pytest --numprocesses=auto --durations=15 \
+	    $$(grep -rlE $(NEEDS) tests/unit tests/integration) tests/deploy || failed=1; \
+	$(BIN)/pytest --durations=15 tests/e2e || failed=1; \
+	exit $$failed
 
 test-light: ## The rest, without vLLM, with the newest and with the lowest versions allowed
-	@scripts/test-versions newest
-	@scripts/test-versions lowest
+	@failed=0; for versions in newest lowest; do scripts/test-versions $$versions || failed=1; done; exit $$failed
 
 lint: $(STAMP) ## Style, types, import contracts, security
 	@$(BIN)/ruff check .
