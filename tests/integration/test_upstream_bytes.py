@@ -280,15 +280,16 @@ def many_choices(n: int) -> bytes:
 
 async def test_more_choices_than_were_asked_for(start: Start) -> None:
     """Each is recorded with all of the request."""
-    gateway, response, _ = await asked(start, http(many_choices(2)))
+    gateway, response, _ = await asked(start, http(many_choices(9)))
     assert "more choices" in error_of(response, 502)["message"]
     stored = (await gateway.client.get("/v1/trajectories")).json()["data"]
-    assert [each["n_turns"] for each in stored] == [1]
+    assert [each["n_turns"] for each in stored] == [8]
 
 
 async def test_more_choices_than_were_asked_for_in_a_stream(start: Start) -> None:
-    other = chunk("Bye").replace(b'"index": 0', b'"index": 7')
-    _, response, _ = await asked(start, event_stream(chunk("Hi") + other + FINISH), stream=True)
+    others = [chunk("Bye").replace(b'"index": 0', b'"index": %d' % n) for n in range(1, 9)]
+    sent = event_stream(chunk("Hi") + b"".join(others) + FINISH)
+    _, response, _ = await asked(start, sent, stream=True)
     told = response.text.split("\n\n")
-    assert "more choices" in json.loads(told[1].removeprefix("data: "))["error"]["message"]
-    assert told[2] == "data: [DONE]"
+    assert "more choices" in json.loads(told[8].removeprefix("data: "))["error"]["message"]
+    assert told[9] == "data: [DONE]"

@@ -22,6 +22,8 @@ from entrogate.upstream.capabilities import Capabilities
 from entrogate.wire.chunks import Usage
 from entrogate.wire.request import ChatRequest
 
+_SPARE_CHOICES = 7  # each is stored like an answer of its own
+
 
 @dataclass(slots=True, kw_only=True)
 class Leg:
@@ -96,13 +98,13 @@ class Turn:
     def choice(self, index: int) -> Choice:
         """The accumulator of choice ``index`` of the current leg.
 
-        Raises UpstreamProtocol for one more than were asked for.
+        Raises UpstreamProtocol for many more than were asked for.
         """
         choice = self.leg.choices.get(index)
         if choice is None:
-            if len(self.leg.choices) >= self.request.n:
+            if len(self.leg.choices) >= self.request.n + _SPARE_CHOICES:
                 raise UpstreamProtocol(
-                    f"the upstream sent more choices than were asked for ({self.request.n})"
+                    f"the upstream sent many more choices than were asked for ({self.request.n})"
                 )
             text = self.call_text if self.request.has_tools else None
             choice = Choice(index, self.capabilities, text)
