@@ -13,6 +13,7 @@ from entrogate.cli import run
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate_lab.bench.synthetic import GROUP, fill
+from tests.integration.stored import trajectory_json
 
 
 async def test_synthetic_trajectories_are_valid(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ async def test_synthetic_trajectories_are_valid(tmp_path: Path) -> None:
     await store.start()
     await fill(store, 2 * GROUP)
     page = await store.list_trajectories()
-    found = await store.get_trajectory("trajectory-4", tokens=True)
+    found = await trajectory_json(store, "trajectory-4", tokens=True)
     await store.aclose()
     assert len(page.items) == 2 * GROUP
     assert [len(turn["calls"]) for turn in found["turns"]] == [1, 1, 0]

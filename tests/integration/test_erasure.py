@@ -135,7 +135,7 @@ async def test_a_turn_that_was_under_way(store_url: str) -> None:
     assert await store.commit_turns([late]) == []
     heads = await store.commit_turns([late, turn("other", parent=other)])
     assert [head.trajectory_id for head in heads] == ["other"]
-    assert {item["id"] for item in (await store.list_trajectories()).items} == {"other"}
+    assert {item.id for item in (await store.list_trajectories()).items} == {"other"}
     assert await store.admin.is_erased("one")
     assert not await store.admin.is_erased("other")
     await store.aclose()
@@ -160,11 +160,11 @@ async def test_a_task_and_a_tenant(start: Start, store_url: str) -> None:
     error_of(await client.delete("/v1/trajectories/mine", headers=other), 404)
     done = await client.delete("/v1/tasks/week", headers=own)
     assert (done.json()["trajectories"], done.json()["tenant"]) == (BATCH + 3, "acme")
-    assert {i["id"] for i in (await store.list_trajectories()).items} == {"acme~rest", "mine"}
+    assert {i.id for i in (await store.list_trajectories()).items} == {"acme~rest", "mine"}
     error_of(await client.delete("/v1/tenants/-", headers=own), 404)
     done = await client.delete("/v1/tenants/acme", headers=own)
     assert done.json()["trajectories"] == 1
-    assert {i["id"] for i in (await store.list_trajectories()).items} == {"mine"}
+    assert {i.id for i in (await store.list_trajectories()).items} == {"mine"}
     assert (await client.delete("/v1/tenants/-", headers=admin)).json()["trajectories"] == 1
     assert (await store.list_trajectories()).items == []
 

@@ -22,6 +22,7 @@ from entrogate.store.schema import REVISION
 from entrogate.types import PublishedWeights, WeightsState
 from tests.integration.conftest import Start
 from tests.integration.harness import ask, calling, follow_up, message_of
+from tests.integration.stored import trajectory_json
 from tests.postgres import Server, connect
 from tests.unit.store.made import allowed_call, turn
 
@@ -96,7 +97,7 @@ async def test_every_way_to_name_it_opens(
     url = make_url(postgres_url).set(drivername=driver).update_query_dict(options)
     async with opened(url.render_as_string(hide_password=False)) as store:
         await store.commit_turns([turn("t")])
-        assert (await store.get_trajectory("t"))["n_turns"] == 1
+        assert (await store.get_trajectory("t")).n_turns == 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ async def test_a_result_with_a_nul_is_kept(store: Store) -> None:
     """Postgres has no NUL in a text."""
     await store.commit_turns([turn("t", calls=allowed_call(), metadata={"run": "a\0b"})])
     await store.add_feedback(trajectory_id="t", score=1.0, comment="so\0so")
-    found = await store.get_trajectory("t")
+    found = await trajectory_json(store, "t")
     assert found["metadata"] == {"run": "a\0b"}  # JSON escapes it
     assert found["feedback"][0]["comment"] == "so\ufffdso"
 
@@ -201,12 +202,12 @@ async def test_gateways_that_cross_neither_collide_nor_deadlock(
                 )
             )
     for name in names:
-        found = await store.get_trajectory(name)
+        found = await trajectory_json(store, name)
         assert [each["turn_index"] for each in found["turns"]] == list(range(10))
         assert sorted(each["branch_index"] for each in found["turns"]) == list(range(10))
         assert found["n_turns"] == found["n_branches"] == 10
     for name in names[:10]:
-        found = await store.get_trajectory(name)
+        found = await trajectory_json(store, name)
         assert found["outcome"] == found["feedback"][-1]["score"] == found["rewards"]["outcome"]
 
 
@@ -239,7 +240,7 @@ async def test_a_deadlock_is_tried_again(store: Store, postgres_url: str) -> Non
         await asyncio.to_thread(other.execute, "UPDATE trajectories SET mode = mode WHERE id = 'a'")
         other.execute("COMMIT")
         await waiting
-    assert (await store.get_trajectory("a"))["n_turns"] == 2
+    assert (await store.get_trajectory("a")).n_turns == 2
 
 
 # -- a server that goes away ----------------------------------------------------------------------
@@ -270,7 +271,7 @@ async def test_a_restart_under_load_loses_nothing(own_cluster: Server, postgres_
                 await asyncio.sleep(0.01)
         running = False
         await asyncio.gather(*agents)
-        found = [await store.get_trajectory(f"agent{number}") for number in range(8)]
+        found = [await trajectory_json(store, f"agent{number}") for number in range(8)]
         stored = [each["id"] for trajectory in found for each in trajectory["turns"]]
         assert sorted(stored) == sorted(acknowledged)
         assert all(each["n_branches"] == 1 for each in found)
@@ -298,7 +299,7 @@ async def test_turns_wait_for_a_server_that_stays_away(
         async with asyncio.timeout(20):
             while store.deferred:
                 await asyncio.sleep(0.05)
-        found = await store.get_trajectory("t")
+        found = await trajectory_json(store, "t")
         assert [each["id"] for each in found["turns"]] == [each.turn_id for each in turns]
         assert found["n_branches"] == 1
 
@@ -392,7 +393,7 @@ async def test_a_commit_that_is_cut_is_stored_once(postgres_url: str, when: str)
         proxy.cut = when
         await store.add_feedback(trajectory_id="t", score=1.0)
         assert proxy.cuts == 2
-        found = await store.get_trajectory("t")
+        found = await trajectory_json(store, "t")
         assert [each["turn_index"] for each in found["turns"]] == [0, 1]
         assert len(found["feedback"]) == 1
 
@@ -408,19 +409,19 @@ async def test_a_commit_of_unknown_fate_is_not_written_twice(postgres_url: str) 
         async with asyncio.timeout(20):
             while store.deferred:
                 await asyncio.sleep(0.05)
-        found = await store.get_trajectory("t")
+        found = await trajectory_json(store, "t")
         assert [each["turn_index"] for each in found["turns"]] == [0, 1]
 
 
 async def test_a_lost_reading_connection_is_replaced(store: Store, postgres_url: str) -> None:
     await store.commit_turns([turn("t")])
-    assert (await store.get_trajectory("t"))["n_turns"] == 1
+    assert (await store.get_trajectory("t")).n_turns == 1
     with connect(postgres_url) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    assert (await store.get_trajectory("t"))["n_turns"] == 1
+    assert (await store.get_trajectory("t")).n_turns == 1
     assert await store.head_of_call("unknown") is None
 
 

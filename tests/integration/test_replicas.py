@@ -20,6 +20,7 @@ from entrogate.store import Store
 from entrogate_lab.bench.processes import child, free_port
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.harness import CHAT, ask, calling, follow_up, message_of
+from tests.integration.stored import trajectory_json
 
 CLIENTS = 12
 TRAJECTORY, VERSION = "x-entrogate-trajectory-id", "x-entrogate-weight-version"
@@ -119,7 +120,7 @@ def after_text(body: dict[str, Any], message: dict[str, Any], turns: int) -> dic
 async def stored(url: str, ids: set[str]) -> list[dict[str, Any]]:
     store = await asyncio.to_thread(Store.open, StoreSettings(url=url), read_only=True)
     try:
-        return [await store.get_trajectory(id_) for id_ in sorted(ids)]
+        return [await trajectory_json(store, id_) for id_ in sorted(ids)]
     finally:
         await store.aclose()
 

@@ -21,6 +21,7 @@ from entrogate.store.database import Database
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.read.settled import Settling
 from entrogate.store.schema import metadata
+from tests.integration.stored import trajectory_json
 from tests.unit.store.made import allowed_call, change, turn
 
 pytestmark = pytest.mark.both_stores
@@ -46,7 +47,7 @@ async def add(store: Store, name: str, *, score: float | None = None, **more: An
 
 
 async def ids(store: Store) -> set[str]:
-    return {item["id"] for item in (await store.list_trajectories(limit=1000)).items}
+    return {item.id for item in (await store.list_trajectories(limit=1000)).items}
 
 
 async def run(url: str, *arguments: str) -> Result:
@@ -135,7 +136,7 @@ async def test_writers_go_on_and_lose_nothing(store: Store, store_url: str) -> N
         acknowledged.add(record.turn_id)
     done = await pruning
     assert done.exit_code == 0
-    found = [await store.get_trajectory(name) for name in names]
+    found = [await trajectory_json(store, name) for name in names]
     stored = {each["id"] for trajectory in found for each in trajectory["turns"]}
     assert acknowledged <= stored
     for trajectory in found:  # deleted before its turn came, and then it says so; or whole

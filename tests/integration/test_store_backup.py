@@ -13,6 +13,7 @@ from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.admin.cli import store as store_command
 from entrogate.store.schema import REVISION
+from tests.integration.stored import trajectory_json
 from tests.postgres import Server, connect
 from tests.unit.store.made import turn
 
@@ -74,7 +75,7 @@ async def test_a_copy_made_under_load_is_whole(
     copy = Store.open(StoreSettings(url=copy_url))  # current, so it serves
     await copy.start()
     await copy.commit_turns([turn("after")])
-    found = [await copy.get_trajectory(f"agent{n}", tokens=True) for n in range(4)]
+    found = [await trajectory_json(copy, f"agent{n}", tokens=True) for n in range(4)]
     await copy.aclose()
     assert before <= sum(each["n_turns"] for each in found) <= written
     for each in found:

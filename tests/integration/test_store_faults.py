@@ -19,6 +19,7 @@ import entrogate.store.write.writer as writer_module
 from entrogate.errors import StoreError
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from tests.integration.stored import trajectory_json
 from tests.unit.store.made import turn
 
 NOBODY = 65534
@@ -78,7 +79,7 @@ def locked(path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def ids(store: Store) -> set[str]:
-    return {item["id"] for item in (await store.list_trajectories()).items}
+    return {item.id for item in (await store.list_trajectories()).items}
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
@@ -101,7 +102,7 @@ async def test_turns_wait_for_a_disk_that_takes_nothing(path: Path, fault: str) 
     async with asyncio.timeout(20):
         while store.deferred:  # nothing else has to come
             await asyncio.sleep(0.05)
-    found = await store.get_trajectory("waits")
+    found = await trajectory_json(store, "waits")
     assert [each["id"] for each in found["turns"]] == [first.turn_id, second.turn_id]
     assert {each["branch_index"] for each in found["turns"]} == {0}
     assert found["complete"]
@@ -154,7 +155,7 @@ async def test_turns_wait_in_order_behind_a_lock_that_stays(
             await store.remember_policy("1", "p", "observe", "")
     await store.aclose()  # writes them
     store = Store.open(settings(path))
-    found = await store.get_trajectory("t")
+    found = await trajectory_json(store, "t")
     assert [each["id"] for each in found["turns"]] == [each.turn_id for each in turns]
     await store.aclose()
 

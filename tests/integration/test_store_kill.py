@@ -10,6 +10,7 @@ import pytest
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.database import Database
+from tests.integration.stored import trajectory_json
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 20
@@ -49,7 +50,7 @@ async def test_no_acknowledged_turn_is_lost(store_url: str, durability: str) -> 
         StoreSettings(url=store_url)
     )  # opens clean, and every prompt can be put together
     for item in (await store.list_trajectories(limit=1000)).items:
-        found = await store.get_trajectory(item["id"], tokens=True)
+        found = await trajectory_json(store, item.id, tokens=True)
         lengths = [len(turn["tokens"]["prompt_token_ids"]) for turn in found["turns"]]
         assert lengths == [turn["n_prompt_tokens"] for turn in found["turns"]]
     await store.aclose()

@@ -17,6 +17,7 @@ from entrogate.store import Store, TrajectoryFilter
 from entrogate.store.read.cli import replay, trajectories
 from entrogate.store.read.replay import replay_store
 from entrogate.types import Action, Mode, TurnRecord
+from tests.integration.stored import trajectory_json
 from tests.unit.store.made import (
     POLICY_TEXT,
     allowed_call,
@@ -73,7 +74,7 @@ async def test_pages_are_stable_while_trajectories_arrive(store: Store) -> None:
     cursor = None
     while True:
         page = await store.list_trajectories(limit=3, cursor=cursor)
-        seen += [item["id"] for item in page.items]
+        seen += [item.id for item in page.items]
         await store.commit_turns([turn(f"new{len(seen)}", created_at=5000.0 + len(seen))])
         cursor = page.next_cursor
         if cursor is None:
@@ -101,7 +102,7 @@ async def test_filters(store: Store) -> None:
 
     async def found(**wanted: Any) -> str:
         page = await store.list_trajectories(TrajectoryFilter(**wanted))
-        return "".join(item["id"] for item in page.items)
+        return "".join(item.id for item in page.items)
 
     assert await found() == "cba"
     assert await found(task_id="x") == "ba"
@@ -139,18 +140,19 @@ async def test_rewards_follow_the_paper(store: Store) -> None:
     assert given["rewards"]["sparse"] == pytest.approx(0.5 * 2 / 3)
     assert given["rewards"]["dense"] == [0.75, 0.5, 0.75, None]
     found = await store.get_trajectory("t")
-    assert [read["dense_reward"] for read in found["turns"]] == [0.75, 0.5, 0.75, None, None]
-    assert [read["id"] for read in found["turns"]] == [record.turn_id for record in records]
-    assert found["outcome"] == 0.5
-    rewards = found["rewards"]
-    assert (rewards["n_groups"], rewards["n_labelled"], rewards["n_reduced"]) == (4, 3, 2)
-    assert (rewards["alpha"], rewards["no_calls"], rewards["all_unknown"]) == (
+    assert [read.dense_reward for read in found.turns] == [0.75, 0.5, 0.75, None, None]
+    assert [read.id for read in found.turns] == [record.turn_id for record in records]
+    assert found.outcome == 0.5
+    rewards = found.rewards
+    assert rewards is not None
+    assert (rewards.n_groups, rewards.n_labelled, rewards.n_reduced) == (4, 3, 2)
+    assert (rewards.alpha, rewards.no_calls, rewards.all_unknown) == (
         0.5,
         "outcome",
         "null",
     )
     (page,) = (await store.list_trajectories()).items
-    assert page["sparse_reward"] == rewards["sparse"]
+    assert page.sparse_reward == rewards.sparse
 
 
 async def test_the_last_feedback_counts_and_the_earlier_is_kept(store: Store) -> None:
@@ -158,12 +160,12 @@ async def test_the_last_feedback_counts_and_the_earlier_is_kept(store: Store) ->
     await store.add_feedback(trajectory_id="t", score=1.0, comment="good")
     await store.add_feedback(trajectory_id="t", answer="Ghent", gold=["Bruges", "Aalst"])
     found = await store.get_trajectory("t")
-    assert (found["outcome"], found["rewards"]["sparse"]) == (0.0, 0.0)
-    assert [(given["score"], given["comment"]) for given in found["feedback"]] == [
+    assert (found.outcome, found.rewards and found.rewards.sparse) == (0.0, 0.0)
+    assert [(given.score, given.comment) for given in found.feedback] == [
         (1.0, "good"),
         (0.0, None),
     ]
-    assert found["feedback"][1]["gold"] == ["Bruges", "Aalst"]
+    assert found.feedback[1].gold == ["Bruges", "Aalst"]
 
 
 async def test_a_turn_after_the_outcome_changes_the_rewards(store: Store) -> None:
@@ -174,8 +176,9 @@ async def test_a_turn_after_the_outcome_changes_the_rewards(store: Store) -> Non
     late = turn("t", parent=records[-1], head=head, change=change(False))
     await store.commit_turns([late])
     found = await store.get_trajectory("t")
-    assert [read["dense_reward"] for read in found["turns"]] == [1.5, 1.0, None]
-    assert found["rewards"]["sparse"] == 0.5
+    assert [read.dense_reward for read in found.turns] == [1.5, 1.0, None]
+    assert found.rewards is not None
+    assert found.rewards.sparse == 0.5
 
 
 async def test_feedback_on_a_fork_judges_its_own_path(store: Store) -> None:
@@ -289,7 +292,7 @@ async def test_commands(store: Store, url: str, tmp_path: Path) -> None:
     ):
         assert said in shown.output
     whole = await invoke(trajectories, ["show", "chain", "--json", "--tokens", *at])
-    assert orjson.loads(whole.stdout) == await store.get_trajectory("chain", tokens=True)
+    assert orjson.loads(whole.stdout) == await trajectory_json(store, "chain", tokens=True)
 
     again = await invoke(replay, at)
     assert again.exit_code == 0

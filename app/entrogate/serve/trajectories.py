@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from typing import Annotated, Any
 
 import orjson
@@ -15,6 +16,7 @@ from entrogate.errors import RequestError
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.gateway import Gateway
 from entrogate.store import TrajectoryFilter
+from entrogate.store.read.rows import Trajectory
 from entrogate.types import Action, Mode
 from entrogate.wire.answer import chat_id
 
@@ -108,10 +110,11 @@ async def trajectory(trajectory_id: str, request: Request, tokens: bool = False)
     return Response(body, media_type="application/json")
 
 
-def _written(found: dict[str, Any]) -> bytes:
+def _written(found: Trajectory) -> bytes:
     """A trajectory as JSON, turn by turn: a long one must not keep the others waiting."""
-    turns = b",".join(orjson.dumps(turn) for turn in found["turns"])
-    rest = orjson.dumps({name: value for name, value in found.items() if name != "turns"})
+    turns = b",".join(orjson.dumps(turn) for turn in found.turns)
+    names = (field.name for field in fields(found) if field.name != "turns")
+    rest = orjson.dumps({name: getattr(found, name) for name in names})
     return rest[:-1] + b',"turns":[' + turns + b"]}"
 
 

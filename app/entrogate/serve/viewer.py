@@ -24,12 +24,13 @@ from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.viewer_audit import audit, erase
 from entrogate.store import TrajectoryFilter
 from entrogate.store.read.replay import replay_turns
+from entrogate.store.read.rows import Call, Trajectory, Turn
 from entrogate.store.read.slices import SlicedTokens, TokenSlice
 from entrogate.ui.charts import bands
 from entrogate.ui.overview import sections
 from entrogate.ui.pages import HEADERS, page
 from entrogate.ui.paging import Part, pages_of
-from entrogate.ui.runs import LEVELS, runs_of
+from entrogate.ui.runs import LEVELS, Run, runs_of
 
 PAGE = 50
 WINDOW = 2_000  # trajectories of the overview
@@ -47,12 +48,13 @@ async def overview(request: Request) -> Response:
     """Figures over the latest trajectories."""
     found = await _gateway(request).store.overview(caller_of(request).sees, WINDOW)
     rows = found.trajectories
-    told = {
-        "window": len(rows),
-        "since": rows[-1].created_at if rows else None,
-        "sections": sections(found),
-    }
-    return _html("overview.html", request, o=told)
+    return _html(
+        "overview.html",
+        request,
+        window=len(rows),
+        since=rows[-1].created_at if rows else None,
+        sections=sections(found),
+    )
 
 
 async def trajectories(request: Request) -> Response:
@@ -95,7 +97,7 @@ async def trajectory(request: Request) -> Response:
         found = await store.get_trajectory(qualified(caller.sees or "", id_), tenant=caller.sees)
     except UnknownRecord as error:
         return _html("problem.html", request, 404, problem=str(error))
-    pages = await asyncio.to_thread(pages_of, [turn["n_tokens"] for turn in found["turns"]])
+    pages = await asyncio.to_thread(pages_of, [turn.n_tokens for turn in found.turns])
     asked = request.query_params.get("page", "1")
     number = int(asked) if asked.isdecimal() and len(asked) < 9 else 0
     if not 1 <= number <= len(pages):
@@ -104,7 +106,7 @@ async def trajectory(request: Request) -> Response:
     parts = pages[number - 1]
     tokens = await store.token_slices(
         [
-            TokenSlice(turn_id=found["turns"][at.position]["id"], start=at.start, stop=at.stop)
+            TokenSlice(turn_id=found.turns[at.position].id, start=at.start, stop=at.stop)
             for at in parts
         ]
     )
@@ -113,7 +115,7 @@ async def trajectory(request: Request) -> Response:
         found=found,
         parts=parts,
         tokens=tokens,
-        texts=await _texts(request).of(found["model"], ids),
+        texts=await _texts(request).of(found.model, ids),
         number=number,
         pages=len(pages),
         signed_in=session_of(request.headers) is not None,
@@ -225,9 +227,9 @@ VIEWER = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What one page of a trajectory is made of; ``found`` is `Store.get_trajectory`'s."""
+    """What one page of a trajectory is made of."""
 
-    found: dict[str, Any]
+    found: Trajectory
     parts: Sequence[Part]
     tokens: Mapping[str, SlicedTokens]  # by the turn's id
     texts: Mapping[int, str] | None
@@ -237,29 +239,40 @@ class Shown:
     may_erase: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownCall:
+    """A call as a page shows it."""
+
+    call: Call
+    result: str | None  # None: no turn brought one back
+    features_text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownTurn:
+    """A turn, or the part of it that stands on one page."""
+
+    turn: Turn
+    part: Part
+    runs: Sequence[Run]
+    calls: Sequence[ShownCall]
+
+
 def _trajectory_page(shown: Shown) -> str:
     found, texts = shown.found, shown.texts or {}
-    results: dict[str, str] = {}
-    for turn in found["turns"]:
-        results |= {result["call_id"]: result["content"] for result in turn["results"]}
-    turns: list[dict[str, Any]] = []
+    results = {each.call_id: each.content for turn in found.turns for each in turn.results}
+    turns: list[ShownTurn] = []
     for part in shown.parts:
-        turn = found["turns"][part.position]
-        turns.append(turn)
-        turn["part"] = part
-        turn["runs"] = runs_of(turn["spans"], shown.tokens[turn["id"]], texts)
-        for call in turn["calls"]:
-            call["result"] = results.get(call["id"])
-            features = orjson.dumps(call["features"], option=orjson.OPT_INDENT_2)
-            call["features_text"] = features.decode()
+        turn = found.turns[part.position]
+        runs = runs_of(turn.spans, shown.tokens[turn.id], texts)
+        calls = [_shown_call(call, results.get(call.id)) for call in turn.calls]
+        turns.append(ShownTurn(turn=turn, part=part, runs=runs, calls=calls))
     segments = [
-        (
-            str(turn["turn_index"]),
-            turn["segment"]["mean"]["lower"],
-            turn["segment"]["mean"]["upper"],
-        )
-        for turn in turns
-        if turn["segment"] is not None and turn["segment"]["mean"]["lower"] is not None
+        (str(each.turn.turn_index), mean.lower, mean.upper)
+        for each in turns
+        if each.turn.segment is not None
+        and (mean := each.turn.segment.mean).lower is not None
+        and mean.upper is not None
     ]
     names = [f"below {LEVELS[0]:g}", *(f"{level:g}" for level in LEVELS)]
     return page(
@@ -275,6 +288,11 @@ def _trajectory_page(shown: Shown) -> str:
         legend=list(enumerate(names)),
         texts_known=shown.texts is not None,
     )
+
+
+def _shown_call(call: Call, result: str | None) -> ShownCall:
+    features = orjson.dumps(call.features, option=orjson.OPT_INDENT_2)
+    return ShownCall(call=call, result=result, features_text=features.decode())
 
 
 def _oldest_first(asked: Mapping[str, str]) -> bool:

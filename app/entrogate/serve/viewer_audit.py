@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -14,10 +15,18 @@ from entrogate.errors import UnknownRecord
 from entrogate.serve.access import caller_of, session_of
 from entrogate.serve.erasing import trajectory_of
 from entrogate.serve.gateway import Gateway
-from entrogate.store.admin.audit import Act, AuditFilter
+from entrogate.store.admin.audit import Act, AuditFilter, Entry
 from entrogate.ui.pages import HEADERS, page
 
 PAGE = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """An entry as a page shows it, its detail as text."""
+
+    entry: Entry
+    detail: str
 
 
 async def audit(request: Request) -> Response:
@@ -34,15 +43,7 @@ async def audit(request: Request) -> Response:
     found = await _gateway(request).store.admin.audit(
         _filter(asked), limit=PAGE, before=int(before) if before else None
     )
-    rows = [
-        {
-            "entry": entry,
-            "detail": ", ".join(
-                f"{name}: {orjson.dumps(value).decode()}" for name, value in entry.detail.items()
-            ),
-        }
-        for entry in found.entries
-    ]
+    rows = [AuditRow(entry=entry, detail=_detail_text(entry)) for entry in found.entries]
     following = found.next_before
     return _html(
         "audit.html",
@@ -71,6 +72,12 @@ async def erase(request: Request) -> Response:
     except UnknownRecord as error:
         return _html("problem.html", request, 404, problem=str(error))
     return RedirectResponse("/ui/trajectories", 303)
+
+
+def _detail_text(entry: Entry) -> str:
+    return ", ".join(
+        f"{name}: {orjson.dumps(value).decode()}" for name, value in entry.detail.items()
+    )
 
 
 def _filter(asked: Mapping[str, str]) -> AuditFilter:

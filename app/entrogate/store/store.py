@@ -37,13 +37,12 @@ from entrogate.store.read.decisions import (
 )
 from entrogate.store.read.harvest import Harvest
 from entrogate.store.read.listing import Page, list_trajectories
-from entrogate.store.read.overview import Overview, read_overview
+from entrogate.store.read.overview import read_overview
 from entrogate.store.read.quiet import Sightings
+from entrogate.store.read.rows import Overview, Trajectory
 from entrogate.store.read.settled import Changed, Settling
 from entrogate.store.read.slices import SlicedTokens, TokenSlice, read_token_slices
-from entrogate.store.read.trajectory import (
-    get_trajectory,
-)
+from entrogate.store.read.trajectory import get_trajectory
 from entrogate.store.write.feedback import Feedback, add_feedback
 from entrogate.store.write.models import remember_model
 from entrogate.store.write.policies import remember_policy
@@ -287,8 +286,8 @@ class Store:
 
     async def get_trajectory(
         self, trajectory_id: str, *, tokens: bool = False, tenant: str | None = None
-    ) -> dict[str, Any]:
-        """Everything stored of one trajectory, JSON-able.
+    ) -> Trajectory:
+        """Everything stored of one trajectory; token arrays only with ``tokens``.
 
         Raises `UnknownRecord` when there is none, or not for ``tenant`` (None: any tenant).
         """

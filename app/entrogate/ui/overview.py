@@ -10,6 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from entrogate.store.read.rows import (
+    Overview,
+    PolicyUse,
+    ToolChange,
+    ToolDecisions,
+    TrajectoryFigures,
+    WeightsUse,
+)
 from entrogate.ui.charts import bars, lines, stacks
 
 _PERIODS = 40
@@ -24,8 +32,8 @@ class Section:
     rows: Sequence[Sequence[Any]]
 
 
-def sections(overview: Any) -> list[Section]:
-    """``overview`` is the store's `Overview`."""
+def sections(overview: Overview) -> list[Section]:
+    """Those sections for which there are figures."""
     found = [
         _over_time(overview.trajectories),
         _accuracy(overview.trajectories),
@@ -37,13 +45,14 @@ def sections(overview: Any) -> list[Section]:
     return [section for section in found if section.rows]
 
 
-def _over_time(rows: Sequence[Any]) -> Section:
+def _over_time(rows: Sequence[TrajectoryFigures]) -> Section:
     ordered = sorted(rows, key=lambda row: row.created_at)
     size = max(1, -(-len(ordered) // _PERIODS))
     periods = [ordered[n : n + size] for n in range(0, len(ordered), size)]
     table: list[tuple[Any, ...]] = []
     for period in periods:
-        calls, kept_back = _sum(period, "n_calls"), _sum(period, "n_suppressed", "n_replayed")
+        calls = sum(row.n_calls for row in period)
+        kept_back = sum(row.n_suppressed + row.n_replayed for row in period)
         table.append(
             (
                 _stamp(period[0].created_at),
@@ -63,7 +72,7 @@ def _over_time(rows: Sequence[Any]) -> Section:
     )
 
 
-def _accuracy(rows: Sequence[Any]) -> Section:
+def _accuracy(rows: Sequence[TrajectoryFigures]) -> Section:
     outcomes: defaultdict[int, list[float]] = defaultdict(list)
     for row in rows:
         if row.outcome is not None:
@@ -78,7 +87,7 @@ def _accuracy(rows: Sequence[Any]) -> Section:
     )
 
 
-def _decisions(rows: Sequence[Any]) -> Section:
+def _decisions(rows: Sequence[ToolDecisions]) -> Section:
     by_tool: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for row in rows:
         by_tool[row.name][row.applied] = row.n
@@ -96,7 +105,7 @@ def _decisions(rows: Sequence[Any]) -> Section:
     )
 
 
-def _changes(rows: Sequence[Any]) -> Section:
+def _changes(rows: Sequence[ToolChange]) -> Section:
     known = [(row.name, float(row.mean)) for row in rows if row.mean is not None]
     return Section(
         title="Entropy change by tool",
@@ -127,22 +136,18 @@ def _versions(title: str, text: str, rows: list[tuple[Any, ...]]) -> Section:
     )
 
 
-def _policy_rows(rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+def _policy_rows(rows: Sequence[PolicyUse]) -> list[tuple[Any, ...]]:
     return [
         (f"{row.policy_name} {row.policy_version}", row.n, _stamp(row.first), _stamp(row.last))
         for row in rows
     ]
 
 
-def _weight_rows(rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+def _weight_rows(rows: Sequence[WeightsUse]) -> list[tuple[Any, ...]]:
     return [
         (row.weight_version or "unknown", row.n, _stamp(row.first), _stamp(row.last))
         for row in rows
     ]
-
-
-def _sum(rows: Sequence[Any], *names: str) -> int:
-    return sum(getattr(row, name) for row in rows for name in names)
 
 
 def _stamp(seconds: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from entrogate.store.read.rows import Bounds
 
 HEADERS = {
     "content-security-policy": (
@@ -39,18 +40,18 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(bounds: Mapping[str, float] | None, digits: int = 2) -> str:
+def _interval(bounds: Bounds | None, digits: int = 2) -> str:
     """Bounds as one number where they meet to that many digits."""
     if bounds is None:
         return "–"
-    lower, upper = _number(bounds["lower"], digits), _number(bounds["upper"], digits)
+    lower, upper = _number(bounds.lower, digits), _number(bounds.upper, digits)
     return lower if lower == upper else f"{lower} … {upper}"
 
 
-def _signed(bounds: Mapping[str, float] | None) -> str:
+def _signed(bounds: Bounds | None) -> str:
     if bounds is None:
         return "–"
-    lower, upper = f"{bounds['lower']:+.2f}", f"{bounds['upper']:+.2f}"
+    lower, upper = f"{bounds.lower:+.2f}", f"{bounds.upper:+.2f}"
     return lower if lower == upper else f"{lower} … {upper}"
 
 

@@ -5,24 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+
+from entrogate.store.read.rows import SpanRow
+from entrogate.store.read.slices import SlicedTokens
 
 LEVELS = (0.05, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Nats from which on a token has the next darker colour; level 0 lies below the first."""
 UNKNOWN = "x"
-
-
-class SlicedTokens(Protocol):
-    """Arrays of one length, from the token ``start`` of a turn on; entropies in nats."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def token_ids(self) -> Sequence[int]: ...
-    @property
-    def entropy_lower(self) -> Sequence[float | None]: ...
-    @property
-    def entropy_upper(self) -> Sequence[float | None]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +24,16 @@ class Run:
     title: str  # what a reader is told of them
 
 
-def runs_of(
-    spans: Sequence[Mapping[str, Any]], tokens: SlicedTokens, texts: Mapping[int, str]
-) -> list[Run]:
+def runs_of(spans: Sequence[SpanRow], tokens: SlicedTokens, texts: Mapping[int, str]) -> list[Run]:
     """A slice of a turn's tokens with their entropy; a token without a text is shown by its id.
 
-    ``spans`` are those of the whole turn, as `Store.get_trajectory` says them.
+    ``spans`` are those of the whole turn, as `Trajectory` has them.
     """
     ids, lower, upper = tokens.token_ids, tokens.entropy_lower, tokens.entropy_upper
     runs: list[Run] = []
     for span in spans:
-        start = max(0, span["start"] - tokens.start)
-        end = min(len(ids), span["stop"] - tokens.start)
+        start = max(0, span.start - tokens.start)
+        end = min(len(ids), span.stop - tokens.start)
         while start < end:
             level = level_of(upper[start])
             stop = start + 1
@@ -54,7 +41,7 @@ def runs_of(
                 stop += 1
             text = "".join(texts.get(id_, f"⟨{id_}⟩") for id_ in ids[start:stop])
             title = _title(lower[start:stop], upper[start:stop])
-            runs.append(Run(kind=span["kind"], level=level, text=text, title=title))
+            runs.append(Run(kind=span.kind, level=level, text=text, title=title))
             start = stop
     return runs
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entrogate.serve.token_texts import _split
+from entrogate.store.read.rows import SpanRow
 from entrogate.store.read.slices import SlicedTokens
 from entrogate.ui.runs import LEVELS, level_of, runs_of
 
@@ -23,7 +24,7 @@ def test_runs_are_all_tokens_in_order_each_in_its_colour(
     entropies: list[float | None], cuts: set[int]
 ) -> None:
     ends = sorted({cut for cut in cuts if cut < len(entropies)} | {0, len(entropies)})
-    spans = [{"kind": "reasoning", "start": a, "stop": b} for a, b in pairwise(ends)]
+    spans = [SpanRow(kind="reasoning", start=a, stop=b) for a, b in pairwise(ends)]
     ids = list(range(len(entropies)))
     texts = {id_: f"<{id_}>" for id_ in ids}
     for start, stop in ((0, len(ids)), (len(ids) // 3, 2 * len(ids) // 3)):
@@ -45,7 +46,7 @@ def test_levels_and_titles() -> None:
         entropy_lower=[1.1, 1.2, None],
         entropy_upper=[1.3, 1.4, None],
     )
-    runs = runs_of([{"kind": "answer", "start": 0, "stop": 3}], tokens, {})
+    runs = runs_of([SpanRow(kind="answer", start=0, stop=3)], tokens, {})
     assert [(run.text, run.title) for run in runs] == [
         ("⟨1⟩⟨2⟩", "2 tokens, 1.10 to 1.40 nats"),
         ("⟨3⟩", "1 token, entropy unknown"),

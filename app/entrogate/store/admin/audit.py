@@ -82,12 +82,12 @@ class AuditFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A row of the audit."""
+    """A row of the audit: a `Deed` that was noted."""
 
-    id: int
-    at: float
+    id: int  # rising in the order of entries
+    at: float  # seconds since the epoch
     actor: str
-    action: str
+    action: str  # one of `Act`, or one of a later version
     target: str
     tenant: str
     detail: dict[str, Any]

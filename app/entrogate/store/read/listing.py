@@ -11,19 +11,19 @@ import orjson
 from sqlalchemy import Connection, Row, select, tuple_
 
 from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.rows import ListedTrajectory
 from entrogate.store.schema import rewards, trajectories
 
 MAX_PAGE = 1000
 
-# As plain strings: SQLAlchemy's names are a subclass that orjson refuses as keys.
-_TRAJECTORY = tuple(str(column.name) for column in trajectories.c)
+_COLUMNS = tuple(str(column.name) for column in trajectories.c)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """Trajectory summaries, newest first; ``next_cursor`` is None on the last page."""
 
-    items: list[dict[str, Any]]
+    items: list[ListedTrajectory]
     next_cursor: str | None
 
 
@@ -50,7 +50,7 @@ def list_trajectories(
         query = query.where(place > last if oldest_first else place < last)
     order = (created_at, id_) if oldest_first else (created_at.desc(), id_.desc())
     rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
-    items = [summary(row) | {"sparse_reward": row.sparse} for row in rows[:limit]]
+    items = [ListedTrajectory(**summary(row), sparse_reward=row.sparse) for row in rows[:limit]]
     more = len(rows) > limit
     return Page(items=items, next_cursor=_cursor(rows[limit - 1]) if more else None)
 
@@ -68,8 +68,8 @@ def _parse_cursor(cursor: str) -> tuple[float, str]:
 
 
 def summary(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
-    """The row of one trajectory, JSON-able."""
-    fields = {name: getattr(row, name) for name in _TRAJECTORY}
+    """The fields of a `TrajectorySummary`, from a row with the columns of its table."""
+    fields = {name: getattr(row, name) for name in _COLUMNS}
     metadata = fields["metadata"]
     fields["metadata"] = None if metadata is None else orjson.loads(metadata)
     fields["complete"] = fields["incomplete_reason"] is None

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, case, func, select
+from sqlalchemy import Connection, case, func, select
 
+from entrogate.store.read.rows import (
+    Overview,
+    PolicyUse,
+    ToolChange,
+    ToolDecisions,
+    TrajectoryFigures,
+    WeightsUse,
+)
 from entrogate.store.schema import calls, changes, trajectories, turns, unindexed
 
-Rows = list[Row[*tuple[Any, ...]]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """Rows as their queries name them; ``trajectories`` the newest first."""
-
-    trajectories: Rows  # created_at, n_calls, n_suppressed, n_replayed, outcome
-    decisions: Rows  # name, applied, n
-    changes: Rows  # name, n, n_known, n_reduced, mean (nats, of the midpoints)
-    policies: Rows  # policy_name, policy_version, n, first, last
-    weights: Rows  # weight_version, n, first, last
+Figure = TypeVar("Figure", TrajectoryFigures, ToolDecisions, ToolChange, PolicyUse, WeightsUse)
 
 
 def read_overview(connection: Connection, tenant: str | None, window: int) -> Overview:
@@ -40,8 +36,8 @@ def read_overview(connection: Connection, tenant: str | None, window: int) -> Ov
     seen = latest.subquery()
     in_window = turns.join(seen, seen.c.id == turns.c.trajectory_id)
 
-    def rows(query: Any) -> Rows:
-        return list(connection.execute(query).all())
+    def rows(kind: type[Figure], query: Any) -> tuple[Figure, ...]:
+        return tuple(kind(**row) for row in connection.execute(query).mappings())
 
     decided = in_window.join(calls, calls.c.turn_id == turns.c.id)
     changed = in_window.join(changes, changes.c.turn_id == turns.c.id).join(
@@ -54,14 +50,16 @@ def read_overview(connection: Connection, tenant: str | None, window: int) -> Ov
     )
     name, applied = unindexed(calls.c.name), unindexed(calls.c.applied)
     return Overview(
-        trajectories=rows(latest),
+        trajectories=rows(TrajectoryFigures, latest),
         decisions=rows(
+            ToolDecisions,
             select(name.label("name"), applied.label("applied"), count)
             .select_from(decided)
             .group_by(name, applied)
-            .order_by(name, applied)
+            .order_by(name, applied),
         ),
         changes=rows(
+            ToolChange,
             select(
                 name.label("name"),
                 count,
@@ -71,18 +69,20 @@ def read_overview(connection: Connection, tenant: str | None, window: int) -> Ov
             )
             .select_from(changed)
             .group_by(name)
-            .order_by(name)
+            .order_by(name),
         ),
         policies=rows(
+            PolicyUse,
             select(calls.c.policy_name, calls.c.policy_version, count, *period)
             .select_from(decided)
             .group_by(calls.c.policy_name, calls.c.policy_version)
-            .order_by(func.max(turns.c.created_at).desc())
+            .order_by(func.max(turns.c.created_at).desc()),
         ),
         weights=rows(
+            WeightsUse,
             select(turns.c.weight_version, count, *period)
             .select_from(in_window)
             .group_by(turns.c.weight_version)
-            .order_by(func.max(turns.c.created_at).desc())
+            .order_by(func.max(turns.c.created_at).desc()),
         ),
     )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from entrogate.store.read.rows import Bounds, ListedTrajectory, Trajectory, Turn
+
 _TEXT_LIMIT = 2000
 
 
@@ -18,84 +20,91 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def list_lines(items: Sequence[dict[str, Any]]) -> Iterator[str]:
+def list_lines(items: Sequence[ListedTrajectory]) -> Iterator[str]:
     """One line a trajectory; no prompt text."""
     rows = [["id", "created", "task", "model", "turns", "calls", "suppressed", "outcome", ""]]
     rows += [_list_row(item) for item in items]
     return table(rows)
 
 
-def _list_row(item: dict[str, Any]) -> list[str]:
+def _list_row(item: ListedTrajectory) -> list[str]:
     return [
-        item["id"],
-        time_text(item["created_at"]),
-        item["task_id"] or "-",
-        item["model"],
-        str(item["n_turns"]),
-        str(item["n_calls"]),
-        str(item["n_suppressed"]),
-        _number(item["outcome"]),
-        "" if item["complete"] else "incomplete",
+        item.id,
+        time_text(item.created_at),
+        item.task_id or "-",
+        item.model,
+        str(item.n_turns),
+        str(item.n_calls),
+        str(item.n_suppressed),
+        _number(item.outcome),
+        "" if item.complete else "incomplete",
     ]
 
 
-def show_lines(trajectory: dict[str, Any]) -> Iterator[str]:
+def show_lines(trajectory: Trajectory) -> Iterator[str]:
     """One trajectory turn by turn, messages included."""
-    yield f"trajectory {trajectory['id']}"
-    yield f"  created    {time_text(trajectory['created_at'])}"
-    for name in ("task_id", "model", "mode", "incomplete_reason", "metadata"):
-        if trajectory[name]:
-            yield f"  {name.removesuffix('_id'):<10} {trajectory[name]}"
-    yield f"  outcome    {_number(trajectory['outcome'])}"
-    rewards = trajectory["rewards"]
+    yield f"trajectory {trajectory.id}"
+    yield f"  created    {time_text(trajectory.created_at)}"
+    facts = {
+        "task": trajectory.task_id,
+        "model": trajectory.model,
+        "mode": trajectory.mode,
+        "incomplete_reason": trajectory.incomplete_reason,
+        "metadata": trajectory.metadata,
+    }
+    for name, value in facts.items():
+        if value:
+            yield f"  {name:<10} {value}"
+    yield f"  outcome    {_number(trajectory.outcome)}"
+    rewards = trajectory.rewards
     if rewards:
         yield (
-            f"  sparse     {_number(rewards['sparse'])}"
-            f"   ({rewards['n_reduced']} of {rewards['n_labelled']} known groups reduced entropy,"
-            f" {rewards['n_groups']} groups)"
+            f"  sparse     {_number(rewards.sparse)}"
+            f"   ({rewards.n_reduced} of {rewards.n_labelled} known groups reduced entropy,"
+            f" {rewards.n_groups} groups)"
         )
-    for turn in trajectory["turns"]:
+    for turn in trajectory.turns:
         yield ""
         yield from _turn_lines(turn)
-    for given in trajectory["feedback"]:
+    for given in trajectory.feedback:
         yield ""
-        yield f"feedback {_number(given['score'])} on {given['target']} {given['target_id']}"
-        if given["comment"]:
-            yield f"  {given['comment']}"
+        yield f"feedback {_number(given.score)} on {given.target} {given.target_id}"
+        if given.comment:
+            yield f"  {given.comment}"
 
 
-def _turn_lines(turn: dict[str, Any]) -> Iterator[str]:
-    notes = [f"branch {turn['branch_index']}"]
-    notes += ["internal"] if turn["replayed"] else []
-    notes += [f"capture gap: {turn['capture_gap']}"] if turn["capture_gap"] else []
-    notes += [f"error: {turn['error']}"] if turn["error"] else []
+def _turn_lines(turn: Turn) -> Iterator[str]:
+    notes = [f"branch {turn.branch_index}"]
+    notes += ["internal"] if turn.replayed else []
+    notes += [f"capture gap: {turn.capture_gap}"] if turn.capture_gap else []
+    notes += [f"error: {turn.error}"] if turn.error else []
     yield (
-        f"turn {turn['turn_index']}  ({', '.join(notes)})  {turn['n_prompt_tokens']} + "
-        f"{turn['n_tokens']} tokens, {turn['duration_seconds']:.2f} s, {turn['finish_reason']}"
+        f"turn {turn.turn_index}  ({', '.join(notes)})  {turn.n_prompt_tokens} + "
+        f"{turn.n_tokens} tokens, {turn.duration_seconds:.2f} s, {turn.finish_reason}"
     )
-    change = turn["change"]
+    change = turn.change
     if change is not None:
-        delta = _interval(change["delta"]) if change["delta"] else f"null ({change['null_reason']})"
+        delta = _interval(change.delta) if change.delta else f"null ({change.null_reason})"
         yield f"  entropy change {delta}"
-    for message in turn["messages"]:
+    for message in turn.messages:
         yield f"  {message.get('role', '?')}: {_content(message)}"
-    segment = turn["segment"]
+    segment = turn.segment
     if segment is not None:
         yield (
-            f"  segment of {segment['n_tokens']} tokens ({segment['estimator']}): mean "
-            f"{_interval(segment['mean'])}, max {_interval(segment['max'])} nats"
+            f"  segment of {segment.n_tokens} tokens ({segment.estimator}): mean "
+            f"{_interval(segment.mean)}, max {_interval(segment.max)} nats"
         )
-    yield f"  assistant: {_content(turn['response'])}"
-    for call in turn["calls"]:
-        decision = call["decision"]
-        applied = "" if decision["applied"] == decision["action"] else f" -> {decision['applied']}"
+    yield f"  assistant: {_content(turn.response)}"
+    for call in turn.calls:
+        decision = call.decision
+        applied = "" if decision.applied == decision.action else f" -> {decision.applied}"
         yield (
-            f"  call {call['name']}({call['arguments']})  {decision['action']}{applied} "
-            f"[{decision['reason']}, propensity {decision['propensity']:.3g}, "
-            f"{decision['mode']} {decision['policy_name']}]"
+            f"  call {call.name}({call.arguments})  {decision.action}{applied} "
+            f"[{decision.reason}, propensity {decision.propensity:.3g}, "
+            f"{decision.mode} {decision.policy_name}]"
         )
-    if turn["dense_reward"] is not None:
-        yield f"  dense reward {_number(turn['dense_reward'])}"
+    if turn.dense_reward is not None:
+        yield f"  dense reward {_number(turn.dense_reward)}"
 
 
 def time_text(seconds: float) -> str:
@@ -114,6 +123,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _interval(bounds: dict[str, float]) -> str:
-    lower, upper = bounds["lower"], bounds["upper"]
+def _interval(bounds: Bounds) -> str:
+    lower, upper = bounds.lower, bounds.upper
     return f"{lower:.3f}" if lower == upper else f"[{lower:.3f}, {upper:.3f}]"

@@ -1,4 +1,4 @@
-"""One trajectory, read back whole as a JSON-able dict."""
+"""One trajectory, read back whole."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import numpy as np
-from sqlalchemy import Connection, Row, RowMapping, select
+from sqlalchemy import Connection, Row, select
 
 from entrogate.store.admin.erasure import unknown
 from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
 from entrogate.store.read.listing import summary
+from entrogate.store.read.rows import (
+    Bounds,
+    Call,
+    CallDecision,
+    Change,
+    GivenFeedback,
+    Segment,
+    SpanRow,
+    Tokens,
+    Trajectory,
+    TrajectoryRewards,
+    Turn,
+    TurnWithTokens,
+)
 from entrogate.store.schema import (
     call_rewards,
     calls,
@@ -23,7 +38,7 @@ from entrogate.store.schema import (
     trajectories,
     turns,
 )
-from entrogate.types import IntArray, SpanKind
+from entrogate.types import IntArray, SpanKind, ToolResult
 from entrogate.wire.body import from_json
 
 _BLOBS = (
@@ -38,6 +53,7 @@ _BLOBS = (
 )
 _SUMMARY = tuple(column for column in turns.c if column not in _BLOBS)
 _SCALARS = (
+    "id",
     "turn_index",
     "branch_index",
     "parent_id",
@@ -62,7 +78,7 @@ _SCALARS = (
 )
 
 
-def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) -> dict[str, Any]:
+def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) -> Trajectory:
     """Everything stored of one trajectory; token arrays only with ``tokens``.
 
     Raises `UnknownRecord`, `ErasedRecord`.
@@ -76,13 +92,14 @@ def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) 
     ).all()
     parts = _Parts(connection, trajectory_id)
     prompts = prompts_of(turn_rows) if tokens else {}
-    fields = summary(row)
-    fields["turns"] = [_turn(turn, parts, prompts.get(turn.id)) for turn in turn_rows]
     texts = toolset_texts(connection, turn_rows)
-    fields["toolsets"] = {id_.hex(): _parsed(text) for id_, text in texts.items()}
-    fields["feedback"] = _feedback(connection, trajectory_id)
-    fields["rewards"] = _rewards(connection, trajectory_id)
-    return fields
+    return Trajectory(
+        **summary(row),
+        turns=tuple(_turn(turn, parts, prompts.get(turn.id)) for turn in turn_rows),
+        toolsets={id_.hex(): _parsed(text) for id_, text in texts.items()},
+        feedback=_feedback(connection, trajectory_id),
+        rewards=_rewards(connection, trajectory_id),
+    )
 
 
 class _Parts:
@@ -105,82 +122,89 @@ class _Parts:
         self.dense = {reward.turn_id: reward.dense for reward in rows(call_rewards)}
 
 
-def _turn(row: Row[*tuple[Any, ...]], parts: _Parts, prompt: IntArray | None) -> dict[str, Any]:
+def _turn(row: Row[*tuple[Any, ...]], parts: _Parts, prompt: IntArray | None) -> Turn:
     change = parts.changes.get(row.id)
-    fields: dict[str, Any] = {"id": row.id}
-    fields |= {name: getattr(row, name) for name in _SCALARS}
+    fields: dict[str, Any] = {name: getattr(row, name) for name in _SCALARS}
     fields |= {
-        "segment": _parsed(row.segment),
-        "spans": [
-            {"kind": SpanKind(span.kind).name.lower(), "start": span.start, "stop": span.stop}
+        "segment": None if row.segment is None else read_segment(row.segment),
+        "spans": tuple(
+            SpanRow(kind=SpanKind(span.kind).name.lower(), start=span.start, stop=span.stop)
             for span in load_spans(row.spans)
-        ],
+        ),
         "altered": _parsed(row.altered),
         "metadata": _parsed(row.metadata),
         "toolset_id": None if row.toolset_id is None else row.toolset_id.hex(),
         "params": _parsed(row.params),
         "messages": _parsed(row.new_messages),
         "response": _parsed(row.response),
-        "calls": [_call(call) for call in parts.calls[row.id]],
-        "results": [
-            {"call_id": result.call_id, "content": result.content}
+        "calls": tuple(_call(call) for call in parts.calls[row.id]),
+        "results": tuple(
+            ToolResult(call_id=result.call_id, content=result.content)
             for result in parts.results[row.id]
-        ],
+        ),
         "change": None if change is None else _change(change),
         "dense_reward": parts.dense.get(row.id),
     }
-    if prompt is not None:
-        fields["tokens"] = _tokens(row, prompt)
-    return fields
+    return (
+        Turn(**fields) if prompt is None else TurnWithTokens(**fields, tokens=_tokens(row, prompt))
+    )
 
 
-def _call(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "position": row.position,
-        "name": row.name,
-        "arguments": row.arguments,
-        "features": _parsed(row.features),
-        "decision": {
-            "action": row.action,
-            "applied": row.applied,
-            "reason": row.reason,
-            "propensity": row.propensity,
-            "mode": row.mode,
-            "policy_name": row.policy_name,
-            "policy_version": row.policy_version,
-        },
-    }
+def read_segment(text: str) -> Segment:
+    """The segment that `dump_segment` wrote, value by value."""
+    return msgspec.json.decode(text, type=Segment)
 
 
-def _change(row: Row[*tuple[Any, ...]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name in ("before", "after", "delta"):
-        lower = getattr(row, f"{name}_lower")
-        upper = getattr(row, f"{name}_upper")
-        fields[name] = None if lower is None else {"lower": lower, "upper": upper}
-    for name in ("delta_normalised", "reduced", "null_reason"):
-        fields[name] = getattr(row, name)
-    return fields
+def _call(row: Row[*tuple[Any, ...]]) -> Call:
+    return Call(
+        id=row.id,
+        position=row.position,
+        name=row.name,
+        arguments=row.arguments,
+        features=_parsed(row.features),
+        decision=CallDecision(
+            action=row.action,
+            applied=row.applied,
+            reason=row.reason,
+            propensity=row.propensity,
+            mode=row.mode,
+            policy_name=row.policy_name,
+            policy_version=row.policy_version,
+        ),
+    )
 
 
-def _tokens(row: Row[*tuple[Any, ...]], prompt: IntArray) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "prompt_token_ids": prompt.tolist(),
-        "token_ids": unpack_ints(row.token_ids).tolist(),
-    }
-    for name in ("logprobs", "entropy_lower", "entropy_upper", "margin", "tail_mass"):
-        fields[name] = _floats(getattr(row, name))
-    if fields["entropy_upper"] is None:
-        fields["entropy_upper"] = fields["entropy_lower"]
-    fields["p_tool_call"] = _floats(row.p_tool_call)
-    return fields
+def _change(row: Row[*tuple[Any, ...]]) -> Change:
+    return Change(
+        before=_bounds(row.before_lower, row.before_upper),
+        after=_bounds(row.after_lower, row.after_upper),
+        delta=_bounds(row.delta_lower, row.delta_upper),
+        delta_normalised=row.delta_normalised,
+        reduced=row.reduced,
+        null_reason=row.null_reason,
+    )
 
 
-def _floats(blob: bytes | None) -> list[float | None] | None:
+def _bounds(lower: float | None, upper: float | None) -> Bounds | None:
+    return None if lower is None else Bounds(lower=lower, upper=upper)
+
+
+def _tokens(row: Row[*tuple[Any, ...]], prompt: IntArray) -> Tokens:
+    lower = _floats(row.entropy_lower)
+    return Tokens(
+        prompt_token_ids=prompt.tolist(),
+        token_ids=unpack_ints(row.token_ids).tolist(),
+        logprobs=_floats(row.logprobs),
+        entropy_lower=lower,
+        entropy_upper=lower if row.entropy_upper is None else _floats(row.entropy_upper),
+        margin=_floats(row.margin),
+        tail_mass=_floats(row.tail_mass),
+        p_tool_call=_floats(row.p_tool_call),
+    )
+
+
+def _floats(blob: bytes) -> list[float | None]:
     """JSON knows no nan: it becomes None."""
-    if blob is None:
-        return None
     return [None if np.isnan(value) else float(value) for value in unpack_floats(blob)]
 
 
@@ -206,20 +230,16 @@ def toolset_texts(
     return {row.id: row.content for row in rows}
 
 
-def _feedback(connection: Connection, trajectory_id: str) -> list[dict[str, Any]]:
+def _feedback(connection: Connection, trajectory_id: str) -> tuple[GivenFeedback, ...]:
     query = select(feedback).where(feedback.c.trajectory_id == trajectory_id)
     rows = connection.execute(query.order_by(feedback.c.id)).mappings()
-    return [_plain(row) | {"gold": _parsed(row["gold"])} for row in rows]
+    return tuple(GivenFeedback(**{**row, "gold": _parsed(row["gold"])}) for row in rows)
 
 
-def _rewards(connection: Connection, trajectory_id: str) -> dict[str, Any] | None:
+def _rewards(connection: Connection, trajectory_id: str) -> TrajectoryRewards | None:
     query = select(rewards).where(rewards.c.trajectory_id == trajectory_id)
     row = connection.execute(query).mappings().first()
-    return None if row is None else _plain(row)
-
-
-def _plain(row: RowMapping) -> dict[str, Any]:
-    return {str(name): value for name, value in row.items()}
+    return None if row is None else TrajectoryRewards(**row)
 
 
 def _parsed(text: str | None) -> Any:
