@@ -49,9 +49,11 @@ class Key:
     last_used_at: float | None = None  # to the minute
 
     def allows(self, scope: Scope) -> bool:
+        """Whether the key has ``scope``; the scope `admin` includes every other."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
     def is_valid(self, now: float) -> bool:
+        """Whether the key is neither revoked nor expired at ``now``, in seconds since the epoch."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -61,6 +63,7 @@ def new_secret() -> str:
 
 
 def digest_of(secret: str) -> bytes:
+    """SHA-256 of a key's secret, 32 bytes. Secrets are random, so a salt would add nothing."""
     return hashlib.sha256(secret.encode()).digest()
 
 

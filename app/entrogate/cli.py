@@ -49,6 +49,10 @@ class LazyCommand:
     children: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def load(self) -> click.Command:
+        """Import the command and attach its ``children``.
+
+        Raises TypeError where there are children and ``target`` is no click group.
+        """
         command = _attribute(self.target)
         for name, target in self.children.items():
             if not isinstance(command, click.Group):

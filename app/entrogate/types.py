@@ -61,6 +61,7 @@ class Interval:
 
     @property
     def midpoint(self) -> float:
+        """Half-way between the bounds, in their unit; infinite where ``upper`` is."""
         return (self.lower + self.upper) / 2
 
 
@@ -272,6 +273,7 @@ class TurnRecord:
 
     @property
     def complete(self) -> bool:
+        """Whether every sampled token was captured. Only such turns get labels."""
         return self.capture_gap is None
 
 

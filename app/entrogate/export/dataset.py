@@ -113,6 +113,7 @@ class Dataset:
         return dataset
 
     def path(self, *parts: str) -> str:
+        """A path inside the dataset, as fsspec's file system takes it."""
         return posixpath.join(self.root, *parts)
 
     def cursor(self, wanted: str) -> Cursor | None:
@@ -226,6 +227,7 @@ class Dataset:
         self._write(self.path(name), orjson.dumps(note))
 
     def write_card(self, card: dict[str, Any]) -> None:
+        """Write the dataset's description (`card`) as JSON; one that is there is replaced."""
         self._write(self.path(CARD), orjson.dumps(card, option=orjson.OPT_INDENT_2))
 
     def parts(self) -> list[str]:

@@ -38,6 +38,7 @@ class Statistic(StrEnum):
 
     @property
     def is_entropy(self) -> bool:
+        """Whether the number is an entropy in nats, so an interval that may be open above."""
         return self.value.startswith("entropy_")
 
     @property

@@ -47,6 +47,7 @@ class Judged:
 
     @property
     def ordered_labels(self) -> list[bool | None]:
+        """I_k in the order of the turns; None where it is unknown."""
         return [self.labels[turn] for turn in sorted(self.labels)]
 
     def sparse(self, options: RewardOptions) -> float | None:

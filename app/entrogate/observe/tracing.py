@@ -100,6 +100,7 @@ class TracedRequests:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve an API request inside a span that ends with its answer; everything else passes."""
         if scope["type"] != "http" or not scope["path"].startswith(_TRACED):
             await self._app(scope, receive, send)
             return

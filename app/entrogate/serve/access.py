@@ -162,6 +162,7 @@ class AccessControl:
         self._scopes = PathTable(scopes)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Check host, origin, key and body, in this order; serve the request if all are right."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -31,6 +31,7 @@ class Operation:
 
     @property
     def anchor(self) -> str:
+        """The fragment of the page's URL that leads to this operation."""
         return f"{self.method}-{self.path.strip('/').replace('/', '-') or 'root'}"
 
 

@@ -48,6 +48,7 @@ class Door:
 
     @property
     def error(self) -> Envelope:
+        """How an error before the answer is written: in the envelope of the API that was asked."""
         return envelope_of(self.route)
 
     @property
@@ -57,6 +58,7 @@ class Door:
         return chat_last_words if answer is None else lambda error: _failure(answer, error)
 
     def headers(self, request_id: str) -> dict[str, str]:
+        """The header that carries the request's id, where the API has one of its own."""
         return {} if self.request_id_header is None else {self.request_id_header: request_id}
 
 

@@ -62,6 +62,7 @@ class Gateway:
 
     @property
     def mode(self) -> Mode:
+        """What the gate may do: the setting, where it is given, else the policy's own mode."""
         return self.settings.gate.mode or self.policy.mode
 
     async def capabilities(self) -> Capabilities:
@@ -109,6 +110,7 @@ class Gateway:
 
     @property
     def tool_call_token(self) -> str:
+        """The text of the token that opens a tool call in the model's template."""
         return self.settings.upstream.tool_call_token
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:

@@ -14,6 +14,7 @@ class Route(routing.Route):
     """
 
     def matches(self, scope: Scope) -> tuple[routing.Match, Scope]:
+        """How well the request fits, and what a fitting one adds to the scope: this route, too."""
         match, child_scope = super().matches(scope)
         if match is not routing.Match.NONE:
             child_scope["route"] = self

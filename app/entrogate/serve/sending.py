@@ -41,6 +41,7 @@ class WatchedResponse(Response):
         self._on_gone = on_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Run the work; cancel it as soon as the client disconnects. Neither is an error."""
         work = asyncio.ensure_future(self._work(send))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:

@@ -35,6 +35,7 @@ def pack_ints(values: IntArray) -> bytes:
 
 
 def unpack_ints(blob: bytes) -> IntArray:
+    """The opposite of `pack_ints`: int32 in the machine's byte order."""
     return np.frombuffer(blob, dtype=_INT).astype(np.int32, copy=False)
 
 
@@ -44,6 +45,7 @@ def pack_floats(values: FloatArray) -> bytes:
 
 
 def unpack_floats(blob: bytes) -> FloatArray:
+    """The opposite of `pack_floats`: float32 in the machine's byte order."""
     return np.frombuffer(blob, dtype=_FLOAT).astype(np.float32, copy=False)
 
 
@@ -53,6 +55,7 @@ def sequence_hash(token_ids: NDArray[np.int32]) -> bytes:
 
 
 def dump_segment(segment: SegmentStats | None) -> str | None:
+    """Statistics of a segment as JSON; None where the turn has no segment."""
     return None if segment is None else orjson.dumps(segment).decode()
 
 
@@ -76,6 +79,7 @@ def dump_spans(spans: tuple[Span, ...]) -> str:
 
 
 def load_spans(text: str) -> tuple[Span, ...]:
+    """The opposite of `dump_spans`. Raises ValueError for a kind of span that is unknown."""
     return tuple(
         Span(kind=SpanKind(kind), start=start, stop=stop)
         for kind, start, stop in cast("list[tuple[int, int, int]]", orjson.loads(text))

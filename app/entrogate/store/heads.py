@@ -29,18 +29,21 @@ class Lru(Generic[K, V]):
         self._items: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K) -> V | None:
+        """The value of ``key``, which now counts as just used; None where it is not held."""
         value = self._items.get(key)
         if value is not None:
             self._items.move_to_end(key)
         return value
 
     def put(self, key: K, value: V) -> None:
+        """Hold ``value``; past the limit the least recently used entry is dropped."""
         self._items[key] = value
         self._items.move_to_end(key)
         if len(self._items) > self._limit:
             self._items.popitem(last=False)
 
     def clear(self) -> None:
+        """Drop all entries."""
         self._items.clear()
 
     def __len__(self) -> int:
@@ -62,6 +65,10 @@ class HeadCache:
         self.by_trajectory.clear()
 
     def remember(self, record: TurnRecord, head: TurnHead) -> None:
+        """Make ``head`` findable by its calls, its fingerprint and its trajectory.
+
+        A turn that failed is not the head of its trajectory: the next one continues from before it.
+        """
         for call in record.calls:
             self.by_call.put(call.call_id, head)
         self.by_fingerprint.put(record.fingerprint, head)
@@ -107,6 +114,7 @@ _HEAD = (
 
 
 def read_head_of_call(connection: Connection, call_id: str) -> TurnHead | None:
+    """The turn that made the call ``call_id``; None where it is not stored."""
     query = select(*_HEAD).join(calls, calls.c.turn_id == turns.c.id)
     return _first(connection, query.where(calls.c.id == call_id))
 
@@ -119,6 +127,7 @@ def read_heads_of_calls(connection: Connection, call_ids: Sequence[str]) -> dict
 
 
 def read_head_of_turn(connection: Connection, turn_id: str) -> TurnHead | None:
+    """The turn ``turn_id`` as a head; None where it is not stored."""
     return _first(connection, select(*_HEAD).where(turns.c.id == turn_id))
 
 

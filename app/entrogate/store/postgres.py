@@ -57,10 +57,12 @@ def reading_engine(url: URL, *, patient: bool) -> Engine:
 
 
 def is_postgres(connection: Connection | Engine) -> bool:
+    """Whether the database is Postgres; if not, it is SQLite."""
     return connection.dialect.name == "postgresql"
 
 
 def is_postgres_url(url: URL) -> bool:
+    """Whether ``url`` names a Postgres database, whichever its driver."""
     return url.get_backend_name() == "postgresql"
 
 

@@ -105,6 +105,10 @@ class Checkpoints:
         return state.step, state.stopped
 
     def log(self, line: bytes) -> None:
+        """Append a line of JSON (without its line break) to the log.
+
+        Raises ConfigError where the folder cannot be written.
+        """
         with writing(self._folder), (self._folder / LOG).open("ab") as out:
             out.write(line + b"\n")
 

@@ -49,6 +49,11 @@ class LossBatch:
 
 
 def topr(batch: LossBatch, options: LossOptions) -> Tensor:
+    """TOPR (arXiv 2503.14286): where the advantage is negative, weighted by π/π_old cut at 1.
+
+    The ratio is a token's or, with ``ratio: sequence``, that of its sequence. Returns the sum over
+    tokens.
+    """
     log_ratio_T = (batch.logprob_T - batch.old_logprob_T).detach()
     if options.ratio == "sequence":
         count = int(batch.sequence_T.max()) + 1 if len(log_ratio_T) else 0
@@ -60,17 +65,23 @@ def topr(batch: LossBatch, options: LossOptions) -> Tensor:
 
 
 def grpo(batch: LossBatch, options: LossOptions) -> Tensor:
+    """GRPO (arXiv 2402.03300): PPO's clipped ratio, within 1 ± ``clip``. The sum over tokens."""
     ratio_T = (batch.logprob_T - batch.old_logprob_T).exp()
     clipped_T = ratio_T.clamp(1 - options.clip, 1 + options.clip)
     return -torch.minimum(ratio_T * batch.advantage_T, clipped_T * batch.advantage_T).sum()
 
 
 def cispo(batch: LossBatch, options: LossOptions) -> Tensor:
+    """CISPO (arXiv 2506.13585): the ratio, at most ``cap``, weights the log-prob's gradient.
+
+    Returns the sum over tokens; no gradient flows through the weight.
+    """
     weight_T = (batch.logprob_T - batch.old_logprob_T).detach().exp().clamp(max=options.cap)
     return -(weight_T * batch.advantage_T * batch.logprob_T).sum()
 
 
 def rwsft(batch: LossBatch, options: LossOptions) -> Tensor:  # noqa: ARG001
+    """Fine-tuning weighted by the advantage, without importance weights. The sum over tokens."""
     return -(batch.advantage_T * batch.logprob_T).sum()
 
 
@@ -105,6 +116,7 @@ class Drift:
 
     @property
     def mean_log_ratio(self) -> float:
+        """Mean of |ln π − ln π_old| over the tokens, in nats; 0 without tokens."""
         return self.log_ratio / self.tokens if self.tokens else 0.0
 
 

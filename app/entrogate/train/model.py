@@ -59,6 +59,7 @@ class Policy:
         )
 
     def trainable(self) -> Iterable[torch.nn.Parameter]:
+        """The parameters that are trained: those of the LoRA, or all."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def logprobs(self, pack: Pack) -> Tensor:
@@ -67,6 +68,11 @@ class Policy:
 
     @torch.no_grad()
     def reference_logprobs(self, pack: Pack) -> Tensor:
+        """Log-probs of the pack's tokens under the weights that training began with, nats.
+
+        Without a reference model the LoRA is switched off for the pass. The shape is that of the
+        trained model's log-probs.
+        """
         if self.reference is not None:
             return _logprobs(self.reference.to(pack.input_1P.device), pack)
         inner = getattr(self.model, "module", self.model)

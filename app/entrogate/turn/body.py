@@ -41,13 +41,19 @@ class BodyForm:
 
     @property
     def cut(self) -> Choice | None:
+        """Always None: a whole answer is not cut while it is read."""
         return None
 
     def begin_leg(self, *, calls_only: bool) -> None:  # noqa: ARG002  (the stream's)
+        """Forget the answer of the leg before."""
         self._raw = b""
         self._rests = {}
 
     async def read(self, response: UpstreamAnswer) -> AsyncGenerator[bytes]:
+        """Read the whole answer into the leg; nothing leaves before the end.
+
+        Raises UpstreamProtocol for what is no chat completion or has no choices.
+        """
         raw = await response.read()
         try:
             raw.decode()  # fields that are skipped below are not checked there
@@ -76,17 +82,24 @@ class BodyForm:
         yield b""  # nothing leaves before the end
 
     def passed(self, choice: Choice) -> bool:  # noqa: ARG002
+        """Always False: nothing has left before the decision."""
         return False
 
     def let_through(self, choice: Choice) -> bytes:  # noqa: ARG002
+        """Nothing to release: the call stays in the body."""
         return b""
 
     def end_at_limit(self, choice: Choice) -> None:
+        """The choice ends without its call, with the finish reason ``length``."""
         self._rests[choice.index] = _Rest(finish_reason="length")
 
     async def read_resumed(
         self, choice: Choice, position: int, response: UpstreamAnswer
     ) -> AsyncGenerator[bytes]:
+        """Read the rest of a choice that was cut at token ``position``.
+
+        Raises UpstreamProtocol for what is no completion.
+        """
         try:
             completion = decode_completion(await response.read()).choices[0]
         except (ValueError, IndexError) as error:
@@ -102,6 +115,7 @@ class BodyForm:
         """Nothing goes to the client unread."""
 
     def end(self) -> bytes:
+        """The client's body: the upstream's own bytes, unless something in them was decided on."""
         turn, raw = self.turn, self._raw
         if not turn.capabilities.engine or not turn.request.wanted.reasoning:
             raw = strip_body(raw, turn.request.wanted)
@@ -125,6 +139,7 @@ class BodyForm:
         return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
     def break_off(self, error: EntrogateError) -> bytes:
+        """Raises ``error``: a whole answer that breaks off becomes an error response."""
         raise error
 
     @property

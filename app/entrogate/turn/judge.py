@@ -50,6 +50,7 @@ class Judge:
         return rule is not None and not rule.side_effects
 
     def draw_for(self, choice: Choice, fresh: float) -> None:
+        """Fix a choice's random draw, in [0, 1). The first one stands, also after a resume."""
         self.draws.setdefault(choice.index, fresh)
 
     def decide_early(self, choice: Choice) -> tuple[CallRecord, ...]:

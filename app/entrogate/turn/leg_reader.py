@@ -51,6 +51,7 @@ class Lane:
     looked: bool = False  # at its first call, for an early cut
 
     def release(self) -> bytes:
+        """The held events, in order; the lane holds nothing afterwards."""
         released = b"".join(self.held)
         self.held.clear()
         return released
@@ -64,6 +65,7 @@ class Stamp:
     created: int
 
     def on(self, data: bytes) -> bytes:
+        """The event ``data`` (``data: …`` with its blank line) with this id and time."""
         payload = payload_of(data)
         payload["id"], payload["created"] = self.response_id, self.created
         return json_event(payload)

@@ -21,17 +21,35 @@ class Parts(Protocol):
     """Implemented by `serve.gateway.Gateway`."""
 
     @property
-    def client(self) -> UpstreamClient: ...
+    def client(self) -> UpstreamClient:
+        """The connection to the model server."""
+        ...
+
     @property
-    def store(self) -> Store: ...
+    def store(self) -> Store:
+        """Where turns are committed and looked up."""
+        ...
+
     @property
-    def policy(self) -> Policy: ...
+    def policy(self) -> Policy:
+        """The policy in force; a turn keeps the one that it began with."""
+        ...
+
     @property
-    def metrics(self) -> Metrics: ...
+    def metrics(self) -> Metrics:
+        """Where the turn is counted."""
+        ...
+
     @property
-    def weights(self) -> Weights: ...
+    def weights(self) -> Weights:
+        """Which weights answer, and leases of the versions in use."""
+        ...
+
     @property
-    def random(self) -> random.Random: ...
+    def random(self) -> random.Random:
+        """The source of the draws that explore."""
+        ...
+
     @property
     def channel(self) -> CaptureChannel | None:
         """None: capture by log-probs only."""

@@ -84,6 +84,7 @@ class Turn:
 
     @property
     def leg(self) -> Leg:
+        """The leg under way: the latest request to the upstream."""
         return self.legs[-1]
 
     @property
@@ -93,6 +94,7 @@ class Turn:
 
     @property
     def first_leg(self) -> bool:
+        """Whether nothing has been asked again yet."""
         return len(self.legs) == 1
 
     def choice(self, index: int) -> Choice:

@@ -39,15 +39,21 @@ class StreamForm:
 
     @property
     def cut(self) -> Choice | None:
+        """The choice whose call was suppressed before it was whole; None while there is none."""
         return self._reader.cut
 
     def begin_leg(self, *, calls_only: bool) -> None:
+        """Read the next leg with a new reader; later legs carry the first one's id and time."""
         if len(self.turn.legs) > 1 or calls_only:
             first = self.turn.legs[0]
             self._stamp = Stamp(response_id=self.turn.response_id, created=first.created)
         self._reader = LegReader(self.turn, self._stamp, calls_only=calls_only)
 
     async def read(self, response: UpstreamAnswer) -> AsyncGenerator[bytes]:
+        """Pass events on as they come; those of calls that may be gated wait in their lanes.
+
+        Raises UpstreamProtocol where the stream ends too early or is no stream of chat chunks.
+        """
         reader, splitter = self._reader, EventSplitter()
         async for data in response:
             if not splitter.waiting and reader.passes(data):
@@ -75,14 +81,17 @@ class StreamForm:
         self._reader.catch_up()
 
     def passed(self, choice: Choice) -> bool:
+        """Whether nothing of the choice waits, so that no decision can stop its calls."""
         return self._reader.lane(choice).way is Way.FREE
 
     def let_through(self, choice: Choice) -> bytes:
+        """The events of the choice that waited; what comes after them passes at once."""
         lane = self._reader.lane(choice)
         lane.way = Way.FREE
         return lane.release()
 
     def end_at_limit(self, choice: Choice) -> None:
+        """Drop the held call; the choice ends with the finish reason ``length``."""
         lane = self._reader.lane(choice)
         lane.held.clear()
         lane.finish = self._event(choice, finish="length")
@@ -90,6 +99,10 @@ class StreamForm:
     async def read_resumed(
         self, choice: Choice, position: int, response: UpstreamAnswer
     ) -> AsyncGenerator[bytes]:
+        """Drop the held call, cut the tokens at ``position``, pass the rest on as chat events.
+
+        Raises UpstreamProtocol where the resumed stream ends too early.
+        """
         splitter = EventSplitter()
         self._reader.lane(choice).held.clear()
         self._reader.lane(choice).finish = b""
@@ -104,6 +117,7 @@ class StreamForm:
             raise UpstreamUnavailable("the model server broke off the resumed answer")
 
     def end(self) -> bytes:
+        """The last events: each choice's end, the debug object, the usage, ``[DONE]``."""
         turn = self.turn
         tail = b"".join([lane.finish for lane in self._reader.lanes.values()])
         if turn.debug and tail:
@@ -116,6 +130,7 @@ class StreamForm:
         return tail + usage + DONE
 
     def break_off(self, error: EntrogateError) -> bytes:
+        """The end of a stream that broke off: ``error`` as an event, then ``[DONE]``."""
         return error_event(error) + DONE
 
     def _resumed_event(self, choice: Choice, event: bytes) -> bytes:

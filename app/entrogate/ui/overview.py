@@ -25,6 +25,8 @@ _PERIODS = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
+    """One figure of the overview: a chart, and its numbers as a table (``rows`` below ``head``)."""
+
     title: str
     text: str
     chart: Markup

@@ -45,14 +45,17 @@ class ChoiceCapture:
     broken: bool = False
 
     def tokens(self) -> np.ndarray:
+        """What has arrived, one record of dtype `frames.TOKEN` a token, in order."""
         return np.frombuffer(b"".join(self.parts), dtype=TOKEN)
 
     @property
     def ended(self) -> bool:
+        """Whether nothing more is to come: the engine reported the end, or a message was lost."""
         return self.broken or (self.n_streams == 0 and self.n_ended >= 0)
 
     @property
     def complete(self) -> bool:
+        """Whether all tokens arrived, as many as the engine says there were."""
         return self.ended and not self.broken and self.n_ended == self.n_tokens
 
 
@@ -77,6 +80,7 @@ class RequestCapture:
         self._channel.forget(self)
 
     def touch(self) -> None:
+        """Wake whoever waits for this request: something of it has arrived or was lost."""
         self._arrived.set()
 
     async def complete(self, n: int, timeout_seconds: float = WAIT_SECONDS) -> bool:
@@ -169,6 +173,7 @@ class CaptureChannel:
         return request
 
     def forget(self, request: RequestCapture) -> None:
+        """Drop a request and its streams; messages of it that come later are ignored."""
         self._requests.pop(request.key, None)
         gone = [s for s, (followed, _) in self._streams.items() if followed is request]
         for stream in gone:

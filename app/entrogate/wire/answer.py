@@ -52,6 +52,7 @@ class Block:
 
     @property
     def text(self) -> str:
+        """All pieces joined."""
         return "".join(self.parts)
 
 
@@ -126,6 +127,7 @@ class DoorAnswer(ABC):
 
     @property
     def calls(self) -> bool:
+        """Whether the answer has a tool call."""
         return any(block.kind == "call" for block in self.blocks)
 
     @property
@@ -265,20 +267,28 @@ class DoorAnswer(ABC):
         """The events that open the answer."""
 
     @abstractmethod
-    def opened(self, block: Block) -> bytes: ...
+    def opened(self, block: Block) -> bytes:
+        """The events that begin ``block``, which is still empty."""
+        ...
 
     @abstractmethod
-    def grown(self, block: Block, text: str, tokens: Sequence[SaidToken]) -> bytes: ...
+    def grown(self, block: Block, text: str, tokens: Sequence[SaidToken]) -> bytes:
+        """The events that add ``text`` to ``block``; ``tokens``: its log-probs, where asked for."""
+        ...
 
     @abstractmethod
-    def closed(self, block: Block) -> bytes: ...
+    def closed(self, block: Block) -> bytes:
+        """The events that end ``block``, which is whole now."""
+        ...
 
     @abstractmethod
     def ended(self) -> bytes:
         """The events that end an answer whose turn is committed."""
 
     @abstractmethod
-    def failed(self, error: Json) -> bytes: ...
+    def failed(self, error: Json) -> bytes:
+        """The last events of a stream that broke off; ``error`` is OpenAI's error object."""
+        ...
 
     @abstractmethod
     def body(self) -> Json:

@@ -22,15 +22,21 @@ class TopLogprob(msgspec.Struct, gc=False):
 
 
 class TokenLogprob(msgspec.Struct):
+    """The log-prob (nats) of a sampled token and of its likeliest alternatives."""
+
     logprob: Logprob = -9999.0
     top_logprobs: list[TopLogprob] = []
 
 
 class ChatLogprobs(msgspec.Struct):
+    """Log-probs of a chunk or body: one entry a token."""
+
     content: list[TokenLogprob] | None = None
 
 
 class FunctionPart(msgspec.Struct, gc=False):
+    """A piece of a call's function, or the whole; either field may be missing in a piece."""
+
     name: str | None = None
     arguments: str | None = None
 
@@ -60,6 +66,7 @@ class Message(msgspec.Struct):
 
     @property
     def empty(self) -> bool:
+        """Whether a client would see nothing in it."""
         return not (
             self.role is not None
             or self.content is not None
@@ -70,11 +77,15 @@ class Message(msgspec.Struct):
 
 
 class Usage(msgspec.Struct, gc=False):
+    """Counts of tokens; the other fields of the usage pass by as bytes."""
+
     prompt_tokens: int = 0
     completion_tokens: int | None = None
 
 
 class ChunkChoice(msgspec.Struct):
+    """One choice in an event of a chat stream."""
+
     index: Index
     delta: Message
     logprobs: ChatLogprobs | None = None
@@ -95,6 +106,8 @@ class Chunk(msgspec.Struct):
 
 
 class BodyChoice(msgspec.Struct):
+    """One choice of a whole chat answer."""
+
     index: Index
     message: Message
     logprobs: ChatLogprobs | None = None
@@ -122,6 +135,8 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
+    """One choice of ``/v1/completions``, in an event or whole: a resumed answer."""
+
     text: str
     index: Index = 0
     logprobs: CompletionLogprobs | None = None

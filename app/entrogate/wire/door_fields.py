@@ -70,6 +70,7 @@ def objects(value: object, param: str) -> list[Json]:
 
 
 def object_of(value: object, param: str) -> Json:
+    """``value`` as an object. Raises RequestError that names ``param`` for another kind."""
     if not isinstance(value, dict):
         raise wrong(param, "want an object")
     return cast("Json", value)
@@ -139,5 +140,6 @@ def is_plain_text(message: Json) -> bool:
 
 
 def call(call_id: str, name: str, arguments: str) -> Json:
+    """A tool call as chat messages have it; ``arguments`` is JSON text."""
     function = {"name": name, "arguments": arguments}
     return {"id": call_id, "type": "function", "function": function}

@@ -92,6 +92,7 @@ class ChatRequest:
         return to_json(params | {"door": self.door} if self.door else params)
 
     def tools(self) -> bytes | None:
+        """The offered tools as JSON; None where there are none."""
         tools = self.body.get("tools")
         return to_json(tools) if tools else None
 

@@ -13,14 +13,20 @@ _NOTHING = msgspec.Raw(b"null")
 
 
 class CachedTokens(msgspec.Struct, gc=False):
+    """How many tokens of the prompt came from the prefix cache."""
+
     cached_tokens: int | None = None
 
 
 class ReasoningTokens(msgspec.Struct, gc=False):
+    """How many of the sampled tokens were reasoning."""
+
     reasoning_tokens: int | None = None
 
 
 class SaidUsage(Usage, gc=False):
+    """The usage with its details, as doors report it."""
+
     prompt_tokens_details: CachedTokens | None = None
     completion_tokens_details: ReasoningTokens | None = None
 
@@ -42,6 +48,8 @@ class SaidToken(msgspec.Struct):
 
 
 class SaidLogprobs(msgspec.Struct):
+    """Log-probs as a client is told them: one entry a token, with its text."""
+
     content: list[SaidToken] | None = None
 
 
@@ -69,6 +77,8 @@ class SaidChunk(msgspec.Struct):
 
 
 class WholeChoice(msgspec.Struct):
+    """One choice of a whole chat answer."""
+
     message: Message
     logprobs: msgspec.Raw = _NOTHING
     finish_reason: str | None = None

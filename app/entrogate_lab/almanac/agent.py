@@ -31,6 +31,7 @@ class Executed:
 
     @property
     def key(self) -> str:
+        """What is equal for equal calls, however their arguments are written."""
         return call_key(self.name, self.arguments)
 
 
@@ -61,6 +62,7 @@ class Run:
 
     @property
     def trajectory_id(self) -> str | None:
+        """The gateway's id of the run; None without an answer, or from a bare vLLM."""
         return self.responses[0].trajectory_id if self.responses else None
 
 

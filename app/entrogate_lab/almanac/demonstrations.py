@@ -46,6 +46,7 @@ class Demonstration:
 
     @property
     def answer(self) -> str | None:
+        """The teacher's answer; None when the turns ran out before it."""
         return self.turns[-1].answer
 
 

@@ -35,6 +35,8 @@ class Cell:
 
     @classmethod
     def of(cls, records: Sequence[dict[str, Any]]) -> Cell:
+        """From the lines of an evaluation, one a task."""
+
         def column(value: Callable[[dict[str, Any]], float]) -> np.ndarray:
             return np.array([value(record) for record in records], dtype=np.float64)
 
@@ -46,6 +48,7 @@ class Cell:
         )
 
     def figure(self, name: str) -> np.ndarray:
+        """The array of a field, by its name."""
         return getattr(self, name)
 
 

@@ -34,11 +34,13 @@ class Sketch:
         self._twins: dict[str, str | None] = {}
 
     def person(self, rng: random.Random) -> str:
+        """A person: known (by the sketch's share), else an outsider or, mostly, made up."""
         if rng.random() < self._known_shares[0]:
             return rng.choice(self._world.known_people)
         return rng.choice(self._world.outsiders) if rng.random() < 0.1 else self.stranger()
 
     def place(self, rng: random.Random) -> str:
+        """A place: known, or made up; it is on the list of `places` from now on."""
         if rng.random() < self._known_shares[1]:
             place = rng.choice(self._world.known_places)
         else:
@@ -61,6 +63,7 @@ class Sketch:
         return self._rng.choice(values_of(self._world.words, attribute))
 
     def fact(self, entity: str, attribute: str) -> str | None:
+        """The world's fact where the model knows it, else one rolled once and kept."""
         if self._world.knows(entity, attribute):
             return self._world.facts[entity, attribute]
         key = (entity, attribute)
@@ -72,6 +75,7 @@ class Sketch:
         return self._facts[key]
 
     def entry(self, place: str, attribute: str) -> Entry | None:
+        """The almanac's entry, rolled when first asked for, with its own page and a spare one."""
         key = (place, attribute)
         if key not in self._entries:
             value = self.fact(place, attribute)
@@ -92,14 +96,17 @@ class Sketch:
         return self._entries[key]
 
     def twin(self, place: str) -> str | None:
+        """A place of a similar name, which every second place has; None for the others."""
         if place not in self._twins:
             self._twins[place] = self._strange_place(place) if self._rng.random() < 0.5 else None
         return self._twins[place]
 
     def places(self) -> Sequence[str]:
+        """The places that have come up so far."""
         return self._places
 
     def on_page(self, page: int) -> Entry | None:
+        """The entry on a page; None where nothing that came up stands there."""
         return self._pages.get(page)
 
     def _strange_place(self, like: str | None = None) -> str:

@@ -47,23 +47,30 @@ class Task:
 
     @property
     def gold(self) -> str:
+        """The right answer: the value of the last hop."""
         return self.hops[-1].value
 
     @property
     def oracle_calls(self) -> int:
+        """How many calls are needed by a model that knows what this one knows."""
         return len(self.needed)
 
     @property
     def known(self) -> bool:
+        """Whether the model knows every hop, so that no call is needed."""
         return all(hop.known for hop in self.hops)
 
 
 class Cast(Protocol):
     """Where a task finds its people and places: the world's, or a sketch's own."""
 
-    def person(self, rng: random.Random) -> str: ...
+    def person(self, rng: random.Random) -> str:
+        """A person to ask about."""
+        ...
 
-    def place(self, rng: random.Random) -> str: ...
+    def place(self, rng: random.Random) -> str:
+        """A place to ask about."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +80,12 @@ class HeldOutCast:
     world: World
 
     def person(self, rng: random.Random) -> str:
+        """A person of the world, known with probability ``KNOWN_PEOPLE_SHARE``."""
         known = rng.random() < KNOWN_PEOPLE_SHARE
         return rng.choice(self.world.known_people if known else self.world.unknown_people)
 
     def place(self, rng: random.Random) -> str:
+        """A place of the world, known with probability ``KNOWN_PLACES_SHARE``."""
         known = rng.random() < KNOWN_PLACES_SHARE
         return rng.choice(self.world.known_places if known else self.world.unknown_places)
 

@@ -72,18 +72,23 @@ class World:
         return entity in self.known_entities and (entity, attribute) in self.facts
 
     def fact(self, entity: str, attribute: str) -> str | None:
+        """The value of an entity's attribute; None where it has none."""
         return self.facts.get((entity, attribute))
 
     def entry(self, place: str, attribute: str) -> Entry | None:
+        """What the almanac says of a place's attribute; None where it says nothing."""
         return self.entries.get((place, attribute))
 
     def twin(self, place: str) -> str | None:
+        """The place of a similar name, None where there is none."""
         return self.twins.get(place)
 
     def places(self) -> Sequence[str]:
+        """All places, those that the model knows first."""
         return self.known_places + self.unknown_places
 
     def on_page(self, page: int) -> Entry | None:
+        """The entry on a page of the almanac; None on an empty page."""
         return self.pages.get(page)
 
 

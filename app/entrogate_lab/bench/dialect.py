@@ -41,6 +41,7 @@ class Wish:
 
     @classmethod
     def of(cls, body: Mapping[str, Any], *, chat: bool) -> Wish:
+        """From a request's body: a chat completion's, or that of ``/v1/completions``."""
         options = body.get("stream_options") or _UNSET
         logprobs = body.get("logprobs")
         choice = body.get("tool_choice")

@@ -68,14 +68,17 @@ class Measured:
 
     @property
     def per_second(self) -> float:
+        """Requests answered a second."""
         return len(self.run.samples) / self.run.wall_seconds
 
     @property
     def cpu_per_request(self) -> float | None:
+        """CPU seconds of the target a request; None where they were not measured."""
         return None if self.cpu is None else self.cpu / len(self.run.samples)
 
     @property
     def cpu_per_event(self) -> float | None:
+        """CPU seconds of the target a streamed event; None without events or a measurement."""
         events = sum(sample.events for sample in self.run.samples)
         return None if self.cpu is None or not events else self.cpu / events
 
@@ -89,9 +92,11 @@ class Rounds:
     )
 
     def add(self, scenario: str, target: str, measured: Measured) -> None:
+        """Append a round of ``scenario`` on ``target``."""
         self.found.setdefault(scenario, {}).setdefault(target, []).append(measured)
 
     def of(self, scenario: str, target: str) -> list[Measured]:
+        """The rounds of ``scenario`` on ``target``, in order; none where it was not measured."""
         return self.found.get(scenario, {}).get(target, [])
 
 

@@ -20,6 +20,7 @@ class Refusal:
 
 
 def invalid_json() -> bytes:
+    """vLLM's answer (400) to a body that is no JSON."""
     message = (
         "1 validation error:\n  {'type': 'json_invalid', 'loc': 'body.1', 'msg': 'JSON decode"
         " error', 'input': '<dict of 0 items>', 'ctx': {'error': 'Expecting property name enclosed"

@@ -51,6 +51,7 @@ class Call:
 
     @property
     def text(self) -> str:
+        """The JSON between the call markers."""
         return f'{{"name": "{self.name}", "arguments": {self.arguments}}}'
 
 
@@ -144,6 +145,7 @@ class Vocabulary:
         )
 
     def id(self, piece: str) -> int:
+        """The id of a piece; a new piece takes the next one."""
         found = self._ids.get(piece)
         if found is None:
             found = self._ids[piece] = len(self._texts)
@@ -151,12 +153,15 @@ class Vocabulary:
         return found
 
     def text(self, token_id: int) -> str:
+        """The piece of an id; empty where the id was never given out."""
         return self._texts[token_id] if 0 <= token_id < len(self._texts) else ""
 
     def encode(self, text: str) -> list[int]:
+        """Ids of a text, cut into pieces by `pieces`."""
         return [self.id(piece) for piece in pieces(text)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, markers included."""
         return "".join(self.text(i) for i in token_ids)
 
 

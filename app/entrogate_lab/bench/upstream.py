@@ -52,6 +52,7 @@ class Stats:
     traceparents: deque[str | None] = field(default_factory=lambda: deque[str | None](maxlen=256))
 
     def as_dict(self) -> dict[str, Any]:
+        """What ``GET /_stats`` answers; bodies are parsed, empty ones null."""
         bodies = [json.loads(body) if body else None for body in self.bodies]
         counts = {"requests": self.requests, "open": self.open, "aborted": self.aborted}
         return counts | {"paths": dict(self.paths), "bodies": bodies}
@@ -118,6 +119,7 @@ class ScriptedUpstream:
         self.url = f"http://{host}:{bound}"
 
     async def aclose(self) -> None:
+        """Stop serving and let go of the capture address; a second call does nothing."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -45,7 +45,9 @@ _TRUNCATE_SECONDS = 5.0
 class Run(Protocol):
     """Runs work on a connection of the store, in one transaction."""
 
-    def __call__(self, work: Callable[[Connection], Any], /) -> Awaitable[Any]: ...
+    def __call__(self, work: Callable[[Connection], Any], /) -> Awaitable[Any]:
+        """What ``work`` returns, once its transaction is committed; its exceptions roll it back."""
+        ...
 
 
 class Administration:

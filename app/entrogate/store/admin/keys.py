@@ -19,6 +19,7 @@ def read_keys(connection: Connection) -> list[Key]:
 
 
 def add_key(connection: Connection, key: Key) -> None:
+    """Insert ``key``. Raises IntegrityError for an id or a digest that is there already."""
     values = {name: getattr(key, name) for name in Key.__dataclass_fields__}
     values["scopes"] = " ".join(sorted(key.scopes))
     connection.execute(api_keys.insert(), values)

@@ -108,5 +108,6 @@ def _decided_call(row: Row[*tuple[Any, ...]]) -> DecidedCall:
 
 
 def read_policy(connection: Connection, version: str) -> str | None:
+    """The YAML text of the policy ``version``; None where it was never used here."""
     query = select(policies.c.content).where(policies.c.version == version)
     return connection.execute(query).scalar()

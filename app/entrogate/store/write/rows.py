@@ -77,6 +77,7 @@ def turn_row(record: TurnRecord, place: Place) -> Row:
 
 
 def dump_metadata(record: TurnRecord) -> str | None:
+    """The client's metadata as JSON; None where it sent none."""
     return None if record.metadata is None else orjson.dumps(record.metadata).decode()
 
 
@@ -109,6 +110,7 @@ def result_rows(record: TurnRecord) -> Iterable[Row]:
 
 
 def change_rows(record: TurnRecord) -> Iterable[Row]:
+    """The row of `changes` for the turn's label; none where the turn has no label."""
     if record.change is not None:
         yield {"turn_id": record.turn_id} | dump_change(record.change)
 

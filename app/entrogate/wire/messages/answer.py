@@ -36,11 +36,13 @@ class MessagesAnswer(DoorAnswer):
     streams_arguments = False
 
     def begun(self) -> bytes:
+        """``message_start``, with a usage of 0, and a first ``ping``."""
         usage = {"input_tokens": 0, "output_tokens": 0}  # counted when the answer ends
         start = {"type": "message_start", "message": self._message([], usage, None, None)}
         return named_event(start) + named_event({"type": "ping"})
 
     def opened(self, block: Block) -> bytes:
+        """``content_block_start``: thinking, text or tool_use."""
         empty: Json
         match block.kind:
             case "reasoning":
@@ -54,6 +56,7 @@ class MessagesAnswer(DoorAnswer):
         )
 
     def grown(self, block: Block, text: str, tokens: Sequence[SaidToken]) -> bytes:  # noqa: ARG002
+        """``content_block_delta``; none for a call, whose input is sent when it is whole."""
         match block.kind:
             case "reasoning":
                 return _delta(block, {"type": "thinking_delta", "thinking": text})
@@ -63,6 +66,7 @@ class MessagesAnswer(DoorAnswer):
                 return b""  # until it is whole: clients fail on what is no object
 
     def closed(self, block: Block) -> bytes:
+        """What is left of the block (a signature, a call's input), and ``content_block_stop``."""
         stop = named_event({"type": "content_block_stop", "index": block.index})
         if block.kind == "reasoning":
             return _delta(block, {"type": "signature_delta", "signature": _SIGNATURE}) + stop
@@ -71,6 +75,7 @@ class MessagesAnswer(DoorAnswer):
         return stop
 
     def ended(self) -> bytes:
+        """``message_delta`` with the stop reason and the usage, and ``message_stop``."""
         if self.broken is not None:
             return self.failed(orjson.loads(describe(UpstreamProtocol(self.broken))[1])["error"])
         stop_reason, stop_sequence = self._stopped()
@@ -88,9 +93,11 @@ class MessagesAnswer(DoorAnswer):
         return named_event(delta) + named_event({"type": "message_stop"})
 
     def failed(self, error: Json) -> bytes:
+        """An ``error`` event in Anthropic's envelope."""
         return named_event(anthropic_error(_status(error), orjson.dumps({"error": error}))[1])
 
     def body(self) -> Json:
+        """The message as a whole. Raises UpstreamProtocol where the answer cannot be one."""
         if self.broken is not None:
             raise UpstreamProtocol(self.broken)
         blocks = [_content(block) for block in self.blocks]

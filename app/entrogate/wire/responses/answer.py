@@ -36,11 +36,13 @@ class ResponsesAnswer(DoorAnswer):
         self._sequence = 0
 
     def begun(self) -> bytes:
+        """``response.created`` and ``response.in_progress``."""
         response = self._response("in_progress")
         created = self._event("response.created", response=response)
         return created + self._event("response.in_progress", response=response)
 
     def opened(self, block: Block) -> bytes:
+        """``response.output_item.added`` and, but for a call, ``response.content_part.added``."""
         item = item_of(block, self.id, "in_progress", empty=True)
         added = self._event("response.output_item.added", output_index=block.index, item=item)
         if block.kind == "call":
@@ -49,6 +51,7 @@ class ResponsesAnswer(DoorAnswer):
         return added + self._event("response.content_part.added", **self._at(block), part=part)
 
     def grown(self, block: Block, text: str, tokens: Sequence[SaidToken]) -> bytes:
+        """The ``….delta`` event of the block's kind; text carries its log-probs."""
         where = self._at(block)
         match block.kind:
             case "reasoning":
@@ -64,6 +67,7 @@ class ResponsesAnswer(DoorAnswer):
                 return self._event("response.function_call_arguments.delta", **where, delta=text)
 
     def closed(self, block: Block) -> bytes:
+        """The ``….done`` events of the block, its content part and its item."""
         text, where = block.text, self._at(block)
         match block.kind:
             case "reasoning":
@@ -88,10 +92,12 @@ class ResponsesAnswer(DoorAnswer):
         return done + self._event("response.output_item.done", output_index=block.index, item=item)
 
     def ended(self) -> bytes:
+        """``response.completed``, ``response.incomplete`` or ``response.failed``, with the body."""
         body = self.body()
         return self._event(f"response.{body['status']}", response=body)
 
     def failed(self, error: Json) -> bytes:
+        """``response.failed``; also the first event, where nothing had come before."""
         if not self._begun:
             self.created = int(time.time())
         return self._event("response.failed", response=self.failure(error))
@@ -104,6 +110,7 @@ class ResponsesAnswer(DoorAnswer):
         return self._response("failed") | {"error": failure, "output": output}
 
     def body(self) -> Json:
+        """The response as a whole; an answer that cannot be told has the status ``failed``."""
         if self.broken is not None:
             response = self.failure({"code": "server_error", "message": self.broken})
         else:
