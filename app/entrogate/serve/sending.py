@@ -15,6 +15,7 @@ from entrogate.wire.sse import DONE
 
 _log = logging.getLogger("entrogate.serve")
 WEIGHTS_HEADER = "x-entrogate-weight-version"
+_ENDING_SECONDS = 5.0  # for a request that was cancelled to let go of what it holds
 # A proxy between us and the client must pass each event on as it comes.
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -52,6 +53,8 @@ class WatchedResponse(Response):
             gone.cancel()
             if not work.done():
                 work.cancel()
+                # Its place and its body's memory are given back by whoever called us.
+                await asyncio.wait((work,), timeout=_ENDING_SECONDS)
         try:
             await work
         except (asyncio.CancelledError, ClientDisconnect, OSError):
