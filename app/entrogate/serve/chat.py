@@ -17,6 +17,7 @@ from entrogate.errors import EntrogateError
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.door import CHAT_DOOR, Door, translated
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
+from entrogate.serve.offloaded import LARGE_HISTORY_MESSAGES, worked_out
 from entrogate.serve.sending import (
     WEIGHTS_HEADER,
     WatchedResponse,
@@ -48,7 +49,7 @@ async def chat(request: Request) -> Response:
     """One assistant turn, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    parsed = parse_chat(await request.body())
+    parsed = await worked_out(parse_chat, await request.body())
     caller = caller_of(request)
     return await serve_turn(
         gateway, parsed, request.headers, CHAT_DOOR, received=received, caller=caller
@@ -102,7 +103,8 @@ async def _turn(
 ) -> Turn:
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
-    earlier = CallHistory.of(parsed.messages)
+    large = LARGE_HISTORY_MESSAGES
+    earlier = await worked_out(CallHistory.of, parsed.messages, large=large)
     tenant, recorded = caller.tenant, is_recorded(parsed.recorded, headers)
     if recorded:
         linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)

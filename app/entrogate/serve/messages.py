@@ -13,6 +13,7 @@ from entrogate.serve.access import caller_of
 from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import MESSAGES_ROUTE, Door, envelope_of
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.offloaded import worked_out
 from entrogate.wire.messages.answer import MessagesAnswer
 from entrogate.wire.messages.request import parse_count, parse_messages
 
@@ -24,7 +25,7 @@ async def messages(request: Request) -> Response:
     """One message of the assistant, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    parsed = parse_messages(await request.body())
+    parsed = await worked_out(parse_messages, await request.body())
     door = Door(route=MESSAGES_ROUTE, answer=MessagesAnswer(), request_id_header=_REQUEST_ID)
     caller = caller_of(request)
     return await serve_turn(
@@ -35,7 +36,7 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """How many tokens the model would read; nothing is generated or recorded."""
     gateway: Gateway = request.app.state.gateway
-    body = parse_count(await request.body())
+    body = await worked_out(parse_count, await request.body())
     headers = gateway.client.headers(request.headers)
     async with gateway.client.request("POST", _TOKENIZE, body=body, headers=headers) as upstream:
         status, answer = upstream.status, await upstream.read()

@@ -16,6 +16,7 @@ from entrogate.serve.access import caller_of
 from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import RESPONSES_ROUTE, Door
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.offloaded import worked_out
 from entrogate.store.admin.erasure import ToErase
 from entrogate.store.read.conversation import Conversation
 from entrogate.wire.answer import chat_id
@@ -30,8 +31,7 @@ async def responses(request: Request) -> Response:
     """One response, streamed or not."""
     received = time.perf_counter()
     gateway: Gateway = request.app.state.gateway
-    raw = await request.body()
-    body = parse_json_object(raw)
+    body = await worked_out(parse_json_object, await request.body())
     if not is_recorded(allows_recording(body), request.headers):
         body = {**body, "store": False}  # as the answer is to say
     caller = caller_of(request)
