@@ -69,7 +69,9 @@ def _derive_tenants() -> None:
     begins = "split_part(id, '~', 1)"
     if op.get_bind().dialect.name == "sqlite":
         begins = "substr(id, 1, instr(id, '~') - 1)"
-    op.execute(f"UPDATE trajectories SET tenant = {begins} WHERE id LIKE '%~%' AND tenant = ''")
+    op.execute(
+        f"UPDATE trajectories SET tenant = {begins} WHERE id LIKE '%~%' AND tenant = ''"  # nosec B608
+    )
 
 
 def downgrade() -> None:
