@@ -20,6 +20,8 @@ EntrogateError as one line and exits with 1; ``serve`` maps it to OpenAI's error
 
 from __future__ import annotations
 
+import json
+
 
 class EntrogateError(Exception):
     """Base of all errors that a user may see; the message is meant for them."""
@@ -59,6 +61,14 @@ class UpstreamTimeout(UpstreamError):
 
 class UpstreamProtocol(UpstreamError):
     """The model server answered something that is not what its API promises."""
+
+
+def no_chunk(error: Exception) -> UpstreamProtocol:
+    """The error for an event that cannot be read as what the API promises; ``error`` says why."""
+    # The words of JSON's parsers differ between their versions.
+    is_json = isinstance(error, json.JSONDecodeError)
+    why = f"malformed JSON at character {error.pos}" if is_json else str(error)
+    return UpstreamProtocol(f"the upstream sent an event that is no chunk: {why}")
 
 
 class StoreError(EntrogateError):

@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "an early decision": (Judge, "decide_early"),
     "whether a tool is gated": (Judge, "gates"),
     "a record": (record, "_record"),
-    "a fingerprint": (record, "fingerprint"),
+    "a fingerprint": (record, "Fingerprint"),
     "the start of a prompt": (state, "starts_in_reasoning"),
     "the metrics of a turn": (Metrics, "record_turn"),
     "a commit": (Store, "commit_turns"),

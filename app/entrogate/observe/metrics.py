@@ -38,7 +38,7 @@ _UPSTREAM_KINDS = (
     "UpstreamProtocol",
     "UpstreamStatus",  # it answered with 500 or above
 )
-_STORE_KINDS = ("commit", "lost")
+_STORE_KINDS = ("commit", "link", "lost")
 SEVERAL = "several"
 _SIGN = {True: "reduced", False: "raised", None: "unknown"}
 

@@ -76,7 +76,10 @@ class _Watched(SpanExporter):
         self._is_away = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except Exception:  # noqa: BLE001  many versions of the SDK raise errors of requests here
+            result = SpanExportResult.FAILURE
         is_away = result is not SpanExportResult.SUCCESS
         if is_away:
             self._on_lost(len(spans))

@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 import orjson
 
-from entrogate.errors import UpstreamProtocol
+from entrogate.errors import UpstreamProtocol, no_chunk
 from entrogate.turn.choice import Choice
 from entrogate.wire.chunks import Chunk, decode_chunk
 from entrogate.wire.sse import json_event
@@ -21,7 +21,7 @@ def read_chunk(data: bytes) -> Chunk:
     try:
         return decode_chunk(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UpstreamProtocol(f"the upstream sent an event that is no chunk: {error}") from None
+        raise no_chunk(error) from None
 
 
 def payload_of(data: bytes) -> Json:
@@ -29,7 +29,7 @@ def payload_of(data: bytes) -> Json:
     try:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise UpstreamProtocol(f"the upstream sent an event that is no chunk: {error}") from None
+        raise no_chunk(error) from None
     if not isinstance(payload, dict):
         raise UpstreamProtocol("the upstream sent an event that is no object")
     return cast("Json", payload)

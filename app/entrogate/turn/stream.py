@@ -13,7 +13,13 @@ from typing import Any
 import msgspec
 import orjson
 
-from entrogate.errors import EntrogateError, UpstreamError, UpstreamProtocol, UpstreamUnavailable
+from entrogate.errors import (
+    EntrogateError,
+    UpstreamError,
+    UpstreamProtocol,
+    UpstreamUnavailable,
+    no_chunk,
+)
 from entrogate.turn.choice import Choice
 from entrogate.turn.leg_reader import LegReader, Stamp, Way
 from entrogate.turn.record import debug_object
@@ -141,9 +147,7 @@ class StreamForm:
         try:
             completion = decode_completion(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise UpstreamProtocol(
-                f"the upstream sent an event that is no chunk: {error}"
-            ) from None
+            raise no_chunk(error) from None
         if completion.error is not None:
             raise UpstreamProtocol(f"the upstream failed while resuming: {completion.error!r}")
         if not completion.choices:

@@ -176,6 +176,9 @@ class UpstreamClient:
             return UpstreamProtocol(f"the model server at {where} does not speak HTTP: {detail}")
         if _is_malformed(error):
             return UpstreamProtocol(f"the body from the model server at {where}: {detail}")
+        if isinstance(error, aiohttp.ClientPayloadError):
+            # Its own words differ between aiohttp's versions, and say no more.
+            return UpstreamUnavailable(f"the model server at {where} broke off its answer")
         return UpstreamUnavailable(f"the model server at {where} broke off its answer: {detail}")
 
 

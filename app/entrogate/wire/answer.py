@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, cast
 import msgspec
 import orjson
 
-from entrogate.errors import UpstreamProtocol
+from entrogate.errors import UpstreamProtocol, no_chunk
 from entrogate.wire.body import to_json
 from entrogate.wire.calls import AccumulatedCall, CallAccumulator
 from entrogate.wire.chunks import Message, ToolCallPart
@@ -97,9 +97,7 @@ class DoorAnswer(ABC):
         try:
             return self._feed(decode_said(data))
         except _UNREADABLE as error:
-            raise UpstreamProtocol(
-                f"the upstream sent an event that is no chunk: {error}"
-            ) from None
+            raise no_chunk(error) from None
 
     def fail(self, error: Json) -> bytes:
         """The end of a stream that broke off; ``error`` is what stands in OpenAI's envelope."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from entrogate.errors import UpstreamProtocol
+from entrogate.errors import UpstreamProtocol, no_chunk
 
 _UNEXPECTED = (AttributeError, LookupError, TypeError, ValueError)
 
@@ -49,7 +49,7 @@ def strip_event(event: bytes, wanted: Wanted) -> bytes:
             return _cut_both(event) or _null_injected(event, wanted)
         return _null_injected(event, wanted)
     except _UNEXPECTED as error:
-        raise UpstreamProtocol(f"the upstream sent an event that is no chunk: {error}") from None
+        raise no_chunk(error) from None
 
 
 def strip_body(body: bytes, wanted: Wanted) -> bytes:

@@ -136,7 +136,7 @@ class ScriptedUpstream:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
-        if refused := self._unauthorised(request):
+        if (refused := self._unauthorised(request)) is not None:
             return refused
         self.stats.requests += 1
         self.stats.paths[request.path] += 1
@@ -274,7 +274,7 @@ class ScriptedUpstream:
         return prompt if isinstance(prompt, str) else self._vocabulary.decode(prompt)
 
     async def _models(self, request: web.Request) -> web.Response:
-        if refused := self._unauthorised(request):
+        if (refused := self._unauthorised(request)) is not None:
             return refused
         permission = {"id": "modelperm-b71fe5c9f8fe90f2", "object": "model_permission"}
         permission |= {"created": 1795374377, "allow_create_engine": False, "allow_sampling": True}

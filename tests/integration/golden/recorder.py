@@ -136,8 +136,8 @@ class _Session:
         for path, headers, raw in self._upstream.seen:
             self._lines.append(f"----- upstream: POST {path} {self._sent(body, raw)}")
             if self._case.headers:
-                own = {k.lower(): v for k, v in sorted(headers.items())}
-                kept = {k: v for k, v in own.items() if k not in _OF_THE_CLIENT}
+                own = sorted((k.lower(), v) for k, v in headers.items())
+                kept = {k: v for k, v in own if k not in _OF_THE_CLIENT}
                 self._lines.append(f"headers {self._normal.value(kept)}")
         self._lines.append(f"----- answer: {answer.status_code} {self._headers(answer)}{broken}")
         streamed = answer.headers.get("content-type", "").startswith("text/event-stream")

@@ -40,7 +40,8 @@ async def test_its_lines_are_read_and_the_grandchildren_end_with_it(tmp_path: Pa
     process = await started(tmp_path / "pid", lines=1000, seconds=0.0)
     assert await process.follow(said.append) == 3
     assert said[:1000] == [f"line {number}" for number in range(1000)]
-    assert gone(await grandchild(tmp_path / "pid"))
+    left = await grandchild(tmp_path / "pid")
+    await until(lambda: gone(left))
 
 
 async def test_following_that_is_cancelled_leaves_nothing_running(tmp_path: Path) -> None:
