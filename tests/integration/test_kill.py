@@ -45,6 +45,7 @@ async def test_nothing_acknowledged_is_lost(upstream: ScriptedUpstream, folder: 
     acknowledged: set[str] = set()
     environment = {
         "ENTROGATE_UPSTREAM__URL": upstream.url,
+        "ENTROGATE_UPSTREAM__CAPTURE": "off",
         "ENTROGATE_STORE__URL": f"sqlite:///{folder / 'store.db'}",
     }
     for number in range(KILLS + 1):

@@ -57,6 +57,7 @@ async def replicas(
     """Started at the same moment, on a database without tables."""
     environment = {
         "ENTROGATE_UPSTREAM__URL": upstream.url,
+        "ENTROGATE_UPSTREAM__CAPTURE": "off",
         "ENTROGATE_STORE__URL": empty_postgres,
         "ENTROGATE_WEIGHTS__POLL_INTERVAL_SECONDS": "0.05",
     }

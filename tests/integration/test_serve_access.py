@@ -149,6 +149,7 @@ async def test_no_secret_is_logged(
     secret = secret.splitlines()[-1]
     settings = {"upstream__api_key": SECRET, "serve__log_level": level}
     settings |= {"upstream__url": upstream.url, "store__url": store_url}
+    settings |= {"upstream__capture": "off"}
     password = make_url(store_url).password
     assert store_url.startswith("sqlite") or password
     async with Gateways(folder).running(**settings) as gateway:
