@@ -31,6 +31,7 @@ from entrogate.export.known import Known
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.filters import TrajectoryFilter
+from entrogate.store.read.harvest import HarvestOptions
 from entrogate.store.read.settled import Settling
 from entrogate.types import TurnRecord
 from tests.integration.limits import limited_files
@@ -39,6 +40,7 @@ from tests.unit.store.made import allowed_call, change, sequence, turn
 ROOT = Path(__file__).parents[2]
 LATER = 4e9  # by then everything has settled
 SETTLING = Settling(quiet=30, patience=3600)
+ALL: dict[str, Any] = {"settling": SETTLING, "wanted": TrajectoryFilter(complete=True)}
 
 
 pytestmark = pytest.mark.both_stores
@@ -176,7 +178,7 @@ async def test_pages_and_batches_lose_nothing(store: Store) -> None:
         await store.commit_turns([turn(name, created_at=1.0, duration_seconds=1.0)])
 
     def ids(**sizes: Any) -> list[str]:
-        found = store.settled(SETTLING, TrajectoryFilter(complete=True), now=LATER, **sizes)
+        found = store.settled(HarvestOptions(**ALL, now=LATER, **sizes))
         return [each.listed.trajectory_id for each, _ in found]
 
     assert ids() == ["c1", "a1", "b1", "e1", "d1"]
@@ -189,15 +191,13 @@ async def test_what_changes_between_listing_and_reading_settles_anew(store: Stor
     now = time.time()
     for name in ("a1", "b1", "c1"):
         await add_run(store, name, created_at=now - 10)
-    harvest = store.settled(SETTLING, TrajectoryFilter(complete=True), now=now + 60, batch=1)
+    harvest = store.settled(HarvestOptions(**ALL, now=now + 60, batch=1))
     found = iter(harvest)
     first, _ = next(found)
     assert first.listed.trajectory_id == "a1"
     await store.add_feedback(trajectory_id="b1", score=0.0)
     assert [each.listed.trajectory_id for each, _ in found] == ["c1"]
-    again = store.settled(
-        SETTLING, TrajectoryFilter(complete=True), now=now + 90, after=harvest.cursor
-    )
+    again = store.settled(HarvestOptions(**ALL, now=now + 90, after=harvest.cursor))
     assert [each.listed.trajectory_id for each, _ in again] == ["b1"]
 
 

@@ -91,26 +91,10 @@ def export(
     if erase:
         if format_ != _NATIVE or every is not None or check:
             raise click.UsageError("--erase rewrites a dataset and does nothing else")
-        with opened(url) as store, Dataset.writing(target) as dataset:
-            note_erased(store, dataset)
-            taken = take_out(dataset)
-        sys.stderr.write(
-            f"erase: {taken.trajectories} trajectories, {taken.rows} rows taken out,"
-            f" {taken.parts} parts rewritten\n"
-        )
+        _take_out_erased(url, target)
         return
-    try:
-        settling = Settling(quiet=settle, patience=patience)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    for name in ("since", "until"):
-        moment = filters[name]
-        filters[name] = None if moment is None else moment.replace(tzinfo=UTC).timestamp()
-    wanted = TrajectoryFilter(
-        complete=None if incomplete else True,
-        has_outcome=True if outcome_only else None,
-        **filters,
-    )
+    settling = _settling(settle, patience)
+    wanted = _wanted(filters, incomplete=incomplete, outcome_only=outcome_only)
     hashes = hashes_of(model_folder) if model_folder is not None else None
     with opened(url) as store:
 
@@ -143,6 +127,37 @@ def _check_format(name: str, every: float | None) -> None:
             "trl-async needs advantages, and those need the whole dataset: export natively, then"
             " `entrogate label` and `entrogate convert`"
         )
+
+
+def _take_out_erased(url: str, target: str) -> None:
+    """Rewrite a dataset without what was erased in the store."""
+    with opened(url) as store, Dataset.writing(target) as dataset:
+        note_erased(store, dataset)
+        taken = take_out(dataset)
+    sys.stderr.write(
+        f"erase: {taken.trajectories} trajectories, {taken.rows} rows taken out,"
+        f" {taken.parts} parts rewritten\n"
+    )
+
+
+def _settling(settle: float, patience: float) -> Settling:
+    try:
+        return Settling(quiet=settle, patience=patience)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _wanted(filters: dict[str, Any], *, incomplete: bool, outcome_only: bool) -> TrajectoryFilter:
+    """The filter that the options make up; their times are UTC without saying so."""
+    moments = {
+        name: None if filters[name] is None else filters[name].replace(tzinfo=UTC).timestamp()
+        for name in ("since", "until")
+    }
+    return TrajectoryFilter(
+        complete=None if incomplete else True,
+        has_outcome=True if outcome_only else None,
+        **filters | moments,
+    )
 
 
 @click.command()

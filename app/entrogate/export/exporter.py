@@ -20,6 +20,7 @@ from entrogate.export.sequences import rows_of
 from entrogate.export.tables import Row, to_table
 from entrogate.model_hashes import ModelHashes
 from entrogate.store import Store, TrajectoryFilter
+from entrogate.store.read.harvest import HarvestOptions
 from entrogate.store.read.quiet import Sighting, Sightings, boot_id
 from entrogate.store.read.settled import Changed, Settling, StoredTrajectory
 from entrogate.types import Cursor
@@ -94,12 +95,14 @@ def export_settled(
         return True
 
     harvest = store.settled(
-        settling,
-        wanted,
-        after=dataset.cursor(name),
-        now=now,
-        sightings=sightings,
-        skip=is_known,
+        HarvestOptions(
+            settling=settling,
+            wanted=wanted,
+            after=dataset.cursor(name),
+            now=now,
+            sightings=sightings,
+            skip=is_known,
+        )
     )
     part: _Part | None = None
     for stored, toolsets in harvest:
@@ -117,8 +120,7 @@ def export_settled(
         dataset.write_card(card_of(dataset))
     note_erased(store, dataset)
     if sightings.seen != before:
-        seen = [(each.sequence, each.uptime) for each in sightings.seen]
-        dataset.write_note(_SIGHTINGS, {"boot_id": boot_id(), "seen": seen})
+        _note_sightings(dataset, sightings)
     return summary
 
 
@@ -128,6 +130,12 @@ def _read_sightings(dataset: Dataset) -> Sightings:
     if note.get("boot_id") != boot_id():
         return Sightings()
     return Sightings([Sighting(sequence=number, uptime=at) for number, at in note["seen"]])
+
+
+def _note_sightings(dataset: Dataset, sightings: Sightings) -> None:
+    """For the next export in this run of the machine."""
+    seen = [(each.sequence, each.uptime) for each in sightings.seen]
+    dataset.write_note(_SIGHTINGS, {"boot_id": boot_id(), "seen": seen})
 
 
 def _name_of(wanted: TrajectoryFilter) -> str:

@@ -64,6 +64,43 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
     url = managed.url if managed is not None else settings.upstream.url
     if url is None:
         raise ConfigError("no upstream: give --upstream URL or --model PATH")
+    gateway = _gateway(settings, url, managed)
+    publisher = _publisher(gateway, url)
+    keyring = Keyring(settings.access, gateway.store)
+    exporting = _exporting(gateway)
+    app = FastAPI(
+        title=TITLE,
+        version=__version__,
+        lifespan=lambda _: _running(gateway, publisher, keyring, exporting),
+        docs_url=None,
+        redoc_url=None,
+    )
+    drain = Drain()
+    app.state.gateway = gateway
+    app.state.managed = managed
+    app.state.publisher = publisher
+    app.state.keyring = keyring
+    app.state.drain = drain
+    app.state.checks = Checks(gateway, managed)
+    app.state.token_texts = TokenTexts(gateway)
+    add_routes(app)
+    app.add_middleware(
+        AccessControl,
+        keyring=keyring,
+        settings=settings.serve,
+        metrics=gateway.metrics,
+        drain=drain,
+    )
+    if gateway.tracing is not None:
+        from entrogate.observe.tracing import TracedRequests
+
+        app.add_middleware(TracedRequests, tracing=gateway.tracing)  # around all the others
+    _add_error_handlers(app)
+    return app
+
+
+def _gateway(settings: Settings, url: str, managed: ManagedVllm | None) -> Gateway:
+    """What every request uses. The store is opened last: nothing after it fails."""
     metrics = Metrics()
     channel = _channel(settings, url, managed, metrics)
     policy = load_policy(settings.gate.policy, can_force=channel is not None)
@@ -90,50 +127,33 @@ def create_app(settings: Settings, *, managed: ManagedVllm | None = None) -> Fas
         lambda: store.queue_depth, lambda: store.deferred, limit=settings.store.queue_limit
     )
     metrics.set_policy(policy.name, policy.version, gateway.mode)
-    publisher = _publisher(gateway, url)
-    keyring = Keyring(settings.access, store)
-    exporting = _exporting(settings, metrics, store)
+    return gateway
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        await store.start()
-        try:
-            await _remember_policy(gateway)
-            async with (
-                gateway.tracing or nullcontext(),
-                gateway.client,
-                gateway.channel or nullcontext(),
-                exporting or nullcontext(),
-            ):
-                await _greet(gateway)
-                async with gateway.watch.running(), publisher.running(), keyring.running():
-                    yield
-                if gateway.background:
-                    await asyncio.wait(gateway.background, timeout=10)
-        finally:
-            await store.aclose()
 
-    app = FastAPI(
-        title=TITLE, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
-    )
-    drain = Drain()
-    app.state.gateway = gateway
-    app.state.managed = managed
-    app.state.publisher = publisher
-    app.state.keyring = keyring
-    app.state.drain = drain
-    app.state.checks = Checks(gateway, managed)
-    app.state.token_texts = TokenTexts(gateway)
-    add_routes(app)
-    app.add_middleware(
-        AccessControl, keyring=keyring, settings=settings.serve, metrics=metrics, drain=drain
-    )
-    if gateway.tracing is not None:
-        from entrogate.observe.tracing import TracedRequests
-
-        app.add_middleware(TracedRequests, tracing=gateway.tracing)  # around all the others
-    _add_error_handlers(app)
-    return app
+@asynccontextmanager
+async def _running(
+    gateway: Gateway,
+    publisher: WeightsPublisher,
+    keyring: Keyring,
+    exporting: PeriodicExport | None,
+) -> AsyncGenerator[None]:
+    """Opens the parts with the server and closes them with it, the store last."""
+    await gateway.store.start()
+    try:
+        await _remember_policy(gateway)
+        async with (
+            gateway.tracing or nullcontext(),
+            gateway.client,
+            gateway.channel or nullcontext(),
+            exporting or nullcontext(),
+        ):
+            await _greet(gateway)
+            async with gateway.watch.running(), publisher.running(), keyring.running():
+                yield
+            if gateway.background:
+                await asyncio.wait(gateway.background, timeout=10)
+    finally:
+        await gateway.store.aclose()
 
 
 def add_routes(app: FastAPI) -> None:
@@ -191,14 +211,15 @@ def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
     return Tracing(url, on_lost=metrics.record_lost_spans)
 
 
-def _exporting(settings: Settings, metrics: Metrics, store: Store) -> PeriodicExport | None:
+def _exporting(gateway: Gateway) -> PeriodicExport | None:
     """None where nothing is exported. ConfigError where it cannot be; the store is closed then."""
+    settings, metrics = gateway.settings, gateway.metrics
     if settings.export.to is None:
         return None
     try:
         check_export(settings)
     except ConfigError:
-        store.close()
+        gateway.store.close()
         raise
     return PeriodicExport(
         settings,

@@ -32,6 +32,37 @@ from entrogate.upstream.managed import ManagedVllm
 
 _PREFIX = "ENTROGATE_"
 _LAST_WORDS_SECONDS = 2.0  # for the ends of answers to be sent and recorded
+_PLACES = {
+    "upstream_url": ("upstream", "url"),
+    "upstream_api_key": ("upstream", "api_key"),
+    "model": ("managed", "model"),
+    "served_model_name": ("managed", "served_model_name"),
+    "lora": ("managed", "lora"),
+    "max_lora_rank": ("managed", "max_lora_rank"),
+    "reasoning_parser": ("managed", "reasoning_parser"),
+    "tool_call_parser": ("managed", "tool_call_parser"),
+    "vllm_args": ("managed", "extra_args"),
+    "policy": ("gate", "policy"),
+    "mode": ("gate", "mode"),
+    "allow_mode_header": ("gate", "allow_mode_header"),
+    "store_url": ("store", "url"),
+    "durability": ("store", "durability"),
+    "export_to": ("export", "to"),
+    "export_every": ("export", "every_seconds"),
+    "host": ("serve", "host"),
+    "port": ("serve", "port"),
+    "insecure": ("access", "insecure"),
+    "tls_cert": ("serve", "tls_cert"),
+    "tls_key": ("serve", "tls_key"),
+    "tls_client_ca": ("serve", "tls_client_ca"),
+    "allowed_hosts": ("serve", "allowed_hosts"),
+    "cors_origins": ("serve", "cors_origins"),
+    "max_concurrency": ("serve", "max_requests"),
+    "request_timeout": ("serve", "request_timeout_seconds"),
+    "otlp_endpoint": ("tracing", "otlp_endpoint"),
+    "log_level": ("serve", "log_level"),
+}
+"""Where the settings tree has what an option says."""
 
 
 @click.command()
@@ -92,38 +123,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def _settings(options: dict[str, Any]) -> Settings:
     """Options win over the environment; one error line for what cannot be used."""
-    places = {
-        "upstream_url": ("upstream", "url"),
-        "upstream_api_key": ("upstream", "api_key"),
-        "model": ("managed", "model"),
-        "served_model_name": ("managed", "served_model_name"),
-        "lora": ("managed", "lora"),
-        "max_lora_rank": ("managed", "max_lora_rank"),
-        "reasoning_parser": ("managed", "reasoning_parser"),
-        "tool_call_parser": ("managed", "tool_call_parser"),
-        "vllm_args": ("managed", "extra_args"),
-        "policy": ("gate", "policy"),
-        "mode": ("gate", "mode"),
-        "allow_mode_header": ("gate", "allow_mode_header"),
-        "store_url": ("store", "url"),
-        "durability": ("store", "durability"),
-        "export_to": ("export", "to"),
-        "export_every": ("export", "every_seconds"),
-        "host": ("serve", "host"),
-        "port": ("serve", "port"),
-        "insecure": ("access", "insecure"),
-        "tls_cert": ("serve", "tls_cert"),
-        "tls_key": ("serve", "tls_key"),
-        "tls_client_ca": ("serve", "tls_client_ca"),
-        "allowed_hosts": ("serve", "allowed_hosts"),
-        "cors_origins": ("serve", "cors_origins"),
-        "max_concurrency": ("serve", "max_requests"),
-        "request_timeout": ("serve", "request_timeout_seconds"),
-        "otlp_endpoint": ("tracing", "otlp_endpoint"),
-        "log_level": ("serve", "log_level"),
-    }
     tree: dict[str, dict[str, Any]] = {}
-    for option, (branch, name) in places.items():
+    for option, (branch, name) in _PLACES.items():
         if options[option] not in (None, ()):
             tree.setdefault(branch, {})[name] = options[option]
     if tree.get("managed", {}).get("model") == "almanac":
@@ -133,12 +134,7 @@ def _settings(options: dict[str, Any]) -> Settings:
     try:
         return Settings(**tree)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            variable = _PREFIX + "__".join(str(part) for part in first["loc"]).upper()
-            raise ConfigError(f"no setting {where} ({variable})") from None
-        raise ConfigError(f"setting {where}: {first['msg']}") from None
+        raise _refused_setting(error) from None
     except SettingsError:
         whole = [_PREFIX + branch.upper() for branch in Settings.model_fields]
         listed = [*whole, "ENTROGATE_MANAGED__EXTRA_ARGS"]
@@ -146,6 +142,16 @@ def _settings(options: dict[str, Any]) -> Settings:
         raise ConfigError(
             f"{given}: want JSON; a single setting is named as in ENTROGATE_STORE__URL"
         ) from None
+
+
+def _refused_setting(error: ValidationError) -> ConfigError:
+    """The first thing that pydantic found wrong, in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        variable = _PREFIX + "__".join(str(part) for part in first["loc"]).upper()
+        return ConfigError(f"no setting {where} ({variable})")
+    return ConfigError(f"setting {where}: {first['msg']}")
 
 
 def _check_names(environment: Iterable[str]) -> None:

@@ -35,12 +35,10 @@ from entrogate.store.read.decisions import (
     read_latest_decisions,
     read_policy,
 )
-from entrogate.store.read.harvest import Harvest
+from entrogate.store.read.harvest import Harvest, HarvestOptions
 from entrogate.store.read.listing import Page, list_trajectories
 from entrogate.store.read.overview import read_overview
-from entrogate.store.read.quiet import Sightings
 from entrogate.store.read.rows import Overview, Trajectory
-from entrogate.store.read.settled import Changed, Settling
 from entrogate.store.read.slices import SlicedTokens, TokenSlice, read_token_slices
 from entrogate.store.read.trajectory import get_trajectory
 from entrogate.store.write.feedback import Feedback, add_feedback
@@ -53,7 +51,7 @@ from entrogate.store.write.weights import (
     read_weights,
 )
 from entrogate.store.write.writer import Batch, Deferred, Job, Writer
-from entrogate.types import Cursor, Mode, PublishedWeights, StoredAnswer, TurnHead, TurnRecord
+from entrogate.types import Mode, PublishedWeights, StoredAnswer, TurnHead, TurnRecord
 
 T = TypeVar("T")
 
@@ -318,30 +316,9 @@ class Store:
                 return
             last = (found[-1].trajectory_id, found[-1].turn_index)
 
-    def settled(
-        self,
-        settling: Settling,
-        wanted: TrajectoryFilter,
-        *,
-        after: Cursor | None = None,
-        now: float | None = None,
-        sightings: Sightings | None = None,
-        skip: Callable[[Changed], bool] = lambda _: False,
-        page: int = 10_000,
-        batch: int = 64,
-    ) -> Harvest:
+    def settled(self, options: HarvestOptions) -> Harvest:
         """Trajectories that have settled, in the order of commits. Iterating over it blocks."""
-        return Harvest(
-            self._database,
-            settling,
-            wanted,
-            after=after,
-            now=now,
-            sightings=sightings,
-            skip=skip,
-            page=page,
-            batch=batch,
-        )
+        return Harvest(self._database, options)
 
     def policy_text(self, version: str) -> str | None:
         """What `remember_policy` was given for this version. Blocks."""

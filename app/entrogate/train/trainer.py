@@ -90,12 +90,7 @@ def train(
     torch.manual_seed(settings.seed)
     policy = Policy.load(settings)
     fitting = _fitting(sequences, policy)
-    too_long = len(sequences) - len(fitting)
-    sequences = fitting
-    steps_of = _steps(sequences, settings)
-    total = sum(len(steps) for steps in steps_of)
-    if settings.max_steps is not None:
-        total = min(total, settings.max_steps)
+    plan = _plan(fitting, settings)
     optimizer: Any = torch.optim.AdamW(
         policy.trainable(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -104,27 +99,23 @@ def train(
     unwrapped = accelerator.unwrap_model(policy.model)
     inner: Any = optimizer.optimizer
     done, stopped = checkpoints.resume(unwrapped, inner)
-    loop = _Loop(accelerator, policy, optimizer, settings, total)
+    loop = _Loop(accelerator, policy, optimizer, settings, len(plan))
     tokens, began = 0, time.monotonic()
-    number = 0
-    for epoch, steps in enumerate(steps_of):
-        for packs in steps:
-            number += 1
-            if number <= done or number > total or stopped is not None:
-                continue
-            report = loop.step(number, epoch, [[sequences[i] for i in pack] for pack in packs])
-            tokens += report.tokens
-            stopped = _reason_to_stop(report, settings)
+    for step in plan[done:] if stopped is None else ():
+        report = loop.step(step, [[fitting[i] for i in pack] for pack in step.packs])
+        done = step.number
+        tokens += report.tokens
+        stopped = _reason_to_stop(report, settings)
+        if accelerator.is_main_process:
+            checkpoints.log(orjson.dumps(asdict(report)))
+            for track in trackers:
+                track(report)
+        if stopped is not None or step is plan[-1] or done % settings.save_every == 0:
+            state = gather(unwrapped, inner, step=done, stopped=stopped)
             if accelerator.is_main_process:
-                checkpoints.log(orjson.dumps(asdict(report)))
-                for track in trackers:
-                    track(report)
-            last = number == total or stopped is not None
-            if last or number % settings.save_every == 0:
-                state = gather(unwrapped, inner, step=number, stopped=stopped)
-                if accelerator.is_main_process:
-                    checkpoints.save(state)
-            done = number
+                checkpoints.save(state)
+        if stopped is not None:
+            break
     weights = accelerator.get_state_dict(policy.model)
     if accelerator.is_main_process:
         with writing(Path(settings.out)):
@@ -134,10 +125,19 @@ def train(
     accelerator.end_training()
     return RunResult(
         steps=done,
-        too_long=too_long,
+        too_long=len(sequences) - len(fitting),
         stopped=stopped,
         tokens_per_second=tokens / max(seconds, 1e-9),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What one optimiser step trains on: its packs, each the indices of its sequences."""
+
+    number: int  # from 1
+    epoch: int
+    packs: list[list[int]]
 
 
 class _Loop:
@@ -159,16 +159,14 @@ class _Loop:
         self._loss = LOSSES[settings.loss]
         self._options = LossOptions(clip=settings.clip, cap=settings.cap, ratio=settings.ratio)
 
-    def step(
-        self, number: int, epoch: int, packs: Sequence[Sequence[TrainingSequence]]
-    ) -> StepReport:
+    def step(self, planned: _Step, packs: Sequence[Sequence[TrainingSequence]]) -> StepReport:
         began = time.monotonic()
         accelerator, settings = self._accelerator, self._settings
         trained = sum(int(s.mask[1:].sum()) for pack in packs for s in pack)
         rank, processes = accelerator.process_index, accelerator.num_processes
         own = packs[rank::processes]
         sums = torch.zeros(7, dtype=torch.float64, device=accelerator.device)
-        rate = _learning_rate(number, self._total, settings)
+        rate = _learning_rate(planned.number, self._total, settings)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         # A process without a pack of its own takes part with one that counts for nothing.
@@ -190,9 +188,9 @@ class _Loop:
         loss, ce, kl, *drifted = total.tolist()
         drift = _as_drift(drifted)
         return StepReport(
-            step=number,
+            step=planned.number,
             steps=self._total,
-            epoch=epoch,
+            epoch=planned.epoch,
             loss=loss / max(trained, 1),
             ce=ce / max(trained, 1),
             kl=kl / max(trained, 1),
@@ -230,25 +228,21 @@ def _as_drift(sums: Sequence[float]) -> Drift:
     return Drift(tokens=tokens, weight=weight, weight_squared=weight_squared, log_ratio=log_ratio)
 
 
-def _steps(
-    sequences: Sequence[TrainingSequence], settings: TrainSettings
-) -> list[list[list[list[int]]]]:
-    """Per epoch its steps, per step its packs, per pack the sequences."""
-    found: list[list[list[list[int]]]] = []
+def _plan(sequences: Sequence[TrainingSequence], settings: TrainSettings) -> list[_Step]:
+    """The steps of all epochs, up to ``max_steps``; each takes ``batch_tokens`` or a bit more."""
+    plan: list[_Step] = []
     for epoch in range(settings.epochs):
         packs = plan_epoch(
             sequences, seed=settings.seed, epoch=epoch, pack_tokens=settings.pack_tokens
         )
-        steps: list[list[list[int]]] = []
         tokens = settings.batch_tokens
         for pack in packs:
             if tokens >= settings.batch_tokens:
-                steps.append([])
+                plan.append(_Step(number=len(plan) + 1, epoch=epoch, packs=[]))
                 tokens = 0
-            steps[-1].append(pack)
+            plan[-1].packs.append(pack)
             tokens += sum(len(sequences[i].input_ids) for i in pack)
-        found.append(steps)
-    return found
+    return plan[: settings.max_steps]
 
 
 def _fitting(sequences: Sequence[TrainingSequence], policy: Policy) -> list[TrainingSequence]:

@@ -146,28 +146,26 @@ def evaluation(
 ) -> None:
     """Run tasks through the agent and report accuracy, calls, tokens and latency."""
     from entrogate_lab.almanac.closed_book import closed_book as examine
-    from entrogate_lab.almanac.evaluate import MODES, evaluate
+    from entrogate_lab.almanac.evaluate import evaluate
 
-    wanted = [name.strip() for name in modes.split(",") if name.strip()]
-    for name in wanted:
-        if name not in MODES:
-            raise click.UsageError(f"no mode {name!r}; there are {', '.join(MODES)}")
-    if not wanted:
-        raise click.UsageError("name at least one mode")
+    wanted = _modes(modes)
     for path in (json_file, records_file):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.UsageError(f"no folder {path.absolute().parent}")
+    of_both: dict[str, Any] = {
+        "model": model,
+        "seed": seed,
+        "concurrency": concurrency,
+        "api_key": api_key,
+        "world_seed": world_seed,
+    }
     result = _run(
         evaluate(
             base_url,
-            model=model,
+            **of_both,
             tasks=tasks,
-            seed=seed,
             modes=wanted,
-            concurrency=concurrency,
-            api_key=api_key,
             progress=_Progress(),
-            world_seed=world_seed,
             feedback=feedback,
             split=split,
             repeats=repeats,
@@ -175,23 +173,22 @@ def evaluation(
         )
     )
     if closed_book:
-        result["closed_book"] = _run(
-            examine(
-                base_url,
-                model=model,
-                questions=300,
-                seed=seed,
-                concurrency=concurrency,
-                api_key=api_key,
-                world_seed=world_seed,
-            )
-        )
-    records = result.pop("records")
-    if records_file is not None:
-        records_file.write_text(json.dumps(records, indent=1) + "\n")
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+        result["closed_book"] = _run(examine(base_url, **of_both, questions=300))
+    _write(result, json_file, records_file)
     _print(result)
+
+
+def _modes(text: str) -> list[str]:
+    """The modes that an option names, separated by commas."""
+    from entrogate_lab.almanac.evaluate import MODES
+
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    for name in wanted:
+        if name not in MODES:
+            raise click.UsageError(f"no mode {name!r}; there are {', '.join(MODES)}")
+    if not wanted:
+        raise click.UsageError("name at least one mode")
+    return wanted
 
 
 @almanac.command("loop")
@@ -289,6 +286,15 @@ def _json_object(text: str | None) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise click.UsageError("--body is no JSON object")
     return cast("dict[str, Any]", fields)
+
+
+def _write(result: dict[str, Any], json_file: Path | None, records_file: Path | None) -> None:
+    """The figures to one file, the runs that they are of to another; takes these out of them."""
+    records = result.pop("records")
+    if records_file is not None:
+        records_file.write_text(json.dumps(records, indent=1) + "\n")
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 class _Progress:

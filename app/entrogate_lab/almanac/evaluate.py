@@ -78,38 +78,27 @@ async def evaluate(
     fields of `body` go with every request.
     """
     world = make_world(world_seed)
-    draw = held_out_task if split == "held-out" else training_task
-    drawn = [draw(world, seed, index) for index in range(tasks)]
     summaries: dict[str, Any] = {}
     records: dict[str, Any] = {}
     async with connect(base_url, api_key) as client:
         entrogate = await check_server(client, model)
+        _check_modes(modes, base_url, entrogate=entrogate)
+        work = _Work(
+            world=world,
+            tasks=_draw(world, split, seed, tasks),
+            seed=seed,
+            repeats=repeats,
+            concurrency=concurrency,
+            progress=progress,
+            feedback=feedback and entrogate,
+        )
         for mode in modes:
-            if mode != "observe" and not entrogate:
-                raise EvaluationError(
-                    f"{base_url} is not Entrogate (no x-entrogate-trajectory-id in its answers): "
-                    f"only mode observe can be evaluated there, not {mode}"
-                )
-        for mode in modes:
+            headers = _headers(mode)
             agent = Agent(
-                client=client,
-                model=model,
-                source=world,
-                headers=_headers(mode),
-                body=body or {},
+                client=client, model=model, source=world, headers=headers, body=body or {}
             )
             begun = time.monotonic()
-            done = await _run_all(
-                agent,
-                world,
-                drawn,
-                mode,
-                seed=seed,
-                repeats=repeats,
-                concurrency=concurrency,
-                progress=progress,
-                feedback=feedback and entrogate,
-            )
+            done = await work.run(agent, mode)
             wall_seconds = time.monotonic() - begun
             summaries[mode] = summarise(done, wall_seconds)
             records[mode] = [asdict(record) for record in done]
@@ -121,6 +110,20 @@ async def evaluate(
         "modes": summaries,
         "records": records,
     }
+
+
+def _check_modes(modes: Sequence[str], base_url: str, *, entrogate: bool) -> None:
+    for mode in modes:
+        if mode != "observe" and not entrogate:
+            raise EvaluationError(
+                f"{base_url} is not Entrogate (no x-entrogate-trajectory-id in its answers): "
+                f"only mode observe can be evaluated there, not {mode}"
+            )
+
+
+def _draw(world: World, split: Split, seed: int, count: int) -> list[Task]:
+    draw = held_out_task if split == "held-out" else training_task
+    return [draw(world, seed, index) for index in range(count)]
 
 
 def summarise(records: Sequence[TaskRecord], wall_seconds: float) -> dict[str, Any]:
@@ -174,42 +177,46 @@ def _headers(mode: str) -> dict[str, str]:
     return {"x-entrogate-mode": mode, "x-entrogate-debug": "1"}
 
 
-async def _run_all(
-    agent: Agent,
-    world: World,
-    tasks: Sequence[Task],
-    mode: str,
-    *,
-    seed: int,
-    repeats: int,
-    concurrency: int,
-    progress: Progress | None,
-    feedback: bool,
-) -> list[TaskRecord]:
-    gate = asyncio.Semaphore(concurrency)
-    finished = 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """The tasks that are run in each mode, and how."""
 
-    async def one(task: Task, repeat: int) -> TaskRecord:
-        nonlocal finished
-        async with gate:
-            run = await agent.run(
-                task.question,
-                tools=DOMAIN_TOOLS[task.domain],
-                seed=f"{seed}-{task.id}" + (f"-{repeat}" if repeat else ""),
-                headers={"x-entrogate-task-id": task.id},
-            )
-            if feedback:
-                await _post_feedback(agent.client, task, run)
-        finished += 1
-        if progress is not None:
-            progress(mode, finished, len(tasks) * repeats)
-        return record_of(world, task, run)
+    world: World
+    tasks: Sequence[Task]
+    seed: int
+    repeats: int
+    concurrency: int
+    progress: Progress | None
+    feedback: bool
 
-    async with asyncio.TaskGroup() as group:
-        running = [
-            group.create_task(one(task, repeat)) for task in tasks for repeat in range(repeats)
-        ]
-    return [task.result() for task in running]
+    async def run(self, agent: Agent, mode: str) -> list[TaskRecord]:
+        """All tasks in one mode, task by task and repeat by repeat."""
+        gate = asyncio.Semaphore(self.concurrency)
+        finished = 0
+
+        async def one(task: Task, repeat: int) -> TaskRecord:
+            nonlocal finished
+            async with gate:
+                run = await agent.run(
+                    task.question,
+                    tools=DOMAIN_TOOLS[task.domain],
+                    seed=f"{self.seed}-{task.id}" + (f"-{repeat}" if repeat else ""),
+                    headers={"x-entrogate-task-id": task.id},
+                )
+                if self.feedback:
+                    await _post_feedback(agent.client, task, run)
+            finished += 1
+            if self.progress is not None:
+                self.progress(mode, finished, len(self.tasks) * self.repeats)
+            return record_of(self.world, task, run)
+
+        async with asyncio.TaskGroup() as group:
+            running = [
+                group.create_task(one(task, repeat))
+                for task in self.tasks
+                for repeat in range(self.repeats)
+            ]
+        return [task.result() for task in running]
 
 
 async def _post_feedback(client: AsyncOpenAI, task: Task, run: Run) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,31 +55,12 @@ class Servers:
 @contextmanager
 def servers() -> Generator[Servers]:
     """Start a vLLM with the bundled model and a gateway (observe, recording to SQLite)."""
-    model = Path(entrogate_lab.__file__).parent / "almanac" / "model"
-    build = installed_vllm()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="entrogate-bench-")))
         ports = [free_port() for _ in range(3)]
         vllm, gateway, passthrough = (f"http://127.0.0.1:{port}" for port in ports)
         captures = f"ipc://{folder}/captures"
-        settings = ManagedSettings(model=str(model), served_model_name=_MODEL)
-        command = command_line(
-            settings, parsers=choose_parsers(settings), port=ports[0], cpu=build.cpu
-        )
-        _say("starting vLLM")
-        stack.enter_context(
-            child(
-                command[command.index("-m") + 1 :],
-                url=vllm,
-                ready="/health",
-                log=folder / "vllm.log",
-                environment={
-                    **environment({}, model=str(model), cpu=build.cpu),
-                    ADDRESS_VARIABLE: captures,
-                },
-                timeout_seconds=600,
-            )
-        )
+        stack.enter_context(_vllm(vllm, ports[0], captures=captures, log=folder / "vllm.log"))
         process = stack.enter_context(
             child(
                 ("entrogate", "serve", "--port", str(ports[1])),
@@ -107,6 +89,28 @@ def servers() -> Generator[Servers]:
             gateway_pid=process.pid,
             passthrough=passthrough,
         )
+
+
+def _vllm(
+    url: str, port: int, *, captures: str, log: Path
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A vLLM with the bundled model, whose plugin sends to ``captures``."""
+    model = Path(entrogate_lab.__file__).parent / "almanac" / "model"
+    build = installed_vllm()
+    settings = ManagedSettings(model=str(model), served_model_name=_MODEL)
+    command = command_line(settings, parsers=choose_parsers(settings), port=port, cpu=build.cpu)
+    _say("starting vLLM")
+    return child(
+        command[command.index("-m") + 1 :],
+        url=url,
+        ready="/health",
+        log=log,
+        environment={
+            **environment({}, model=str(model), cpu=build.cpu),
+            ADDRESS_VARIABLE: captures,
+        },
+        timeout_seconds=600,
+    )
 
 
 async def measure(at: Servers, *, rounds: int, seed: int) -> dict[str, Any]:

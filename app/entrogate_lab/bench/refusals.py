@@ -51,21 +51,37 @@ def refusal(
     vocabulary: int,
 ) -> Refusal | None:
     """vLLM's own refusals that a gateway has to pass on; ``models`` starts with the base."""
-
-    def refuse(message: str, param: str | None = None) -> Refusal:
-        return Refusal(400, dialect.error_body(message, "BadRequestError", 400, param))
-
     if body.get("model") and body["model"] not in models:
         message = f"The model `{body['model']}` does not exist. Valid aliases: {models[0]}."
         return Refusal(404, dialect.error_body(message, "NotFoundError", 404, "model"))
     if chat and not body.get("messages"):
-        return refuse(
+        return _bad_request(
             "Cannot apply chat template to an empty conversation. Provide at least one message."
         )
+    if (refused := _sampling_refusal(body, chat=chat)) is not None:
+        return refused
+    limit = body.get("max_tokens") or 0
+    if chat and limit > max_model_len:
+        return _bad_request(
+            f"max_tokens={limit} cannot be greater than max_model_len={max_model_len}."
+            f" Please request fewer output tokens. (parameter=max_tokens, value={limit})",
+            "max_tokens",
+        )
+    if outside := [int(i) for i in body.get("logit_bias") or () if int(i) >= vocabulary]:
+        return _bad_request(
+            f"token_id(s) {outside} in logit_bias contain out-of-vocab token ids."
+            f" Vocabulary size: {vocabulary} (parameter=logit_bias, value={outside})",
+            "logit_bias",
+        )
+    return None
+
+
+def _sampling_refusal(body: dict[str, Any], *, chat: bool) -> Refusal | None:
+    """Of a temperature, a number of choices or of log-probs that is out of range."""
     temperature = body.get("temperature")
     if temperature is not None and temperature < 0:
         value = float(temperature)
-        return refuse(
+        return _bad_request(
             f"temperature must be non-negative, got {value}. (parameter=temperature,"
             f" value={value})",
             "temperature",
@@ -73,25 +89,16 @@ def refusal(
     n: int = 1 if body.get("n") is None else body["n"]
     if n < 1 or (temperature == 0 and n > 1):
         least = "at least 1" if n < 1 else "1 when using greedy sampling"
-        return refuse(f"n must be {least}, got {n}.")
+        return _bad_request(f"n must be {least}, got {n}.")
     wanted = (body.get("top_logprobs") if chat else body.get("logprobs")) or 0
     if wanted > dialect.MAX_LOGPROBS:
-        return refuse(
+        return _bad_request(
             f"Requested sample logprobs of {wanted}, which is greater than max allowed:"
             f" 20 (parameter=logprobs, value={wanted})",
             "logprobs",
         )
-    limit = body.get("max_tokens") or 0
-    if chat and limit > max_model_len:
-        return refuse(
-            f"max_tokens={limit} cannot be greater than max_model_len={max_model_len}."
-            f" Please request fewer output tokens. (parameter=max_tokens, value={limit})",
-            "max_tokens",
-        )
-    if outside := [int(i) for i in body.get("logit_bias") or () if int(i) >= vocabulary]:
-        return refuse(
-            f"token_id(s) {outside} in logit_bias contain out-of-vocab token ids."
-            f" Vocabulary size: {vocabulary} (parameter=logit_bias, value={outside})",
-            "logit_bias",
-        )
     return None
+
+
+def _bad_request(message: str, param: str | None = None) -> Refusal:
+    return Refusal(400, dialect.error_body(message, "BadRequestError", 400, param))

@@ -203,59 +203,63 @@ class ScriptedUpstream:
         if refused is not None:
             return json_response(refused.body, refused.status)
         prompt = self._chat_prompt(body) if chat else self._plain_prompt(body)
-        choices, partial = position_in(prompt)
-        masked = self._masked(body)
-        wish = dialect.Wish.of(body, chat=chat)
-        parse_calls = chat and bool(body.get("tools")) and body.get("tool_choice") != "none"
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        n = body.get("n") or 1
-        if n > _MOST_CHOICES:
-            raise ValueError(f"n must be at most {_MOST_CHOICES}, got {n}.")
-        turns = [
-            generate(
-                choices[i % len(choices)],
-                self._vocabulary,
-                parse_calls=parse_calls,
-                masked=masked,
-                partial=partial,
-                limit=limit,
-            )
-            for i in range(n)
-        ]
+        turns = self._sample(body, prompt, chat=chat)
+        turns, captured = self._capture(body, turns, prompt, chat=chat)
         step = turns[0].step
-        wish = _withhold(wish, step)
-        prompt_ids = self._vocabulary.encode(prompt)
-        measured: tuple[Captured, ...] = ()
-        if self._engine is not None:
-
-            def masked_on(kept: str, count: int) -> Turn:
-                left = None if limit is None else limit - count
-                return generate(
-                    step,
-                    self._vocabulary,
-                    parse_calls=parse_calls,
-                    masked=True,
-                    partial=partial + kept,
-                    limit=left,
-                )
-
-            turns, measured = capture_turns(body, turns, prompt_ids, self._vocabulary, masked_on)
+        if (failed := _failure(step)) is not None:
+            return failed
+        wish = _withhold(dialect.Wish.of(body, chat=chat), step)
         model = str(body.get("model") or self._model)
+        prompt_ids = self._vocabulary.encode(prompt)
         renderer = dialect.Renderer(wish, self._vocabulary, model=model, prompt=prompt_ids)
-        if step.fault == "plain_error":
-            return web.Response(text="Internal Server Error", status=step.status)
-        if step.fault == "error":
-            kind = "BadRequestError" if step.status == 400 else "InternalServerError"
-            return json_response(
-                dialect.error_body("scripted error", kind, step.status), step.status
-            )
         if wish.stream:
             events = renderer.chat_events(turns) if chat else renderer.completion_events(turns)
             if step.fault == "lost_token":
                 del events[len(events) // 2]
-            return Answer(parts=events, step=step, stream=True, captured=measured)
+            return Answer(parts=events, step=step, stream=True, captured=captured)
         whole = renderer.chat_body(turns) if chat else renderer.completion_body(turns)
-        return Answer(parts=[whole], step=step, stream=False, captured=measured)
+        return Answer(parts=[whole], step=step, stream=False, captured=captured)
+
+    def _sample(self, body: dict[str, Any], prompt: str, *, chat: bool) -> list[Turn]:
+        """What is said, choice by choice."""
+        choices, partial = position_in(prompt)
+        masked = self._masked(body)
+        n = body.get("n") or 1
+        if n > _MOST_CHOICES:
+            raise ValueError(f"n must be at most {_MOST_CHOICES}, got {n}.")
+        return [
+            generate(
+                choices[i % len(choices)],
+                self._vocabulary,
+                parse_calls=_parses_calls(body, chat=chat),
+                masked=masked,
+                partial=partial,
+                limit=_limit(body),
+            )
+            for i in range(n)
+        ]
+
+    def _capture(
+        self, body: dict[str, Any], turns: list[Turn], prompt: str, *, chat: bool
+    ) -> tuple[list[Turn], tuple[Captured, ...]]:
+        """What the engine side, if there is one, makes of the turns, and what it measures."""
+        if self._engine is None:
+            return turns, ()
+        step, limit = turns[0].step, _limit(body)
+        _, partial = position_in(prompt)
+
+        def masked_on(kept: str, count: int) -> Turn:
+            return generate(
+                step,
+                self._vocabulary,
+                parse_calls=_parses_calls(body, chat=chat),
+                masked=True,
+                partial=partial + kept,
+                limit=None if limit is None else limit - count,
+            )
+
+        prompt_ids = self._vocabulary.encode(prompt)
+        return capture_turns(body, turns, prompt_ids, self._vocabulary, masked_on)
 
     def _masked(self, body: dict[str, Any]) -> bool:
         bias = cast("dict[str, float]", body.get("logit_bias") or {})
@@ -349,6 +353,24 @@ async def _object(request: web.Request) -> dict[str, Any] | None:
     except ValueError:
         return None
     return cast("dict[str, Any]", body) if isinstance(body, dict) else None
+
+
+def _limit(body: dict[str, Any]) -> int | None:
+    return body.get("max_completion_tokens") or body.get("max_tokens")
+
+
+def _parses_calls(body: dict[str, Any], *, chat: bool) -> bool:
+    return chat and bool(body.get("tools")) and body.get("tool_choice") != "none"
+
+
+def _failure(step: Step) -> web.Response | None:
+    """The error that a step asks for instead of an answer."""
+    if step.fault == "plain_error":
+        return web.Response(text="Internal Server Error", status=step.status)
+    if step.fault == "error":
+        kind = "BadRequestError" if step.status == 400 else "InternalServerError"
+        return json_response(dialect.error_body("scripted error", kind, step.status), step.status)
+    return None
 
 
 def _withhold(wish: dialect.Wish, step: Step) -> dialect.Wish:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from entrogate.store import postgres
 from entrogate.store.commits import database_time, last_sequence
@@ -23,37 +24,32 @@ from entrogate.types import Cursor
 Toolsets = dict[bytes, str]
 
 
-class Harvest:
-    """Iterate over it once, in one thread: settled trajectories with their toolsets.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarvestOptions:
+    """Which trajectories a round takes, and from where it goes on.
 
-    ``after`` is where an earlier round ended (`cursor`); everything is looked at again where the
-    store does not have that history. ``skip`` says which trajectories not to read. They are listed
-    a ``page`` at a time and read a ``batch`` at a time, each in a transaction of its own.
-
-    With ``now``, in seconds since the epoch, ages are by that clock alone.
+    ``after`` is where an earlier round ended (`Harvest.cursor`); everything is looked at again
+    where the store does not have that history. ``skip`` says which trajectories not to read. They
+    are listed a ``page`` at a time and read a ``batch`` at a time, each in a transaction of its
+    own. With ``now``, in seconds since the epoch, ages are by that clock alone.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        settling: Settling,
-        wanted: TrajectoryFilter,
-        *,
-        after: Cursor | None = None,
-        now: float | None = None,
-        sightings: Sightings | None = None,
-        skip: Callable[[Changed], bool] = lambda _: False,
-        page: int = 10_000,
-        batch: int = 64,
-    ) -> None:
+    settling: Settling
+    wanted: TrajectoryFilter
+    after: Cursor | None = None
+    now: float | None = None
+    sightings: Sightings = field(default_factory=Sightings)  # the round adds its own
+    skip: Callable[[Changed], bool] = lambda _: False
+    page: int = 10_000
+    batch: int = 64
+
+
+class Harvest:
+    """Iterate over it once, in one thread: settled trajectories with their toolsets."""
+
+    def __init__(self, database: Database, options: HarvestOptions) -> None:
         self._database = database
-        self._settling = settling
-        self._wanted = wanted
-        self._after = after
-        self._now = now
-        self._sightings = Sightings() if sightings is None else sightings
-        self._skip = skip
-        self._page, self._batch = page, batch
+        self._options = options
         self._passed = -1  # every number up to this is done with
         self._pending: int | None = None  # the first number of a trajectory that has to wait
 
@@ -64,9 +60,10 @@ class Harvest:
         return self._database.read(lambda connection: read_cursor(connection, passed))
 
     def __iter__(self) -> Iterator[tuple[StoredTrajectory, Toolsets]]:
+        options = self._options
         until, is_final = self._horizon()
-        if is_final and self._now is None:
-            self._sightings.add(until, uptime())
+        if is_final and options.now is None:
+            options.sightings.add(until, uptime())
         self._passed = self._begin()
         if not is_final:
             self._pending = self._passed + 1
@@ -74,23 +71,23 @@ class Harvest:
         taken: set[str] = set()
         while True:
             with self._database.reading() as connection:
-                now = database_time(connection) if self._now is None else self._now
+                now = database_time(connection) if options.now is None else options.now
                 listed = list_changed(
-                    connection, self._wanted, after=place, until=until, limit=self._page
+                    connection, options.wanted, after=place, until=until, limit=options.page
                 )
             settled = [each for each in listed if self._has_settled(each, now)]
             if not is_final:  # a change that is on its way may show one of them a second time
                 settled = [each for each in settled if each.trajectory_id not in taken]
                 taken |= {each.trajectory_id for each in settled}
-            yield from self._read([each for each in settled if not self._skip(each)])
-            if len(listed) < self._page:
+            yield from self._read([each for each in settled if not options.skip(each)])
+            if len(listed) < options.page:
                 self._passed = until
                 return
             place = (listed[-1].sequence, listed[-1].trajectory_id)
 
     def _begin(self) -> int:
         """The number after which to look."""
-        after = self._after
+        after = self._options.after
         if after is None:
             return -1
         known = self._database.read(lambda connection: read_cursor(connection, after.sequence))
@@ -104,18 +101,20 @@ class Harvest:
         return self._database.read(last_sequence), True
 
     def _has_settled(self, each: Changed, now: float) -> bool:
+        options = self._options
         age = now - each.written_at
-        if self._now is None:
-            age = self._sightings.age(each.sequence, age, uptime())
-        has_settled = age >= self._settling.seconds(judged=each.judged)
+        if options.now is None:
+            age = options.sightings.age(each.sequence, age, uptime())
+        has_settled = age >= options.settling.seconds(judged=each.judged)
         if not has_settled and self._pending is None:
             self._pending = each.sequence
         return has_settled
 
     def _read(self, settled: list[Changed]) -> Iterator[tuple[StoredTrajectory, Toolsets]]:
-        for start in range(0, len(settled), self._batch):
+        batch = self._options.batch
+        for start in range(0, len(settled), batch):
             with self._database.reading() as connection:
-                found = read_settled(connection, settled[start : start + self._batch])
+                found = read_settled(connection, settled[start : start + batch])
                 texts = toolset_texts(connection, (t for each in found for t in each.turns))
             for each in found:
                 self._passed = max(self._passed, each.listed.sequence - 1)  # others may share it

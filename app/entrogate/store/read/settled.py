@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -118,14 +118,13 @@ def read_settled(connection: Connection, listed: Sequence[Changed]) -> list[Stor
     ids = [each.trajectory_id for each in listed]
     query = select(trajectories).where(trajectories.c.id.in_(ids))
     found = {row.id: row for row in connection.execute(query)}
-    return _with_parts(
-        connection,
-        [
-            (each, row)
-            for each in listed
-            if (row := found.get(each.trajectory_id)) is not None and row.sequence == each.sequence
-        ],
-    )
+    unchanged = [
+        (each, row)
+        for each in listed
+        if (row := found.get(each.trajectory_id)) is not None and row.sequence == each.sequence
+    ]
+    parts = _Parts.read(connection, [row.id for _, row in unchanged])
+    return [parts.of(each, row) for each, row in unchanged]
 
 
 def read_cursor(connection: Connection, sequence: int) -> Cursor | None:
@@ -135,69 +134,80 @@ def read_cursor(connection: Connection, sequence: int) -> Cursor | None:
     return None if row is None else Cursor(sequence=row.sequence, written_at=row.written_at)
 
 
-def _with_parts(
-    connection: Connection, rows: Sequence[tuple[Changed, AnyRow]]
-) -> list[StoredTrajectory]:
-    ids = [row.id for _, row in rows]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What hangs on some trajectories: by turn, or by trajectory where it says so."""
 
-    def grouped(table: Any, *order: Any) -> dict[str, list[AnyRow]]:
-        """Rows that hang on turns, by turn."""
-        query = select(table).join(turns, table.c.turn_id == turns.c.id)
-        by_turn: defaultdict[str, list[AnyRow]] = defaultdict(list)
-        query = query.where(turns.c.trajectory_id.in_(ids)).order_by(*order)
-        for row in connection.execute(query):
-            by_turn[row.turn_id].append(row)
-        return by_turn
+    turns: Mapping[str, list[AnyRow]]  # by trajectory, in the order of their index
+    calls: Mapping[str, list[AnyRow]]
+    results: Mapping[str, list[AnyRow]]
+    changes: Mapping[str, list[AnyRow]]
+    feedback: Mapping[str, AnyRow]  # by trajectory: the last one, which counts
+    rewards: Mapping[str, AnyRow]  # by trajectory
+    dense: Mapping[str, dict[str, float | None]]  # by trajectory, then by turn
+    served: Sequence[tuple[str, int, ModelHashes]]
 
-    turns_of: defaultdict[str, list[AnyRow]] = defaultdict(list)
-    query = select(turns).where(turns.c.trajectory_id.in_(ids)).order_by(turns.c.turn_index)
-    for turn in connection.execute(query):
-        turns_of[turn.trajectory_id].append(turn)
-    calls_of, results_of = grouped(calls, calls.c.position), grouped(results)
-    changes_of = grouped(changes)
-    said_of = {
-        row.trajectory_id: row
-        for row in connection.execute(
-            select(feedback).where(feedback.c.trajectory_id.in_(ids)).order_by(feedback.c.id)
+    @classmethod
+    def read(cls, connection: Connection, ids: Sequence[str]) -> _Parts:
+        """Those of the trajectories ``ids``."""
+
+        def of_trajectories(table: Any, *order: Any) -> Iterable[AnyRow]:
+            query = select(table).where(table.c.trajectory_id.in_(ids))
+            return connection.execute(query.order_by(*order))
+
+        def by_turn(table: Any, *order: Any) -> dict[str, list[AnyRow]]:
+            query = select(table).join(turns, table.c.turn_id == turns.c.id)
+            query = query.where(turns.c.trajectory_id.in_(ids)).order_by(*order)
+            return _grouped(connection.execute(query), "turn_id")
+
+        dense: defaultdict[str, dict[str, float | None]] = defaultdict(dict)
+        for row in of_trajectories(call_rewards):
+            dense[row.trajectory_id][row.turn_id] = row.dense
+        return cls(
+            turns=_grouped(of_trajectories(turns, turns.c.turn_index), "trajectory_id"),
+            calls=by_turn(calls, calls.c.position),
+            results=by_turn(results),
+            changes=by_turn(changes),
+            feedback={row.trajectory_id: row for row in of_trajectories(feedback, feedback.c.id)},
+            rewards={row.trajectory_id: row for row in of_trajectories(rewards)},
+            dense=dense,
+            served=_served(connection),
         )
-    }
-    rewards_of = {
-        row.trajectory_id: row
-        for row in connection.execute(select(rewards).where(rewards.c.trajectory_id.in_(ids)))
-    }
-    dense_of: defaultdict[str, dict[str, float | None]] = defaultdict(dict)
-    for row in connection.execute(
-        select(call_rewards).where(call_rewards.c.trajectory_id.in_(ids))
-    ):
-        dense_of[row.trajectory_id][row.turn_id] = row.dense
-    served = _served(connection)
-    found: list[StoredTrajectory] = []
-    for listed, row in rows:
-        own = turns_of[row.id]
-        said = said_of.get(row.id)
+
+    def of(self, listed: Changed, row: AnyRow) -> StoredTrajectory:
+        """The trajectory of this row, whole."""
+        own = self.turns.get(row.id, [])
+        said = self.feedback.get(row.id)
         judged = () if said is None or not own else judged_path(own, said.turn_id)
-        found.append(
-            StoredTrajectory(
-                listed=listed,
-                trajectory=row,
-                turns=own,
-                calls={turn.id: calls_of[turn.id] for turn in own if turn.id in calls_of},
-                answered={r.call_id for turn in own for r in results_of.get(turn.id, ())},
-                changes={
-                    turn.id: _change(changes_of[turn.id][0])
-                    for turn in own
-                    if turn.id in changes_of
-                },
-                rewards=rewards_of.get(row.id),
-                dense=dense_of[row.id],
-                judged=tuple(turn.id for turn in judged),
-                outcome_source=None if said is None else _source(said),
-                hashes={
-                    name: hashes for name, sequence, hashes in served if sequence <= listed.sequence
-                },
-            )
+        return StoredTrajectory(
+            listed=listed,
+            trajectory=row,
+            turns=own,
+            calls={turn.id: self.calls[turn.id] for turn in own if turn.id in self.calls},
+            answered={result.call_id for turn in own for result in self.results.get(turn.id, ())},
+            changes={
+                turn.id: _change(self.changes[turn.id][0])
+                for turn in own
+                if turn.id in self.changes
+            },
+            rewards=self.rewards.get(row.id),
+            dense=self.dense.get(row.id, {}),
+            judged=tuple(turn.id for turn in judged),
+            outcome_source=None if said is None else _source(said),
+            hashes={
+                name: hashes
+                for name, sequence, hashes in self.served
+                if sequence <= listed.sequence
+            },
         )
-    return found
+
+
+def _grouped(rows: Iterable[AnyRow], column: str) -> dict[str, list[AnyRow]]:
+    """The rows by the value of a column, in their order."""
+    groups: defaultdict[str, list[AnyRow]] = defaultdict(list)
+    for row in rows:
+        groups[getattr(row, column)].append(row)
+    return groups
 
 
 def _served(connection: Connection) -> list[tuple[str, int, ModelHashes]]:
