@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import postgres
-from tests.chaos.faults import SCENARIOS, Result, Setup
+from tests.chaos.faults import SCENARIOS
+from tests.chaos.measuring import Result, Setup
 from tests.chaos.stack import Gateways
 from tests.e2e.conftest import serve_vllm
 

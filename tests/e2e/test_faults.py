@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.faults import COMPILER, SCENARIOS, Setup
+from tests.chaos.faults import COMPILER, SCENARIOS
+from tests.chaos.measuring import Setup
 from tests.chaos.stack import Gateways
 from tests.e2e.conftest import FULL
 from tests.postgres import Server

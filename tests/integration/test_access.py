@@ -1,4 +1,4 @@
-"""Keys, scopes, tenants and limits on the running gateway, every route with every key."""
+"""Keys, scopes and tenants on the running gateway, every route with every key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,10 @@ import pytest
 from click.testing import CliRunner
 from starlette.routing import Mount, Route
 
-from entrogate.access import Scope, digest_of, qualified
+from entrogate.access import Scope, qualified
 from entrogate.serve.access import SCOPES, check_routes
-from entrogate.settings import StoreSettings
 from entrogate.store.admin.keys_cli import keys as keys_command
-from entrogate.store.database import Database
 from entrogate.store.read.cli import trajectories as trajectories_command
-from entrogate.store.schema import api_keys
 from tests.integration.conftest import Start
 from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses
 from tests.integration.harness import (
@@ -29,76 +25,16 @@ from tests.integration.harness import (
     Running,
     ask,
     calling,
-    events,
     follow_up,
     message_of,
 )
+from tests.integration.keyed import KEYS, Keys, bearer, gateway, keys, run
 
+__all__ = ["gateway", "keys"]
 pytestmark = pytest.mark.both_stores
 
-KEYS = {"refresh_seconds": 0.02}
+
 FORGED = "eg_" + "A" * 43
-
-
-def run(*arguments: str, url: str) -> str:
-    done = CliRunner().invoke(keys_command, [*arguments, "--store", url], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-class Keys:
-    """Makes keys as an operator does, and waits until the gateway knows them."""
-
-    def __init__(self, gateway: Running, url: str) -> None:
-        self.gateway = gateway
-        self.url = url
-
-    async def make(self, *scopes: str, tenant: str = "", **options: Any) -> str:
-        arguments = [f"--{name}={value}" for name, value in options.items()]
-        arguments += [f"--scope={scope}" for scope in scopes]
-        output = await asyncio.to_thread(
-            run, "create", "--name=test", f"--tenant={tenant}", *arguments, url=self.url
-        )
-        secret = output.splitlines()[-1]
-        await self.until(secret, known=True)
-        return secret
-
-    async def revoke(self, secret: str) -> None:
-        await asyncio.to_thread(run, "revoke", secret[:9], url=self.url)
-        await self.until(secret, known=False)
-
-    async def expire(self, secret: str) -> None:
-        def change() -> None:
-            with closing(Database(StoreSettings(url=self.url))) as database:
-                its = api_keys.c.digest == digest_of(secret)
-                with database.writer.begin() as connection:
-                    connection.execute(api_keys.update().where(its).values(expires_at=1.0))
-
-        await asyncio.to_thread(change)
-        await self.until(secret, known=False)
-
-    async def until(self, secret: str, *, known: bool) -> None:
-        async with asyncio.timeout(20):
-            while True:
-                with_it = await self.gateway.client.get("/nothing", headers=bearer(secret))
-                without = await self.gateway.client.get("/nothing")
-                if without.status_code == 401 and (with_it.status_code != 401) == known:
-                    return
-                await asyncio.sleep(0.01)
-
-
-def bearer(secret: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {secret}"}
-
-
-@pytest.fixture
-async def gateway(start: Start) -> Running:
-    return await start(access=KEYS)
-
-
-@pytest.fixture
-async def keys(gateway: Running, store_url: str) -> Keys:
-    return Keys(gateway, store_url)
 
 
 # -- who may ask for what -------------------------------------------------------------------------
@@ -373,70 +309,6 @@ async def test_lists_of_one_tenant(gateway: Running, keys: Keys, store_url: str)
             CliRunner().invoke, trajectories_command, arguments, catch_exceptions=False
         )
         assert len(json.loads(done.output)["items"]) == there, named
-
-
-# -- limits ---------------------------------------------------------------------------------------
-
-
-async def test_requests_per_minute(gateway: Running, keys: Keys) -> None:
-    secret = await keys.make("read", rpm=20)  # one comes back every 3 s
-    answers = [
-        await gateway.client.get("/v1/trajectories", headers=bearer(secret)) for _ in range(70)
-    ]
-    limited = [each for each in answers if each.status_code == 429]
-    assert limited
-    assert limited[0].json()["error"]["type"] == "rate_limit_error"
-    assert int(limited[0].headers["retry-after"]) >= 1
-    assert {each.status_code for each in answers} == {200, 429}
-
-
-async def test_requests_at_a_time(gateway: Running, keys: Keys, start: Start) -> None:
-    secret = await keys.make("infer", concurrency=1)
-    body = ask({"content": "Hello, hello, hello.", "delay": 0.2}, tools=False, stream=True)
-    async with gateway.client.stream("POST", CHAT, json=body, headers=bearer(secret)) as first:
-        await anext(first.aiter_bytes())
-        answer = await gateway.client.post(CHAT, json=body, headers=bearer(secret))
-        assert answer.status_code == 429
-        assert answer.json()["error"]["code"] == "concurrency_limit_exceeded"
-    async with asyncio.timeout(20):
-        while (
-            await gateway.client.post(CHAT, json={**body, "stream": False}, headers=bearer(secret))
-        ).status_code != 200:
-            await asyncio.sleep(0.05)
-
-
-async def test_the_gateway_as_a_whole_has_a_limit(start: Start) -> None:
-    gateway = await start(serve={"max_requests": 1})
-    body = ask({"content": "Hello, hello, hello.", "delay": 0.2}, tools=False, stream=True)
-    async with gateway.client.stream("POST", CHAT, json=body) as first:
-        await anext(first.aiter_bytes())
-        answer = await gateway.client.post(CHAT, json=body)
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "overloaded"
-        assert "retry-after" in answer.headers
-        assert (await gateway.client.get("/health")).status_code == 200
-
-
-async def test_a_body_that_does_not_come(start: Start) -> None:
-    gateway = await start(serve={"body_timeout_seconds": 0.2})
-    port = int(gateway.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode())
-    writer.write(b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
-    head = await reader.readline()
-    writer.close()
-    assert b" 408 " in head
-
-
-async def test_a_request_that_takes_too_long(start: Start) -> None:
-    gateway = await start(serve={"request_timeout_seconds": 0.3})
-    body = ask({"content": "Hello, hello, hello, hello.", "delay": 0.5}, tools=False)
-    answer = await gateway.chat(body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
-    _, stream = await gateway.stream(body)
-    *_, last = events(stream)
-    assert last["error"]["code"] == "request_timeout"
-    assert await gateway.metric("entrogate_requests_in_flight") == 0
 
 
 # -- the command line -----------------------------------------------------------------------------

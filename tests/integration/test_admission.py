@@ -19,7 +19,7 @@ from entrogate_lab.bench.processes import free_port
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import CHAT, Running, ask, eventually
-from tests.integration.test_access import bearer
+from tests.integration.keyed import bearer
 from tests.integration.test_bounds import exchange, head
 
 KEY = "a-static-secret-1"

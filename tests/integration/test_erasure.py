@@ -24,7 +24,7 @@ from entrogate.store.database import Database
 from entrogate.store.schema import audit, metadata
 from tests.integration.conftest import Start
 from tests.integration.harness import Running, ask, calling, error_of, follow_up, message_of
-from tests.integration.test_access import Keys, bearer
+from tests.integration.keyed import Keys, bearer
 from tests.unit.store.made import allowed_call, change, turn
 
 pytestmark = pytest.mark.both_stores

@@ -16,7 +16,7 @@ from entrogate_lab.bench.processes import free_port
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.chaos.stack import Gateways
 from tests.integration.harness import CHAT, JSON, ask, calling, follow_up, message_of
-from tests.integration.test_access import run
+from tests.integration.keyed import run
 
 SECRET = "planted-secret-of-the-upstream"
 PROMPT = "the planted words of a prompt"

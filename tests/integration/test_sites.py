@@ -15,7 +15,7 @@ from entrogate.serve.sites import SAFE_METHODS
 from entrogate.settings import ServeSettings
 from tests.integration.conftest import Start
 from tests.integration.harness import CHAT, JSON, Running, ask
-from tests.integration.test_access import KEYS, Keys, bearer
+from tests.integration.keyed import KEYS, Keys, bearer
 
 FOREIGN = (
     {"origin": "https://elsewhere.example"},

@@ -1,10 +1,8 @@
-"""Published weights through the gateway: routed by share, stamped, rolled back, taken up again."""
+"""Published weights through the gateway: routed by share, stamped, rolled back, loaded again."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,74 +11,20 @@ import pytest
 from entrogate.cli import run
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
-from tests.integration.harness import (
-    CHAT,
-    Running,
-    ask,
-    calling,
-    error_of,
-    events,
-    follow_up,
-    message_of,
+from tests.integration.harness import Running, ask, calling, error_of, events, follow_up, message_of
+from tests.integration.publishing import (
+    POLL,
+    VERSION,
+    gone,
+    lora,
+    publish,
+    roll_back,
+    share,
+    table,
+    version_of_new,
 )
 
 pytestmark = pytest.mark.both_stores
-
-POLL = {"poll_interval_seconds": 0.05}
-VERSION = "x-entrogate-weight-version"
-STALLED = ask({"content": "one two three four", "fault": "stall"}, tools=False)
-
-
-def lora(folder: Path, content: str, rank: int = 8) -> str:
-    """A folder as peft writes it; the scripted upstream looks at the rank alone."""
-    folder.mkdir()
-    config = {"r": rank, "base_model_name_or_path": "scripted"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").write_text(content)
-    return str(folder)
-
-
-async def publish(gateway: Running, folder: str, **fields: Any) -> dict[str, Any]:
-    answer = await gateway.client.post("/admin/weights", json={"folder": folder, **fields})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-async def share(gateway: Running, version: str, value: float) -> dict[str, Any]:
-    answer = await gateway.client.post(f"/admin/weights/{version}/share", json={"share": value})
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-async def roll_back(gateway: Running, version: str) -> dict[str, Any]:
-    answer = await gateway.client.delete(f"/admin/weights/{version}")
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-async def table(gateway: Running) -> dict[str, dict[str, Any]]:
-    answer = await gateway.client.get("/admin/weights")
-    return {each["version"]: each for each in answer.json()["data"]}
-
-
-async def version_of_new(gateway: Running, count: int = 20, **fields: Any) -> Counter[str]:
-    """How often each version answered ``count`` new trajectories; every answer is checked."""
-    body = ask({"content": "Hello."}, tools=False, **fields)
-    answers = await asyncio.gather(*(gateway.chat(body) for _ in range(count)))
-    assert {answer.status_code for answer in answers} == {200}
-    return Counter(answer.headers[VERSION] for answer in answers)
-
-
-async def busy(gateway: Running, version: str) -> None:
-    async with asyncio.timeout(20):
-        while (await table(gateway))[version]["in_flight"] == 0:
-            await asyncio.sleep(0.01)
-
-
-async def gone(gateway: Running, version: str) -> None:
-    async with asyncio.timeout(20):
-        while version in await table(gateway):
-            await asyncio.sleep(0.02)
 
 
 async def test_a_share_is_routed_stamped_and_rolled_back(
@@ -183,69 +127,6 @@ async def test_a_promotion_is_undone_by_a_roll_back(gateway: Running, folder: Pa
     assert await version_of_new(gateway) == {two: 20}
     await roll_back(gateway, two)
     assert await version_of_new(gateway) == {one: 20}
-
-
-async def test_draining_waits_for_the_last_turn(
-    start: Start, upstream: ScriptedUpstream, folder: Path
-) -> None:
-    gateway = await start(weights=POLL)
-    new = await publish(gateway, lora(folder / "one", "a"), share=1)
-    running = asyncio.create_task(gateway.stream(STALLED))
-    await busy(gateway, new["version"])
-    await roll_back(gateway, new["version"])
-    assert await version_of_new(gateway, 5) == {"base": 5}
-    assert (await table(gateway))[new["version"]]["state"] == "draining"
-    assert new["name"] in upstream.adapters
-    upstream.go_on.set()
-    response, raw = await running
-    assert response.headers[VERSION] == new["version"]
-    assert events(raw)[-1]["choices"][0]["finish_reason"] == "stop"
-    await gone(gateway, new["version"])
-    assert upstream.adapters == {}
-
-
-async def test_draining_does_not_wait_for_ever(
-    start: Start, upstream: ScriptedUpstream, folder: Path
-) -> None:
-    gateway = await start(weights={**POLL, "drain_timeout_seconds": 0.1})
-    new = await publish(gateway, lora(folder / "one", "a"), share=1)
-    stalled = asyncio.create_task(gateway.stream(STALLED))
-    await busy(gateway, new["version"])
-    await roll_back(gateway, new["version"])
-    await gone(gateway, new["version"])
-    assert upstream.adapters == {}
-    stalled.cancel()
-    await asyncio.gather(stalled, return_exceptions=True)
-
-
-async def test_a_drain_is_ended_by_another_gateway_of_the_store(
-    start: Start, upstream: ScriptedUpstream, folder: Path, empty_postgres: str
-) -> None:
-    """As one that was restarted in the middle of it does; the turn that runs is vLLM's to end."""
-    first = await start(weights=POLL, store={"url": empty_postgres})
-    new = await publish(first, lora(folder / "one", "a"), share=1)
-    running = asyncio.create_task(first.stream(STALLED))
-    await busy(first, new["version"])
-    await roll_back(first, new["version"])
-    second = await start(weights=POLL, store={"url": empty_postgres})
-    await gone(second, new["version"])
-    assert upstream.adapters == {}
-    upstream.go_on.set()
-    response, raw = await running
-    assert response.headers[VERSION] == new["version"]
-    assert events(raw)[-1]["choices"][0]["finish_reason"] == "stop"
-
-
-async def test_a_client_that_leaves_holds_nothing(gateway: Running, folder: Path) -> None:
-    new = await publish(gateway, lora(folder / "one", "a"), share=1)
-    for stream in (True, False):
-        request = gateway.client.post(CHAT, json={**STALLED, "stream": stream})
-        asking = asyncio.create_task(request)
-        await busy(gateway, new["version"])
-        asking.cancel()
-    async with asyncio.timeout(20):
-        while (await table(gateway))[new["version"]]["in_flight"]:
-            await asyncio.sleep(0.01)
 
 
 async def test_a_restarted_gateway_goes_on_with_the_same_routing(

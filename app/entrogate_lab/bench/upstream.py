@@ -12,8 +12,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections import Counter, deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -34,28 +33,11 @@ from entrogate_lab.bench.script import (
     generate,
 )
 from entrogate_lab.bench.sending import HEADERS, Answer, json_response, send
+from entrogate_lab.bench.stats import Stats
 
 _MOST_CHOICES = 64  # vLLM's own limit is 16384
 _RENDERED_LIMIT = 512
 _MASK = -50.0  # a logit bias below this masks a token
-
-
-@dataclass(slots=True)
-class Stats:
-    """What the upstream has seen since the last reset."""
-
-    requests: int = 0
-    open: int = 0
-    aborted: int = 0  # the client went away before the end of the answer
-    paths: Counter[str] = field(default_factory=Counter[str])
-    bodies: deque[bytes] = field(default_factory=lambda: deque[bytes](maxlen=256))
-    traceparents: deque[str | None] = field(default_factory=lambda: deque[str | None](maxlen=256))
-
-    def as_dict(self) -> dict[str, Any]:
-        """What ``GET /_stats`` answers; bodies are parsed, empty ones null."""
-        bodies = [json.loads(body) if body else None for body in self.bodies]
-        counts = {"requests": self.requests, "open": self.open, "aborted": self.aborted}
-        return counts | {"paths": dict(self.paths), "bodies": bodies}
 
 
 class ScriptedUpstream:

@@ -1,4 +1,5 @@
-"""How the sources are built: no import circles, a map, nothing named that is not there."""
+"""How the sources are built: no import circles, nothing too long, a map, nothing named that is not
+there."""
 
 from __future__ import annotations
 
@@ -11,6 +12,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 APP = ROOT / "app"
 SOURCES = sorted(APP.rglob("*.py"))
+OTHERS = sorted(
+    source for folder in ("tests", "docker", "scripts") for source in (ROOT / folder).rglob("*.py")
+)
+FILE_LINES = 400
+LONG_FILES = {
+    # The panels of the dashboard, one after the other: data, and run as a script of one file.
+    "docker/grafana/dashboard.py",
+}
+FUNCTION_LINES = 50
+LONG_FUNCTIONS = {
+    # A migration is one list of what it creates, and is never changed.
+    ("entrogate.store.migrations.versions.0001_initial", "upgrade"),
+}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -44,6 +59,25 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
+def lines_of(source: Path) -> int:
+    return len(source.read_text(encoding="utf-8").splitlines())
+
+
+def length_of(function: Function) -> int:
+    """Lines from its ``def`` to its end, without its docstring."""
+    first, end = function.body[0], function.end_lineno
+    assert end is not None
+    lines = end - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return lines
+    assert first.end_lineno is not None
+    return lines - (first.end_lineno - first.lineno + 1)
+
+
+def functions(source: Path) -> Iterator[Function]:
+    return (node for node in ast.walk(tree(source)) if isinstance(node, Function))
+
+
 def docstrings(source: Path) -> Iterator[str]:
     for node in ast.walk(tree(source)):
         if isinstance(node, Documented):
@@ -56,6 +90,29 @@ def test_no_module_imports_itself_through_others() -> None:
     assert sum(map(len, graph.values())) > 500  # imports are found at all
     assert circle(graph) == []
     assert circle(graph | {"entrogate.errors": {"entrogate.cli"}}) != []
+
+
+def test_files_are_not_too_long() -> None:
+    lengths = {str(source.relative_to(ROOT)): lines_of(source) for source in SOURCES + OTHERS}
+    assert {name for name, lines in lengths.items() if lines > FILE_LINES} == LONG_FILES
+
+
+def test_functions_fit_on_a_screen() -> None:
+    lengths = {
+        (module_name(source), function.name): length_of(function)
+        for source in SOURCES
+        for function in functions(source)
+    }
+    assert {name for name, lines in lengths.items() if lines > FUNCTION_LINES} == LONG_FUNCTIONS
+
+
+def test_a_docstring_does_not_make_a_function_longer() -> None:
+    plain, documented = ast.parse(
+        'def plain(\n    x,\n):\n    return x\ndef told():\n    """A\n    b."""\n    return 1'
+    ).body
+    assert isinstance(plain, Function)
+    assert isinstance(documented, Function)
+    assert (length_of(plain), length_of(documented)) == (4, 2)
 
 
 def test_docstrings_refer_to_nothing_that_is_not_there() -> None:
