@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from entrogate.cli import command_line
 from entrogate.export import exporter
 from entrogate.export.card import card_of
+from entrogate.export.counts import counts_of
 from entrogate.export.dataset import CARD, Dataset
-from entrogate.export.erasing import counts_of
 from entrogate.export.label_copy import label_dataset
 from entrogate.export.tables import iter_rows, part_rows
 from entrogate.label.worth import Labelling
@@ -93,9 +93,12 @@ async def test_what_is_erased_is_skipped_and_taken_out(
 async def test_counts_are_those_of_the_export(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is counted anew from rows is what was counted from the store."""
+    """What is counted anew from rows is what was counted when they were written."""
     await filled(store, tmp_path / "out", monkeypatch)
     dataset = Dataset.reading(str(tmp_path / "out"))
+    card = card_of(dataset)
+    counted = ("trajectories", "with_outcome", "groups", "reducing", "unknown", "zero_calls")
+    assert [card[name] for name in counted] == [10, 9, 9, 4, 3, 0]  # of run00 to run09, see above
     for entry in dataset.entries:
         found = counts_of(row for part in part_rows(dataset, entry) for row in part)
         assert found == {name: float(value) for name, value in entry.counts.items()}

@@ -8,15 +8,13 @@ over the old one. Whoever dies in between leaves what the next writer finishes o
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from entrogate.access import digest_of_trajectory
 from entrogate.export.card import card_of
+from entrogate.export.counts import counts_of
 from entrogate.export.dataset import ERASED, Dataset, Entry
-from entrogate.export.tables import Row, part_rows, to_table
-from entrogate.label.rewards import RewardOptions
+from entrogate.export.tables import part_rows, to_table
 from entrogate.store import Store
 
 
@@ -72,49 +70,6 @@ def take_out(dataset: Dataset) -> Taken:
         dataset.erased = frozenset()
         dataset.write_note(ERASED, {"digests": []})
     return taken
-
-
-def counts_of(rows: Iterable[Row]) -> dict[str, float]:
-    """What the card sums up of these rows, all those of their trajectories."""
-    by_trajectory: dict[str, list[Row]] = {}
-    for row in rows:
-        by_trajectory.setdefault(row["trajectory_id"], []).append(row)
-    total: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0))
-    for own in by_trajectory.values():
-        total.update(_counts_of_trajectory(own))
-    return dict(total)
-
-
-_COUNTED = (
-    "trajectories", "rows", "tokens", "trained_tokens", "with_outcome", "outcome_sum", "calls",
-    "groups", "reducing", "unknown", "zero_calls", "truncated", "incomplete",
-)  # fmt: skip
-
-
-def _counts_of_trajectory(rows: list[Row]) -> dict[str, float]:
-    judged = [row for row in rows if row["outcome"] is not None]
-    options = RewardOptions()
-    labels = {
-        call["parallel_group"]: options.label(call["reduced"], call["delta_h"])
-        for row in judged
-        for call in row["calls"]
-        if call["decision"] != "suppress" and call["null_reason"] != "no_call"
-    }
-    return {
-        "trajectories": 1,
-        "rows": len(rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "trained_tokens": sum(int(row["loss_mask"].sum()) for row in rows),
-        "with_outcome": bool(judged),
-        "outcome_sum": float(judged[0]["outcome"]) if judged else 0.0,
-        "calls": sum(len(row["calls"]) for row in rows),
-        "groups": len(labels),
-        "reducing": sum(label is True for label in labels.values()),
-        "unknown": sum(label is None for label in labels.values()),
-        "zero_calls": bool(judged) and not labels,
-        "truncated": any(row["truncated"] for row in rows),
-        "incomplete": any(not row["complete"] for row in rows),
-    }
 
 
 def _card(dataset: Dataset) -> dict[str, object]:

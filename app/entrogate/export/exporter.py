@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from entrogate.export.card import card_of
+from entrogate.export.counts import counts_of_trajectory
 from entrogate.export.dataset import Dataset
 from entrogate.export.erasing import note_erased
 from entrogate.export.known import Known
@@ -63,7 +63,7 @@ class _Part:
         self.trajectory_ids.append(stored.listed.trajectory_id)
         self.sequences.append(stored.listed.sequence)
         self.tokens += sum(len(row["input_ids"]) for row in rows)
-        self.counts.update(_counts(stored, rows))
+        self.counts.update(counts_of_trajectory(rows))
 
 
 def export_settled(
@@ -157,23 +157,3 @@ def _commit(dataset: Dataset, part: _Part, cursor: Cursor | None, summary: Summa
     summary.trajectories += len(part.trajectory_ids)
     summary.rows += table.num_rows
     summary.parts += 1
-
-
-def _counts(stored: StoredTrajectory, rows: list[Row]) -> dict[str, Any]:
-    rewards = stored.rewards
-    judged = [row for row in rows if row["outcome"] is not None]
-    return {
-        "trajectories": 1,
-        "rows": len(rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "trained_tokens": sum(int(row["loss_mask"].sum()) for row in rows),
-        "with_outcome": bool(judged),
-        "outcome_sum": float(judged[0]["outcome"]) if judged else 0.0,
-        "calls": sum(len(row["calls"]) for row in rows),
-        "groups": 0 if rewards is None else rewards.n_groups,
-        "reducing": 0 if rewards is None else rewards.n_reduced,
-        "unknown": 0 if rewards is None else rewards.n_groups - rewards.n_labelled,
-        "zero_calls": rewards is not None and rewards.n_groups == 0,
-        "truncated": any(row["truncated"] for row in rows),
-        "incomplete": any(not row["complete"] for row in rows),
-    }

@@ -13,8 +13,9 @@ import numpy as np
 
 from entrogate.errors import ExportError
 from entrogate.export.card import card_of
+from entrogate.export.counts import counts_of
 from entrogate.export.dataset import Dataset
-from entrogate.export.erasing import counts_of, kept_entries
+from entrogate.export.erasing import kept_entries
 from entrogate.export.judgements import (
     JUDGED_COLUMNS,
     Judgements,
