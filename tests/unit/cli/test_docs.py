@@ -62,6 +62,12 @@ def test_every_metric_that_is_written_about_exists() -> None:
     assert named - known == set()
 
 
+def test_the_readme_names_every_command() -> None:
+    _, _, table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE))))
+    assert set(COMMANDS) - words == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))

@@ -150,6 +150,19 @@ def test_the_map_names_every_package_and_no_other() -> None:
         assert written == packages | plain
 
 
+def test_what_the_map_names_is_there() -> None:
+    """Every path in it, from the top or from the package that it speaks of."""
+    text = (ROOT / "AGENTS.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./-]+/|[\w./-]+\.(?:py|md|toml|yml|txt))`", text))
+    places = [
+        ROOT,
+        APP,
+        *(APP / name for name in ("entrogate", "entrogate/store", "entrogate_lab")),
+    ]
+    assert len(named) > 30
+    assert {name for name in named if not any((place / name).exists() for place in places)} == set()
+
+
 def test_every_decision_is_listed_and_missing_numbers_are_explained() -> None:
     folder = ROOT / "docs" / "decisions"
     index = (folder / "index.md").read_text(encoding="utf-8")
