@@ -87,7 +87,9 @@ _PLACES = {
 @click.option("--insecure", is_flag=True, default=None, help="Listen to all without API keys.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate (PEM) for HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key.")
-@click.option("--tls-client-ca", type=click.Path(path_type=Path), help="Clients need one of its.")
+@click.option(
+    "--tls-client-ca", type=click.Path(path_type=Path), help="CA of clients' certificates."
+)
 @click.option("--allowed-host", "allowed_hosts", multiple=True, help="Name in the Host header.")
 @click.option("--cors-origin", "cors_origins", multiple=True, help="Site whose pages may ask.")
 @click.option("--max-concurrency", type=click.IntRange(1), help="Requests at a time; others: 503.")
