@@ -6,18 +6,27 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import orjson
 
 from entrogate.errors import EntrogateError, UpstreamProtocol
 from entrogate.turn.choice import Choice
-from entrogate.turn.events import is_compact, payload_of
+from entrogate.turn.events import is_compact, payload_of, said_failure
 from entrogate.turn.record import debug_object
 from entrogate.turn.state import Turn
 from entrogate.turn.stream import take_resumed
 from entrogate.types import Action
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.resume import chat_logprobs
-from entrogate.wire.chunks import BodyChoice, CompletionChoice, decode_body, decode_completion
+from entrogate.wire.chunks import (
+    Body,
+    BodyChoice,
+    CompletionChoice,
+    decode_body,
+    decode_completion,
+    is_foreign,
+)
+from entrogate.wire.dialects import uniform
 from entrogate.wire.strip import strip_body
 
 Json = dict[str, Any]
@@ -57,7 +66,7 @@ class BodyForm:
         raw = await response.read()
         try:
             raw.decode()  # fields that are skipped below are not checked there
-            body = decode_body(raw)
+            raw, body = _read_body(raw)
             if not is_compact(raw):
                 raw = orjson.dumps(orjson.loads(raw))
             elif b"\\u" in raw:
@@ -188,6 +197,28 @@ class BodyForm:
             added = None if source is None else chat_logprobs(source, wanted.top_logprobs)
             tokens = part["logprobs"]["content"][: choice.tokens.resumes_at or 0]
             part["logprobs"]["content"] = tokens + (added["content"] if added else [])
+
+
+def _read_body(raw: bytes) -> tuple[bytes, Body]:
+    """The body, and what we read of it; of another dialect, made as vLLM writes it.
+
+    Raises UpstreamProtocol or ValueError for what is no chat completion in any.
+    """
+    try:
+        body = decode_body(raw)
+        if not any(is_foreign(part.message, part.finish_reason) for part in body.choices):
+            return raw, body
+    except msgspec.DecodeError as error:
+        failed = said_failure(raw)
+        if failed is not None:
+            raise UpstreamProtocol(f"the model server failed: {failed}") from error
+        try:
+            raw = uniform(raw)
+        except UpstreamProtocol:
+            raise error from None
+    else:
+        raw = uniform(raw)
+    return raw, decode_body(raw)
 
 
 def _prepend(message: Json, earlier: Json) -> None:

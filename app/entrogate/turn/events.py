@@ -10,7 +10,8 @@ import orjson
 
 from entrogate.errors import UpstreamProtocol, no_chunk
 from entrogate.turn.choice import Choice
-from entrogate.wire.chunks import Chunk, decode_chunk
+from entrogate.wire.chunks import Chunk, ToolCallPart, decode_chunk, is_foreign
+from entrogate.wire.dialects import uniform
 from entrogate.wire.sse import json_event
 
 Json = dict[str, Any]
@@ -22,6 +23,53 @@ def read_chunk(data: bytes) -> Chunk:
         return decode_chunk(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise no_chunk(error) from None
+
+
+def read_uniform(data: bytes) -> tuple[bytes, Chunk]:
+    """An event's data, and what we read of it; of another dialect, made as vLLM writes it.
+
+    Raises UpstreamProtocol where it is no chunk in any.
+    """
+    try:
+        chunk = read_chunk(data)
+    except UpstreamProtocol:
+        data = uniform(data)
+        return data, read_chunk(data)
+    if any(is_foreign(choice.delta, choice.finish_reason) for choice in chunk.choices):
+        data = uniform(data)
+        chunk = read_chunk(data)
+    return data, chunk
+
+
+def renumbered(event: bytes, parts: list[ToolCallPart]) -> bytes:
+    """``event`` with the indexes that ``parts``, its pieces of calls, have been given."""
+    payload = payload_of(event[len(b"data:") :])
+    pieces = payload["choices"][0]["delta"]["tool_calls"]
+    numbered = [{**p, "index": part.index} for part, p in zip(parts, pieces, strict=True)]
+    payload["choices"][0]["delta"]["tool_calls"] = numbered
+    return json_event(payload)
+
+
+def said_error(payload: Json) -> object:
+    """What an event that is no chunk says of a failure, in a form of its own; None for nothing."""
+    if "choices" in payload:
+        return None
+    if isinstance(payload.get("message"), str):
+        return payload
+    said = payload.get("message") or payload.get("detail")
+    return {"message": str(said)} if said else None
+
+
+def said_failure(body: bytes) -> str | None:
+    """What a body that came in place of an answer says of a failure; None for nothing."""
+    try:
+        payload = payload_of(body)
+    except UpstreamProtocol:
+        return None
+    error: Any = payload.get("error") or said_error(payload)
+    if isinstance(error, dict):
+        error = cast("Json", error).get("message") or cast("Json", error)
+    return None if error is None else str(error)[:300]
 
 
 def payload_of(data: bytes) -> Json:

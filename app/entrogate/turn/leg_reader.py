@@ -20,7 +20,9 @@ from entrogate.turn.events import (
     is_compact,
     one_by_one,
     payload_of,
-    read_chunk,
+    read_uniform,
+    renumbered,
+    said_error,
     without_finish,
 )
 from entrogate.turn.state import Turn
@@ -48,6 +50,7 @@ class Lane:
     told: ToldCalls = field(default_factory=ToldCalls)
     held: list[bytes] = field(default_factory=list[bytes])
     finish: bytes = b""  # its last event, which waits for the decision and the commit
+    finished: bool = False  # its last event has come; some servers send two
     looked: bool = False  # at its first call, for an early cut
 
     def release(self) -> bytes:
@@ -81,6 +84,7 @@ class LegReader:
         self.turn = turn
         self.stamp = stamp
         self.ended = False
+        self.failed = False  # the server reported an error in the stream
         self.cut: Choice | None = None  # its call is suppressed: the rest need not be read
         self.fault: EntrogateError | None = None  # of the server: nothing after it is taken
         self.usage_event = b""
@@ -136,6 +140,12 @@ class LegReader:
         self.backlog_bytes = 0
         return b"".join(passed).split(b"\n\n")
 
+    @property
+    def may_end(self) -> bool:
+        """May the stream end here? Some servers say no ``[DONE]`` after the last finish reason."""
+        finished = sum(lane.finished for lane in self.lanes.values())
+        return self.ended or self.failed or finished >= max(self.turn.request.n, len(self.lanes))
+
     def take_all(self, events: list[bytes]) -> bytes:
         """What the client gets of ``events`` now, which a fault among them ends: it is kept."""
         out: list[bytes] = []
@@ -158,13 +168,15 @@ class LegReader:
         if data == b"[DONE]":
             self.ended = True
             return b""
-        if not event.startswith(b"data: {"):
-            event = json_event(payload_of(data))  # comments and other fields beside the data
-        chunk = read_chunk(data)
+        said, (data, chunk) = data, read_uniform(data)
         if chunk.error is not None:
-            return self._failed(event, chunk.error)
+            return self._failed(data, chunk)
+        if data is not said or not event.startswith(b"data: {"):
+            event = json_event(payload_of(data))  # comments and other fields beside the data
         if not is_compact(data):
             return self._take_uniform(data)
+        if chunk.usage is not None:
+            self.turn.leg.usage = chunk.usage  # many servers say it in the last event of a choice
         if not chunk.choices:
             self._take_usage(chunk, data)
             return b""
@@ -195,6 +207,9 @@ class LegReader:
     def _take_uniform(self, data: bytes) -> bytes:
         """An event of a server that writes JSON another way: written as vLLM does, then taken."""
         payload = payload_of(data)
+        error = said_error(payload)
+        if error is not None:
+            return self.take(json_event({"error": error}))
         if not isinstance(payload.get("choices"), list):
             payload["choices"] = []
         event = json_event(payload)
@@ -202,13 +217,19 @@ class LegReader:
             raise UpstreamProtocol("the upstream sent an event that is no chunk")
         return self.take(event)
 
-    def _failed(self, event: bytes, error: object) -> bytes:
+    def _failed(self, data: bytes, chunk: Chunk) -> bytes:
         """The server reports an error in its stream: as it is, or in the API's envelope."""
+        error, out = chunk.error, b""
+        if chunk.choices:  # what it says beside the error comes first
+            payload = payload_of(data)
+            del payload["error"]
+            out, data = self.take(json_event(payload)), orjson.dumps({"error": error})
+        self.failed = True
         self.turn.leg.error = "the upstream reported an error in its stream"
         if isinstance(error, dict):
-            return event
+            return out + b"data: " + data + b"\n\n"
         said = error if isinstance(error, str) else orjson.dumps(error).decode()
-        return error_event(UpstreamProtocol(f"the model server failed: {said[:300]}"))
+        return out + error_event(UpstreamProtocol(f"the model server failed: {said[:300]}"))
 
     def _take_usage(self, chunk: Chunk, data: bytes) -> None:
         if chunk.usage is None:
@@ -257,11 +278,20 @@ class LegReader:
             self.turn.guard.report("reading", error)
 
     def _pass_on(self, choice: Choice, part: ChunkChoice, out: bytes, *, empty: bool) -> bytes:
-        lane, finish = self.lane(choice), part.finish_reason
+        lane = self.lane(choice)
+        before = self._reopen(lane) if lane.finish else b""
+        return before + self._pass_on_in(lane, choice, part, out, empty=empty)
+
+    def _pass_on_in(
+        self, lane: Lane, choice: Choice, part: ChunkChoice, out: bytes, *, empty: bool
+    ) -> bytes:
+        finish = part.finish_reason
         if self.stamp is not None:
             out = self.stamp.on(_data(out))
         if part.delta.tool_calls:
             self._passing = False  # what follows may have to wait
+            if choice.calls.is_renumbered:
+                out = renumbered(out, part.delta.tool_calls)
             out = lane.told.tell(out, _data(out), choice)
             if finish is not None and lane.way is not Way.FREE:
                 said, ended = without_finish(payload_of(_data(out)))
@@ -288,11 +318,19 @@ class LegReader:
         lane.looked = True
         return b""
 
+    def _reopen(self, lane: Lane) -> bytes:
+        """The choice goes on after its last event: what that said is told now, in its order."""
+        said, ended = without_finish(payload_of(_data(lane.finish)))
+        lane.finish = json_event(ended)
+        spoke = self._wanted.metadata or said["choices"][0]["delta"]
+        return json_event(said) if spoke else b""
+
     def _finish(self, choice: Choice, lane: Lane, finish: str, out: bytes) -> bytes:
         """The last event of a choice waits for the decision and the commit."""
         choice.finish_reason = finish
         out = self.with_fingerprint(out)
-        self._finished += 1
+        self._finished += not lane.finished
+        lane.finished = True
         if self._finished >= self.turn.request.n or lane.held:
             lane.finish = out
             return b""
@@ -310,7 +348,7 @@ class LegReader:
         data = event_data(event) if event else None
         if data is None:
             return
-        for part in read_chunk(data).choices:
+        for part in read_uniform(data)[1].choices:
             choice = self.turn.choice(part.index)
             self._observe(choice, part, data, empty=part.delta.empty)
 

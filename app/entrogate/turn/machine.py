@@ -19,6 +19,7 @@ from typing import Any
 
 from entrogate.errors import EntrogateError, UpstreamError, UpstreamProtocol
 from entrogate.turn.choice import Choice
+from entrogate.turn.events import said_failure
 from entrogate.turn.form import Form
 from entrogate.turn.session import Session
 from entrogate.turn.state import Leg
@@ -28,6 +29,9 @@ from entrogate.upstream.captures import ChoiceCapture
 from entrogate.wire.history import call_key
 
 _log = logging.getLogger("entrogate.turn")
+
+
+_NO_STREAM = ("application/json", "text/html")
 
 
 class Machine:
@@ -47,6 +51,8 @@ class Machine:
         try:
             response = await self.session.ask_chat()
             if response.status == 200:
+                if self.turn.request.stream and response.content_type in _NO_STREAM:
+                    await _check_stream(response)
                 self._response = response
                 return None
             if response.status >= 500:
@@ -231,3 +237,18 @@ class Machine:
                 if earlier.get("role") == "assistant" and earlier.get(name):
                     message[name] = reasoning
                     return
+
+
+async def _check_stream(response: UpstreamAnswer) -> None:
+    """Raises UpstreamProtocol where something else came with status 200, a failure most often.
+
+    Some servers name the wrong type and send events all the same.
+    """
+    if (await response.peek()).lstrip()[:1] not in (b"{", b"[", b"<"):
+        return
+    body = await response.read_text()
+    said = said_failure(body) or body[:300].decode(errors="replace").strip()
+    raise UpstreamProtocol(
+        f"the model server answered with {response.content_type} where a stream was asked for:"
+        f" {said}"
+    )

@@ -77,7 +77,13 @@ class StreamForm:
             if reader.ended:
                 break
         if not reader.ended:
-            raise UpstreamUnavailable("the model server broke off its stream")
+            out = reader.take_all(splitter.finish())
+            if out:
+                yield out
+            if reader.fault is not None:
+                raise reader.fault
+            if not reader.may_end:
+                raise UpstreamUnavailable("the model server broke off its stream")
         await _drain(response)
         await reader.catch_up_in_slices()
         self._usage_event = reader.usage_event

@@ -27,7 +27,16 @@ class UpstreamAnswer:
     UpstreamProtocol when the body is malformed or longer than ``limit_bytes`` (decompressed).
     """
 
-    __slots__ = ("_classify", "_decoder", "_limit_bytes", "_response", "_taken", "_where", "status")
+    __slots__ = (
+        "_ahead",
+        "_classify",
+        "_decoder",
+        "_limit_bytes",
+        "_response",
+        "_taken",
+        "_where",
+        "status",
+    )
 
     def __init__(
         self,
@@ -43,6 +52,7 @@ class UpstreamAnswer:
         self._where = where
         self._classify = classify
         self._taken = 0
+        self._ahead = b""
         self._decoder = self._find_decoder()
 
     @property
@@ -60,6 +70,11 @@ class UpstreamAnswer:
         parts = [part async for part in self]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    async def peek(self) -> bytes:
+        """The first bytes of the body, which reading it still gives."""
+        self._ahead = await anext(self, b"")
+        return self._ahead
+
     async def read_text(self, most_bytes: int = _MOST_TEXT) -> bytes:
         """The beginning of a body that only explains a failure; the rest is not waited for."""
         parts: list[bytes] = []
@@ -75,6 +90,9 @@ class UpstreamAnswer:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._ahead:
+            data, self._ahead = self._ahead, b""
+            return data
         while True:
             data = b"" if self._decoder is None else self._decoder.more()
             if not data:

@@ -20,12 +20,14 @@ from entrogate.errors import UpstreamProtocol, no_chunk
 from entrogate.wire.body import to_json
 from entrogate.wire.calls import AccumulatedCall, CallAccumulator
 from entrogate.wire.chunks import Message, ToolCallPart
+from entrogate.wire.dialects import uniform
 from entrogate.wire.logprobs import TextTokens
 from entrogate.wire.said import (
     Json,
     SaidChunk,
     SaidToken,
     SaidUsage,
+    WholeAnswer,
     decode_said,
     decode_whole,
     tokens_of,
@@ -95,7 +97,7 @@ class DoorAnswer(ABC):
         if data == b"[DONE]":
             return self._end()
         try:
-            return self._feed(decode_said(data))
+            return self._feed(_read_said(data))
         except _UNREADABLE as error:
             raise no_chunk(error) from None
 
@@ -107,7 +109,7 @@ class DoorAnswer(ABC):
     def fold(self, raw: bytes) -> bytes:
         """The body for the body of a chat completion."""
         try:
-            whole = decode_whole(raw)
+            whole = _read_whole(raw)
             self._begin(whole.id, whole.created, whole.model)
             if not whole.choices:
                 raise UpstreamProtocol("the upstream's answer has no choices")
@@ -291,6 +293,21 @@ class DoorAnswer(ABC):
     @abstractmethod
     def body(self) -> Json:
         """The answer so far as one object. Raises UpstreamProtocol where there is none."""
+
+
+def _read_said(data: bytes) -> SaidChunk:
+    """A chunk, some of whose fields chat passes on as they are and no door can read."""
+    try:
+        return decode_said(data)
+    except msgspec.ValidationError:
+        return decode_said(uniform(data))
+
+
+def _read_whole(raw: bytes) -> WholeAnswer:
+    try:
+        return decode_whole(raw)
+    except msgspec.ValidationError:
+        return decode_whole(uniform(raw))
 
 
 def chat_id(answer_id: str) -> str:

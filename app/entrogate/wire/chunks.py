@@ -42,11 +42,16 @@ class FunctionPart(msgspec.Struct, gc=False):
 
 
 class ToolCallPart(msgspec.Struct):
-    """A whole tool call of a body, or a piece of one in a stream."""
+    """A whole tool call of a body, or a piece of one in a stream.
 
-    index: Index = 0
+    ``index`` is -1 where it has none.
+    """
+
+    index: Index = -1
     id: str | None = None
     function: FunctionPart | None = None
+    name: object = None  # where some servers write it, and the next
+    arguments: object = None
 
 
 class Message(msgspec.Struct):
@@ -74,6 +79,17 @@ class Message(msgspec.Struct):
             or self.tool_calls
             or self.refusal
         )
+
+
+def is_foreign(message: Message, finish_reason: str | None) -> bool:
+    """Is a choice one that can be read, and yet not what it says? See `wire.dialects`.
+
+    An empty finish reason ends nothing; a call may be written without its function around it.
+    """
+    return finish_reason == "" or any(
+        call.function is None and not (call.name is None and call.arguments is None)
+        for call in message.tool_calls or ()
+    )
 
 
 class Usage(msgspec.Struct, gc=False):

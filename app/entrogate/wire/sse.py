@@ -59,6 +59,12 @@ class EventSplitter:
             return [data]  # one whole event: what a server sends while it decodes
         return self._split(data)
 
+    def finish(self) -> list[bytes]:
+        """The last event, where the stream ended after its line and without a blank one."""
+        rest = self.rest.rstrip(b"\r")
+        self._keep(b"")
+        return [rest.rstrip(b"\n") + b"\n\n"] if rest.endswith(b"\n") else []
+
     def _split(self, buffer: bytes) -> list[bytes]:
         held = b""
         if b"\r" in buffer:
