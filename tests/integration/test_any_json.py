@@ -131,3 +131,30 @@ async def test_big_integers_arrive_as_they_were_sent(
     sent = upstream.stats.as_dict()["bodies"][-1]
     assert sent["tools"] == [tool]
     assert sent.get("seed") == extra.get("seed")
+
+
+@pytest.mark.both_stores
+async def test_what_was_recorded_of_big_integers_can_be_read(gateway: Running) -> None:
+    """Only in fields that the gateway keeps as they are; JSON has no largest integer."""
+    big = 2**70
+    message = {"role": "user", "content": ask(SAY)["messages"][0]["content"], "x": big}
+    sent = ask(SAY) | {"messages": [message], "seed": big}
+    response = await gateway.chat(sent)
+    found = await gateway.trajectory(response)
+    (turn,) = found["turns"]
+    assert turn["messages"][0]["x"] == big
+    assert turn["params"]["seed"] == big
+    for page in ("trajectories", f"trajectories/{found['id']}"):
+        assert (await gateway.client.get(f"/ui/{page}")).status_code == 200
+
+
+@pytest.mark.parametrize("door", ["/v1/feedback", "/admin/weights"])
+async def test_halves_of_surrogate_pairs_are_refused(gateway: Running, door: str) -> None:
+    fields = {"/v1/feedback": "comment", "/admin/weights": "name"}
+    target = {"/v1/feedback": {"trajectory_id": "t", "score": 1}, "/admin/weights": {"folder": "f"}}
+    for text in ("\ud800", "a\udfffb"):
+        raw = json.dumps({**target[door], fields[door]: text}).encode()
+        headers = {"content-type": "application/json"}
+        answer = await gateway.client.post(door, content=raw, headers=headers)
+        assert answer.status_code in (400, 422), answer.text
+        assert "surrogate" in answer.json()["error"]["message"]

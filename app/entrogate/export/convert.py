@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
@@ -20,6 +19,7 @@ from entrogate.export.formats import FORMATS
 from entrogate.export.schema import SCHEMA_VERSION
 from entrogate.export.tables import Row, iter_rows
 from entrogate.export.targets import open_new, sync
+from entrogate.wire.body import to_json
 
 
 @dataclass(slots=True)
@@ -68,4 +68,4 @@ def _write_lines(out: Any, batches: Iterator[list[Row]]) -> None:
     """JSON has no NaN: it becomes null."""
     for rows in batches:
         for row in rows:
-            out.write(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            out.write(to_json(row) + b"\n")

@@ -6,11 +6,12 @@ from ipaddress import ip_address
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from entrogate.errors import RequestError
 from entrogate.serve.access import caller_of
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.json_body import JsonBody
 from entrogate.serve.weights_publisher import WeightsPublisher
 from entrogate.store.admin.audit import Act, Deed
 from entrogate.types import BASE_WEIGHTS, PublishedWeights, WeightsState
@@ -39,20 +40,16 @@ def from_this_machine(request: Request) -> None:
 admin_routes = APIRouter(prefix="/admin", dependencies=[Depends(from_this_machine)])
 
 
-class PublishBody(BaseModel):
+class PublishBody(JsonBody):
     """A LoRA folder, as the gateway and vLLM both see it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     folder: str
     share: Annotated[float | None, Field(ge=0, le=1)] = None
     name: Annotated[str | None, Field(min_length=1, max_length=200)] = None
 
 
-class ShareBody(BaseModel):
+class ShareBody(JsonBody):
     """A share of new trajectories; 1 promotes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     share: Annotated[float, Field(ge=0, le=1)]
 

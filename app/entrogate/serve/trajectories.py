@@ -6,27 +6,26 @@ import asyncio
 from dataclasses import fields
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from entrogate.access import qualified
 from entrogate.errors import RequestError
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.json_body import JsonBody
 from entrogate.store import TrajectoryFilter
 from entrogate.store.read.rows import Trajectory
 from entrogate.types import Action, Mode
 from entrogate.wire.answer import chat_id
+from entrogate.wire.body import to_json
 
 router = APIRouter(prefix="/v1")
 
 
-class FeedbackBody(BaseModel):
+class FeedbackBody(JsonBody):
     """An outcome: names one target, and says a score or an answer with its gold."""
-
-    model_config = ConfigDict(extra="forbid")
 
     trajectory_id: str | None = None
     response_id: str | None = None
@@ -96,7 +95,7 @@ async def trajectories(
     except ValueError as error:
         raise RequestError(str(error)) from None
     listed = {"object": "list", "data": page.items, "next_cursor": page.next_cursor}
-    return Response(await asyncio.to_thread(orjson.dumps, listed), media_type="application/json")
+    return Response(await asyncio.to_thread(to_json, listed), media_type="application/json")
 
 
 @router.get("/trajectories/{trajectory_id}", response_model=dict[str, Any])
@@ -112,9 +111,9 @@ async def trajectory(trajectory_id: str, request: Request, tokens: bool = False)
 
 def _written(found: Trajectory) -> bytes:
     """A trajectory as JSON, turn by turn: a long one must not keep the others waiting."""
-    turns = b",".join(orjson.dumps(turn) for turn in found.turns)
+    turns = b",".join(to_json(turn) for turn in found.turns)
     names = (field.name for field in fields(found) if field.name != "turns")
-    rest = orjson.dumps({name: getattr(found, name) for name in names})
+    rest = to_json({name: getattr(found, name) for name in names})
     return rest[:-1] + b',"turns":[' + turns + b"]}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -129,7 +130,7 @@ async def policy(request: Request) -> Response:
     """What another policy would have decided of the latest calls."""
     if request.method == "GET":
         shown = _gateway(request).policy.model_dump(mode="json", exclude_unset=True)
-        text = orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode()
+        text = json.dumps(shown, indent=2, ensure_ascii=False)
         return _html("policy.html", request, text=text, problem=None, report=None, cut=False)
     text = (await _form(request)).get("policy", "")
     gateway = _gateway(request)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from entrogate.store.read.rows import Bounds
+from entrogate.wire.body import to_json
 
 HEADERS = {
     "content-security-policy": (
@@ -62,7 +62,7 @@ def _said(content: object) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        return orjson.dumps(content).decode()
+        return to_json(content).decode()
     parts: list[str] = []
     for part in content:  # pyright: ignore[reportUnknownVariableType]
         if isinstance(part, dict) and part.get("type") == "text":  # pyright: ignore

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -54,9 +55,9 @@ def parse_json_object(raw: bytes) -> dict[str, Any]:
 
 
 def to_json(value: object) -> bytes:
-    """``value`` as JSON: what orjson writes, and integers of any size too."""
+    """``value`` as JSON: what orjson writes, NumPy's arrays, and integers of any size too."""
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
         return _EXACT.encode(value)
 
@@ -82,14 +83,15 @@ def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
         raise _too_deep()
 
 
-def _fragment(value: object) -> msgspec.Raw:
-    if isinstance(value, orjson.Fragment):
-        return msgspec.Raw(orjson.dumps(value))
+def _by_orjson(value: object) -> msgspec.Raw:
+    """What msgspec does not know: fragments and NumPy's arrays."""
+    with suppress(TypeError):
+        return msgspec.Raw(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 _CONTAINERS = frozenset({dict, list})
-_EXACT = msgspec.json.Encoder(enc_hook=_fragment)
+_EXACT = msgspec.json.Encoder(enc_hook=_by_orjson)
 
 
 def _utf8(raw: bytes) -> bytes:
