@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Start
-from tests.integration.harness import CHAT, Running, error_of
+from tests.integration.harness import CHAT, Running, error_of, eventually
 from tests.integration.raw_upstream import CHAT_BODY, RawUpstream, http, json_answer, raw_upstream
 
 COMPLETIONS = "/v1/completions"
@@ -293,3 +293,58 @@ async def test_more_choices_than_were_asked_for_in_a_stream(start: Start) -> Non
     told = response.text.split("\n\n")
     assert "more choices" in json.loads(told[8].removeprefix("data: "))["error"]["message"]
     assert told[9] == "data: [DONE]"
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("n", [1, 4])
+async def test_an_answer_that_nobody_asked_for_is_nobodys(start: Start, late: bool, n: int) -> None:
+    """It stays on a connection of the pool, where the next request, of another client, comes."""
+    spoken = 0
+
+    def answer(text: str) -> bytes:
+        message = {"role": "assistant", "content": text}
+        return json_answer(
+            CHAT_BODY | {"choices": [CHAT_BODY["choices"][0] | {"message": message}]}
+        )
+
+    async def two(writer: asyncio.StreamWriter) -> None:
+        nonlocal spoken
+        writer.write(answer("Hello.") + (b"" if late else answer("Stale.")))
+        if late:
+            asyncio.get_running_loop().call_later(0.1, writer.write, answer("Stale."))
+            asyncio.get_running_loop().call_later(0.2, count)
+
+    def count() -> None:
+        nonlocal spoken
+        spoken += 1
+
+    async with raw_upstream({CHAT: two, COMPLETIONS: REFUSED}, keep=True) as upstream:
+        gateway = await start(upstream.url)
+        for _ in range(3):
+            before = spoken
+            got = await asyncio.gather(*(gateway.chat(ASK) for _ in range(n)))
+            said = [r.json()["choices"][0]["message"]["content"] for r in got]
+            assert said == ["Hello."] * n
+            if late:
+                await eventually(lambda before=before: spoken >= before + n)
+
+
+@pytest.mark.parametrize("route", [CHAT, "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("after", ["7", "Wed, 21 Oct 2026 07:28:00 GMT", None, "x" * 99])
+async def test_when_to_ask_again_is_told(start: Start, route: str, after: str | None) -> None:
+    head = [] if after is None else [f"retry-after: {after}"]
+    error = {"error": {"message": "slow down", "type": "rate_limit", "code": 429}}
+    async with raw_upstream({CHAT: http(PLAIN), COMPLETIONS: REFUSED}) as upstream:
+        gateway = await start(upstream.url)
+        await gateway.chat(ASK)
+        upstream.answers[CHAT] = json_answer(error, *head, status="429 Too Many Requests")
+        for stream in (False, True):
+            asked = {**ASK, "stream": stream, "max_tokens": 9, "input": "Hi"}
+            asked.pop("messages" if "responses" in route else "input")
+            asked.pop("max_tokens")
+            if "messages" in route:
+                asked["max_tokens"] = 9
+            response = await gateway.client.post(route, json=asked)
+            assert response.status_code == 429, response.text
+            told = response.headers.get("retry-after")
+            assert told == (after if after is not None and len(after) < 64 else None)

@@ -207,7 +207,9 @@ class _TurnResponse:
     async def _refuse(self, send: Send, status: int, body: bytes) -> int:
         """Say in the door's envelope what the model server said."""
         status, body = self._door.error(status, body)
-        await send_body(send, status, body, self._headers)
+        after = self._turn.retry_after
+        headers = {"retry-after": after} if 0 < len(after) < 64 and after.isprintable() else {}
+        await send_body(send, status, body, {**self._headers, **headers})
         return status
 
     def _weights(self) -> dict[str, str]:

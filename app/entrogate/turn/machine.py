@@ -57,7 +57,8 @@ class Machine:
                 return None
             if response.status >= 500:
                 self.session.parts.metrics.record_upstream_error("UpstreamStatus")
-            return response.status, await response.read()
+            self.turn.retry_after = response.headers.get("retry-after", "")
+            return response.status, await response.read_text()
         except UpstreamError as error:
             self.session.parts.metrics.record_upstream_error(type(error).__name__)
             raise

@@ -8,7 +8,7 @@ import re
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
@@ -38,6 +38,23 @@ def shown_url(url: str) -> str:
     return _USERINFO.sub(r"\1", url)
 
 
+class _Unasked(aiohttp.ServerDisconnectedError):
+    """A connection of the pool has said something since its last answer."""
+
+
+class _Request(aiohttp.ClientRequest):
+    """Goes out only on a connection that is silent.
+
+    What a server says there unasked (a second answer, a 408 before it closes) would be taken for
+    the answer to this request, although it may be meant for another client.
+    """
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        if conn.protocol is None or conn.protocol.should_close:
+            raise _Unasked("the connection is no longer clean")  # it is closed by our caller
+        return await super().send(conn)
+
+
 class UpstreamClient:
     """Posts bodies to vLLM and hands back its answers as they come.
 
@@ -65,6 +82,7 @@ class UpstreamClient:
             ),
             auto_decompress=False,  # unbounded in aiohttp: `answer` does it
             cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=_Request,
             read_bufsize=2**20,
         )
         return self
@@ -131,11 +149,18 @@ class UpstreamClient:
         session, url = self._session, self.base_url + path
         sent = {**self.headers(), **headers} if headers is not None else self.headers()
 
-        def again() -> Awaitable[aiohttp.ClientResponse]:
+        def ask() -> Awaitable[aiohttp.ClientResponse]:
             # A large body as a file: it is written in pieces, with the loop free between them.
             large = body is not None and len(body) > _LARGE_BODY_BYTES
             data = io.BytesIO(body or b"") if large else body
             return session.request(method, url, data=data, headers=sent, allow_redirects=False)
+
+        async def again() -> aiohttp.ClientResponse:
+            while True:  # each time, the pool has one connection less
+                try:
+                    return await ask()
+                except _Unasked:
+                    _log.warning("upstream.unasked path=%s", path)
 
         try:
             return await again()
