@@ -160,6 +160,10 @@ class CompletionChoice(msgspec.Struct):
     stop_reason: int | str | None = None
     token_ids: list[TokenId] | None = None
 
+    def __post_init__(self) -> None:
+        """An empty finish reason ends nothing, though some servers say it in each event."""
+        self.finish_reason = self.finish_reason or None
+
 
 class Completion(msgspec.Struct):
     """A text completion, or one event of a streamed one."""
