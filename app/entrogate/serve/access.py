@@ -102,7 +102,7 @@ class Caller:
     is_admin: bool = False
     is_stranger: bool = False  # without a key although there are some
     key_id: str | None = None
-    scopes: frozenset[Scope] = frozenset(Scope)
+    scopes: frozenset[Scope] = frozenset()
 
     @property
     def actor(self) -> str:
@@ -114,13 +114,13 @@ class Caller:
         return self.is_admin or scope in self.scopes
 
 
-_ANYONE = Caller()
+_ANYONE = Caller(scopes=frozenset(Scope))  # while there are no keys
 _STRANGER = Caller(is_stranger=True)
 
 
 def caller_of(request: Request) -> Caller:
     """On whose behalf a request is made."""
-    return request.scope.get(_CALLER, _ANYONE)
+    return request.scope.get(_CALLER, _STRANGER)
 
 
 def check_routes(routes: Iterable[BaseRoute]) -> None:

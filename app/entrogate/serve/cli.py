@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import Callable, Generator, Iterable
@@ -24,6 +25,7 @@ from pydantic_settings import SettingsError
 from entrogate.errors import ConfigError
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.listening import listening
 from entrogate.serve.protocol import http_protocol
 from entrogate.serve.sites import is_loopback
 from entrogate.settings import ServeSettings, Settings
@@ -188,9 +190,26 @@ def _check_upstream(settings: Settings) -> None:
         )
     if url is not None and url.rstrip("/").endswith("/v1"):
         raise ConfigError(f"--upstream is {shown_url(url)!r}; want it without /v1")
+    ignored = settings.managed.model_fields_set - {"model"}
+    if url is not None and ignored:
+        named = ", ".join(sorted(map(_managed_option, ignored)))
+        raise ConfigError(f"{named}: for a vLLM that --model starts, not with --upstream")
+
+
+def _managed_option(name: str) -> str:
+    """How a setting of the managed vLLM is given."""
+    for option, place in _PLACES.items():
+        if place == ("managed", name):
+            return "--vllm-arg" if option == "vllm_args" else "--" + option.replace("_", "-")
+    return f"{_PREFIX}MANAGED__{name.upper()}"
 
 
 async def _serve(settings: Settings) -> None:
+    with listening(settings.serve.host, settings.serve.port) as sockets:
+        await _serve_on(sockets, settings)
+
+
+async def _serve_on(sockets: list[socket.socket], settings: Settings) -> None:
     managed = None
     if settings.managed.model is not None:
         managed = ManagedVllm(settings.managed, traces_url=settings.tracing.traces_url)
@@ -225,12 +244,12 @@ async def _serve(settings: Settings) -> None:
             await _start(managed)
         _say(settings)
         with _exits(server):
-            await server.serve()
+            await server.serve(sockets=sockets)
     finally:
         if managed is not None:
             await managed.stop()
     if not server.started:
-        raise ConfigError(f"cannot listen on {settings.serve.host}:{settings.serve.port}")
+        raise ConfigError("the server did not start: the lines above say why")
     if server.interrupted:
         raise KeyboardInterrupt
 

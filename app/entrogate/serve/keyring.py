@@ -111,9 +111,12 @@ class Keyring:
             for id_, at in self._used_at.items()
             if at > stored.get(id_, at) + _USE_GRAIN_SECONDS
         }
-        self._used_at.clear()
+        noted = dict(self._used_at)
         if news:
-            await self.store.note_key_uses(news)
+            await self.store.note_key_uses(news)  # where it fails, the next round tries again
+        for id_, at in noted.items():
+            if self._used_at.get(id_) == at:
+                del self._used_at[id_]
 
     async def _watch(self) -> None:
         while True:

@@ -46,9 +46,7 @@ class Database:
             if alone:
                 self._claim = sqlite.claim(self.url)
             if migrating:
-                sqlite.create(self.url)
-                for warning in sqlite.warnings(self.url):
-                    _log.warning("store.open_to_others %s", warning)
+                self._create()
             self.writer = sqlite.writing_engine(self.url, settings)
             self.glances = self.reader = sqlite.reading_engine(self.url, settings)
         try:
@@ -57,6 +55,16 @@ class Database:
         except StoreError:
             self.close()
             raise
+
+    def _create(self) -> None:
+        try:
+            sqlite.create(self.url)
+        except StoreError:
+            if self._claim is not None:
+                self._claim.close()
+            raise
+        for warning in sqlite.warnings(self.url):
+            _log.warning("store.open_to_others %s", warning)
 
     def _prepare(self, *, migrating: bool) -> None:
         with (self.writer if migrating else self.reader).begin() as connection:

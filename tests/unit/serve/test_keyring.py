@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from entrogate.access import Key, Scope, digest_of, new_secret
-from entrogate.errors import UnknownRecord
+from entrogate.errors import StoreError, UnknownRecord
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.settings import AccessSettings, StoreSettings
 from entrogate.store import Store
@@ -185,6 +185,26 @@ async def test_the_last_use_is_kept(keyring: Keyring, database: Database) -> Non
         await keyring.store.note_key_uses({KEY.id: first - 5.0})
         assert last_use() == first  # another gateway's earlier use
         await keyring.store.note_key_uses({"key_none": first})
+
+
+async def test_a_use_that_cannot_be_stored_is_stored_later(
+    keyring: Keyring, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(database, KEY)
+    failed: list[bool] = []
+    real = keyring.store.note_key_uses
+
+    async def fails_once(news: Mapping[str, float]) -> None:
+        if not failed:
+            failed.append(True)
+            raise StoreError("away")
+        await real(news)
+
+    monkeypatch.setattr(keyring.store, "note_key_uses", fails_once)
+    async with keyring.running():
+        keyring.find(SECRET)
+        await until(lambda: database.read(read_keys)[0].last_used_at is not None)
+    assert failed
 
 
 def test_an_unknown_key_is_not_revoked(database: Database) -> None:

@@ -29,6 +29,7 @@ def test_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("ENTROGATE_SERVE__PORT", "0")
     monkeypatch.setenv(variable, value)
     monkeypatch.setenv("ENTROGATE_STORE__URL", "sqlite:////dev/null/none.db")
     assert cli.run(SERVE) == 1

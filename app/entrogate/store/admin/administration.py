@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
@@ -149,15 +149,17 @@ def erase_now(database: Database, chosen: ToErase, *, actor: str) -> Erased:
 def truncate_log(file: str) -> bool:
     """Empty SQLite's write-ahead log, which holds pages as they were; whether that was possible.
 
-    A transaction that reads for seconds is in the way; the log is then emptied after it.
+    A transaction that reads for seconds is in the way; the log is then emptied after it. Never
+    raises: what it comes after is done.
     """
     deadline = time.monotonic() + _TRUNCATE_SECONDS
-    with translated(f"cannot use {file}"), closing(sqlite3.connect(file)) as connection:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as connection:
         while True:
             (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if not busy:
                 return True
             if time.monotonic() >= deadline:
-                _log.warning("erase.log_in_use %s-wal keeps erased pages until it is reused", file)
-                return False
+                break
             time.sleep(0.05)
+    _log.warning("erase.log_in_use %s-wal keeps erased pages until it is reused", file)
+    return False
