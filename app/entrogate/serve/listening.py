@@ -25,7 +25,8 @@ def listening(host: str, port: int) -> Generator[list[socket.socket]]:
             addresses = dict.fromkeys((each[0], each[4]) for each in found)
             bound = [held.enter_context(_bound(*each)) for each in addresses]
         except OSError as error:
-            why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+            number = error.errno or 0  # negative: of the resolver
+            why = os.strerror(number) if number > 0 else error.strerror
             raise ConfigError(
                 f"cannot listen on {host}:{port}: {why}; --host and --port choose another address"
             ) from None

@@ -27,7 +27,7 @@ def _addresses(host: str, port: int) -> list[tuple[str, int]]:
 
 
 def test_a_name_that_is_none() -> None:
-    with pytest.raises(ConfigError, match="cannot listen on nowhere.invalid:1: "):
+    with pytest.raises(ConfigError, match=r"cannot listen on nowhere\.invalid:1: "):
         _addresses("nowhere.invalid", 1)
 
 
