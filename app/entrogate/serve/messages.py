@@ -13,7 +13,7 @@ from entrogate.serve.access import caller_of
 from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import MESSAGES_ROUTE, Door, envelope_of
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.offloaded import worked_out
+from entrogate.turn.offloaded import worked_out
 from entrogate.wire.messages.answer import MessagesAnswer
 from entrogate.wire.messages.request import parse_count, parse_messages
 

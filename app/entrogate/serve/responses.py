@@ -16,9 +16,9 @@ from entrogate.serve.access import caller_of
 from entrogate.serve.chat import serve_turn
 from entrogate.serve.door import RESPONSES_ROUTE, Door
 from entrogate.serve.gateway import Gateway
-from entrogate.serve.offloaded import worked_out
 from entrogate.store.admin.erasure import ToErase
 from entrogate.store.read.conversation import Conversation
+from entrogate.turn.offloaded import worked_out
 from entrogate.wire.answer import chat_id
 from entrogate.wire.body import parse_json_object, to_json
 from entrogate.wire.opt_out import allows_recording, is_recorded

@@ -14,6 +14,7 @@ from typing import Protocol
 from entrogate.access import belongs, qualified, unqualified
 from entrogate.errors import RequestError, StoreError
 from entrogate.turn.ids import mint
+from entrogate.turn.offloaded import LARGE_BODY_BYTES, LARGE_HISTORY_MESSAGES, worked_out
 from entrogate.types import ToolResult, TurnHead
 from entrogate.wire.history import CallHistory, fingerprint, is_minted, last_assistant
 from entrogate.wire.request import ChatRequest
@@ -117,7 +118,11 @@ async def _parent_by_history(
     last = last_assistant(request.messages)
     if last is None:
         return None
-    said = fingerprint(request.messages[: last + 1], tenant)
+    said = await worked_out(
+        lambda messages: fingerprint(messages, tenant),
+        request.messages[: last + 1],
+        large=LARGE_HISTORY_MESSAGES if request.size_bytes < LARGE_BODY_BYTES else 0,
+    )
     if not earlier or earlier.calls[-1].turn != last:
         head = await heads.head_of_fingerprint(said)
         if head is not None:

@@ -39,6 +39,7 @@ class ChatRequest:
     has_tools: bool
     wanted: Wanted
     metadata: dict[str, str] | None
+    size_bytes: int = 0  # of the body as it came, where that is known
     recorded: bool = True  # False where the body forbids it
     request_id: str | None = None  # a name for logs and traces that stood in the body
     door: dict[str, Any] = field(default_factory=dict[str, Any])  # what another API said beside it
@@ -110,7 +111,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
             " with every choice",
             param="n",
         )
-    return request
+    return replace(request, size_bytes=len(raw))
 
 
 def chat_request(body: dict[str, Any]) -> ChatRequest:
