@@ -98,7 +98,7 @@ class Caller:
     """
 
     tenant: str = ""
-    sees: str | None = None
+    sees: str | None = ""
     is_admin: bool = False
     is_stranger: bool = False  # without a key although there are some
     key_id: str | None = None
@@ -114,7 +114,7 @@ class Caller:
         return self.is_admin or scope in self.scopes
 
 
-_ANYONE = Caller(scopes=frozenset(Scope))  # while there are no keys
+_ANYONE = Caller(sees=None, scopes=frozenset(Scope))  # while there are no keys
 _STRANGER = Caller(is_stranger=True)
 
 

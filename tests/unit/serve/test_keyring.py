@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 
 from entrogate.access import Key, Scope, digest_of, new_secret
 from entrogate.errors import StoreError, UnknownRecord
+from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.settings import AccessSettings, StoreSettings
 from entrogate.store import Store
@@ -212,3 +214,9 @@ def test_an_unknown_key_is_not_revoked(database: Database) -> None:
 
     with database.writer.begin() as connection, pytest.raises(UnknownRecord):
         revoke_key(connection, "key_none", 1.0)
+
+
+def test_a_caller_that_nobody_identified_may_do_and_see_nothing_of_others() -> None:
+    for caller in (Caller(), caller_of(Request({"type": "http"}))):
+        assert not any(caller.may(scope) for scope in Scope)
+        assert caller.sees is not None  # None means every tenant
