@@ -177,3 +177,16 @@ async def test_an_audit_before_any_number(gateway: Running, before: int) -> None
     page = await gateway.client.get("/v1/audit", params={"before": before})
     assert page.status_code == 200, page.text
     assert bool(page.json()["data"]) is (before > 0)
+
+
+@pytest.mark.parametrize("field", ["since", "until"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+async def test_a_time_of_the_audit_is_a_number(gateway: Running, field: str, value: str) -> None:
+    refused = await gateway.client.get("/v1/audit", params={field: value})
+    assert error_of(refused, 400)["param"] == field
+
+
+@pytest.mark.parametrize("tokens", [["1"], [None], [1.5], [True], [[1]], {}])
+async def test_detokenize_takes_numbers(gateway: Running, tokens: Any) -> None:
+    answer = await gateway.client.post("/detokenize", json={"model": "scripted", "tokens": tokens})
+    assert answer.status_code == 400, answer.text

@@ -15,6 +15,7 @@ from entrogate.store.admin.audit import AuditFilter
 from entrogate.store.admin.erasure import ToErase
 
 router = APIRouter(prefix="/v1")
+_Moment = Annotated[float | None, Query(allow_inf_nan=False)]  # seconds since the epoch
 DEFAULT_TENANT = "-"
 """The default tenant in a path, where its name would be empty."""
 
@@ -56,8 +57,8 @@ async def audit(
     action: str | None = None,
     target: str | None = None,
     tenant: str | None = None,
-    since: float | None = None,
-    until: float | None = None,
+    since: _Moment = None,
+    until: _Moment = None,
 ) -> dict[str, Any]:
     """A page of what was done and by whom, the latest first; ``next_before`` leads on."""
     caller = caller_of(request)

@@ -317,9 +317,11 @@ class ScriptedUpstream:
 
     async def _detokenize(self, request: web.Request) -> web.Response:
         body = await _object(request)
-        if body is None or not isinstance(body.get("tokens"), list):
+        tokens: Any = None if body is None else body.get("tokens")
+        ids = cast("list[Any]", tokens) if isinstance(tokens, list) else [None]
+        if not all(type(each) is int for each in ids):
             return json_response(invalid_json(), 400)
-        return json_response(dialect.compact({"prompt": self._vocabulary.decode(body["tokens"])}))
+        return json_response(dialect.compact({"prompt": self._vocabulary.decode(ids)}))
 
     async def _stats(self, _: web.Request) -> web.Response:
         return json_response(dialect.compact(self.stats.as_dict()))
