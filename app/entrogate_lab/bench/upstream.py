@@ -318,7 +318,7 @@ class ScriptedUpstream:
     async def _detokenize(self, request: web.Request) -> web.Response:
         body = await _object(request)
         tokens: Any = None if body is None else body.get("tokens")
-        ids = cast("list[Any]", tokens) if isinstance(tokens, list) else [None]
+        ids: list[Any] = cast("list[Any]", tokens) if isinstance(tokens, list) else [None]
         if not all(type(each) is int for each in ids):
             return json_response(invalid_json(), 400)
         return json_response(dialect.compact({"prompt": self._vocabulary.decode(ids)}))
