@@ -121,6 +121,39 @@ async def test_asked_once_however_many_wait() -> None:
     assert server.asked == 1
 
 
+async def test_all_who_wait_are_told_that_it_is_not_there() -> None:
+    """One after another, the last of many would wait for as many time limits."""
+    server = Server()
+    server.says = None
+    seen: list[int] = []
+    real = server.glance
+
+    async def glance() -> Identity:
+        seen.append(1)
+        await asyncio.sleep(0.01)
+        return await real()
+
+    server.glance = glance
+    watch = server.watched()
+    told = await asyncio.gather(*(watch.capabilities() for _ in range(20)), return_exceptions=True)
+    assert {type(each) for each in told} == {UpstreamUnavailable}
+    assert len(seen) == 1
+    server.says = FOUND
+    assert await watch.capabilities() == FOUND
+
+
+async def test_one_who_leaves_takes_nobody_along() -> None:
+    server = Server()
+    server.hold = asyncio.Event().wait()
+    watch = server.watched()
+    async with watch.running():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(watch.capabilities(), 0.01)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(watch.capabilities(), 0.01)
+        assert server.asked == 1
+
+
 async def test_a_doubt_is_looked_into_in_the_background_and_turns_keep_theirs() -> None:
     server, told = Server(), list[Capabilities]()
     watch = server.watched(told.append)

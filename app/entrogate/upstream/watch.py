@@ -45,6 +45,7 @@ class UpstreamWatch:
         self._identity: Identity | None = None
         self._gone = False  # the server was not there: what is known may be of another one
         self._asking = asyncio.Lock()
+        self._attempt: asyncio.Task[Capabilities] | None = None  # that turns wait for
         self._woken = asyncio.Event()
 
     async def capabilities(self) -> Capabilities:
@@ -64,7 +65,20 @@ class UpstreamWatch:
             return known
 
     async def _renewed(self) -> Capabilities:
-        """Ask, unless somebody else has just been told."""
+        """Ask once for all who wait: they share the answer, or the fault."""
+        attempt = self._attempt
+        if attempt is None:
+            attempt = self._attempt = asyncio.create_task(self._told(), name="upstream-asked")
+            attempt.add_done_callback(self._ended)
+        return await asyncio.shield(attempt)
+
+    def _ended(self, attempt: asyncio.Task[Capabilities]) -> None:
+        self._attempt = None
+        if not attempt.cancelled():
+            attempt.exception()  # known to those who still wait, if anybody does
+
+    async def _told(self) -> Capabilities:
+        """Ask, unless the task that looks after the server has just been told."""
         async with self._asking:
             if self._found is not None and not self._gone:
                 return self._found
@@ -89,9 +103,10 @@ class UpstreamWatch:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            tasks = [task] if self._attempt is None else [task, self._attempt]
+            for each in tasks:
+                each.cancel()
+            await asyncio.wait(tasks)
 
     async def _look_after(self) -> None:
         clock = asyncio.get_running_loop().time
