@@ -18,6 +18,7 @@ from entrogate.wire.body import to_json
 from entrogate.wire.chunks import ChatLogprobs, Index, TokenId
 from entrogate.wire.said import Json, SaidUsage
 
+_LATEST_SECONDS = 2.0**53
 _TEXT_KINDS = ("text", "output_text", "refusal")
 _THOUGHT_KINDS = ("thinking", "reasoning")
 
@@ -46,7 +47,9 @@ def _uniform(payload: Json) -> Json:
             payload[name] = "" if payload[name] is None else str(payload[name])
     created = payload.get("created")
     if "created" in payload and type(created) is not int:
-        payload["created"] = int(created) if isinstance(created, float) else 0
+        payload["created"] = 0
+        if isinstance(created, float) and 0 <= created < _LATEST_SECONDS:
+            payload["created"] = int(created)
     _null_unless(payload, "usage", SaidUsage)
     _null_unless(payload, "prompt_token_ids", list[TokenId])
     _null_unless(payload, "kv_transfer_params", dict[str, Any])
