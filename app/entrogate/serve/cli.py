@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -205,18 +206,27 @@ def _managed_option(name: str) -> str:
 
 
 async def _serve(settings: Settings) -> None:
-    with listening(settings.serve.host, settings.serve.port) as sockets:
-        await _serve_on(sockets, settings)
-
-
-async def _serve_on(sockets: list[socket.socket], settings: Settings) -> None:
     managed = None
     if settings.managed.model is not None:
         managed = ManagedVllm(settings.managed, traces_url=settings.tracing.traces_url)
     tls = _tls(settings.serve)
     app = create_app(settings, managed=managed)
     gateway: Gateway = app.state.gateway
-    _check_access(settings, gateway)
+    with contextlib.ExitStack() as held:
+        try:
+            _check_access(settings, gateway)
+            sockets = held.enter_context(listening(settings.serve.host, settings.serve.port))
+        except ConfigError:
+            gateway.store.close()
+            raise
+        await _serve_on(sockets, app, tls, settings)
+
+
+async def _serve_on(
+    sockets: list[socket.socket], app: FastAPI, tls: dict[str, Any], settings: Settings
+) -> None:
+    gateway: Gateway = app.state.gateway
+    managed: ManagedVllm | None = app.state.managed
     config = uvicorn.Config(
         app,
         host=settings.serve.host,
