@@ -29,7 +29,7 @@ from entrogate.turn.ids import trace_id
 from entrogate.turn.judge import Judge
 from entrogate.turn.link import TRAJECTORY_HEADER, link, unlinked
 from entrogate.turn.machine import Machine
-from entrogate.turn.offloaded import LARGE_BODY_BYTES, LARGE_HISTORY_MESSAGES, worked_out
+from entrogate.turn.offloaded import large_history, worked_out
 from entrogate.turn.session import REQUEST_ID_HEADER, Session
 from entrogate.turn.state import Leg, Turn
 from entrogate.turn.stream import StreamForm
@@ -103,7 +103,7 @@ async def _turn(
 ) -> Turn:
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
-    large = LARGE_HISTORY_MESSAGES if parsed.size_bytes < LARGE_BODY_BYTES else 0
+    large = large_history(parsed.size_bytes)
     earlier = await worked_out(CallHistory.of, parsed.messages, large=large)
     tenant, recorded = caller.tenant, is_recorded(parsed.recorded, headers)
     if recorded:

@@ -14,7 +14,7 @@ from typing import Protocol
 from entrogate.access import belongs, qualified, unqualified
 from entrogate.errors import RequestError, StoreError
 from entrogate.turn.ids import mint
-from entrogate.turn.offloaded import LARGE_BODY_BYTES, LARGE_HISTORY_MESSAGES, worked_out
+from entrogate.turn.offloaded import large_history, worked_out
 from entrogate.types import ToolResult, TurnHead
 from entrogate.wire.history import CallHistory, fingerprint, is_minted, last_assistant
 from entrogate.wire.request import ChatRequest
@@ -121,7 +121,7 @@ async def _parent_by_history(
     said = await worked_out(
         lambda messages: fingerprint(messages, tenant),
         request.messages[: last + 1],
-        large=LARGE_HISTORY_MESSAGES if request.size_bytes < LARGE_BODY_BYTES else 0,
+        large=large_history(request.size_bytes),
     )
     if not earlier or earlier.calls[-1].turn != last:
         head = await heads.head_of_fingerprint(said)

@@ -13,6 +13,12 @@ LARGE_BODY_BYTES = 2**18
 LARGE_HISTORY_MESSAGES = 1000
 
 
+def large_history(size_bytes: int) -> int:
+    """From how many messages on a history is large, in a body of ``size_bytes``: any, in a large
+    one."""
+    return LARGE_HISTORY_MESSAGES if size_bytes < LARGE_BODY_BYTES else 0
+
+
 async def worked_out(
     work: Callable[[_Given], _Made], given: _Given, *, large: int = LARGE_BODY_BYTES
 ) -> _Made:
