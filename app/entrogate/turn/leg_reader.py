@@ -100,7 +100,6 @@ class LegReader:
         self._passing = False  # may whole events of text go by unread?
         self.backlog_bytes = 0  # of what went by unread
         self._passed: list[bytes] = []
-        self._finished = 0
 
     def passes(self, data: bytes) -> bool:
         """May these bytes go to the client as they are? Their text is read when there is time.
@@ -143,8 +142,12 @@ class LegReader:
     @property
     def may_end(self) -> bool:
         """May the stream end here? Some servers say no ``[DONE]`` after the last finish reason."""
-        finished = sum(lane.finished for lane in self.lanes.values())
-        return self.ended or self.failed or finished >= max(self.turn.request.n, len(self.lanes))
+        needed = max(self.turn.request.n, len(self.lanes))
+        return self.ended or self.failed or self._n_finished >= needed
+
+    @property
+    def _n_finished(self) -> int:
+        return sum(lane.finished for lane in self.lanes.values())
 
     def take_all(self, events: list[bytes]) -> bytes:
         """What the client gets of ``events`` now, which a fault among them ends: it is kept."""
@@ -329,9 +332,8 @@ class LegReader:
         """The last event of a choice waits for the decision and the commit."""
         choice.finish_reason = finish
         out = self.with_fingerprint(out)
-        self._finished += not lane.finished
         lane.finished = True
-        if self._finished >= self.turn.request.n or lane.held:
+        if self._n_finished >= self.turn.request.n or lane.held:
             lane.finish = out
             return b""
         return out
