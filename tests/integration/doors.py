@@ -11,7 +11,7 @@ from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 
 from entrogate_lab.bench.script import script
-from tests.integration.harness import TOOLS, Running
+from tests.integration.harness import TOOLS, Running, calling
 
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 ANTHROPIC_TOOLS = [
@@ -22,6 +22,13 @@ ANTHROPIC_TOOLS = [
     }
     for tool in TOOLS
 ]
+STEPS: dict[str, dict[str, Any]] = {
+    "text": {"content": "It is Berlin."},
+    "reasoned": {"reasoning": "Let me think", "content": "It is Berlin."},
+    "one call": calling("Ada", content="Let me see."),
+    "parallel calls": calling("Ada", "Bo"),
+    "nothing": {"content": ""},
+}
 RESPONSES_TOOLS = [{"type": "function", **tool["function"]} for tool in TOOLS]
 
 

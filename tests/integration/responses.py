@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.integration.doors import RESPONSES, folded_response, streamed
-from tests.integration.harness import Running, calling
-
-STEPS: dict[str, dict[str, Any]] = {
-    "text": {"content": "It is Berlin."},
-    "reasoned": {"reasoning": "Let me think", "content": "It is Berlin."},
-    "one call": calling("Ada", content="Let me see."),
-    "parallel calls": calling("Ada", "Bo"),
-    "nothing": {"content": ""},
-}
+from tests.integration.harness import Running
 
 
 async def said(gateway: Running, body: dict[str, Any], *, stream: bool) -> dict[str, Any]:

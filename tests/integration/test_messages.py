@@ -16,6 +16,7 @@ from tests.integration.conftest import Start
 from tests.integration.doors import (
     ANTHROPIC_TOOLS,
     MESSAGES,
+    STEPS,
     anthropic_client,
     ask_messages,
     folded_message,
@@ -38,13 +39,6 @@ from tests.integration.harness import (
 ALWAYS: dict[str, Any] = {"defaults": {"threshold": 9.0}, "tools": {"lookup": None}}
 BY_ENTROPY: dict[str, Any] = {"defaults": {"threshold": 1.5}, "tools": {"lookup": None}}
 REPLAY: dict[str, Any] = {"defaults": {"on_repeat": "replay"}, "tools": {"lookup": None}}
-STEPS: dict[str, dict[str, Any]] = {
-    "text": {"content": "It is Berlin."},
-    "reasoned": {"reasoning": "Let me think", "content": "It is Berlin."},
-    "one call": calling("Ada", content="Let me see."),
-    "parallel calls": calling("Ada", "Bo"),
-    "nothing": {"content": ""},
-}
 
 
 async def said(gateway: Running, body: dict[str, Any], *, stream: bool) -> dict[str, Any]:

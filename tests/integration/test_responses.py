@@ -13,9 +13,16 @@ import pytest
 from entrogate_lab.bench.script import script
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
-from tests.integration.doors import RESPONSES, ask_responses, openai_client, same_answer, streamed
+from tests.integration.doors import (
+    RESPONSES,
+    STEPS,
+    ask_responses,
+    openai_client,
+    same_answer,
+    streamed,
+)
 from tests.integration.harness import Running, calling, error_of, eventually, policy_file
-from tests.integration.responses import STEPS, calls_of, go_on, said, text_of, trajectory
+from tests.integration.responses import calls_of, go_on, said, text_of, trajectory
 
 ALWAYS: dict[str, Any] = {"defaults": {"threshold": 9.0}, "tools": {"lookup": None}}
 

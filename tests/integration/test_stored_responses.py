@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from entrogate_lab.bench.upstream import ScriptedUpstream
-from tests.integration.doors import RESPONSES, ask_responses, openai_client, streamed
+from tests.integration.doors import RESPONSES, STEPS, ask_responses, openai_client, streamed
 from tests.integration.harness import Running, ask, calling, error_of, follow_up, message_of
-from tests.integration.responses import STEPS, calls_of, go_on, results, said, text_of, trajectory
+from tests.integration.responses import calls_of, go_on, results, said, text_of, trajectory
 
 
 @pytest.mark.parametrize("kept_by", ["client", "gateway"])
