@@ -34,7 +34,8 @@ EXTRAS = {
     "pyarrow": "entrogate[export]",
     "fsspec": "entrogate[export]",
     "matplotlib": "entrogate-lab[experiment]",
-    "scipy": "entrogate-lab[experiment]",
+    "sklearn": "entrogate[calibrate]",
+    "scipy": "entrogate[calibrate]",
     "psycopg": "entrogate[postgres]",
 }
 
