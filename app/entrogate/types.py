@@ -122,6 +122,8 @@ class SegmentStats:
     margin_mean: float
     margin_min: float
     p_tool_call: float | None
+    sum: Interval | None = None  # None: measured before sums were kept
+    logprob_sum: float | None = None  # of the sampled tokens, as `Capture.logprobs` has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +147,13 @@ class Features:
     draw: float
     arguments_valid: bool = True  # the arguments parse as a JSON object
     forced: bool = False  # the engine's gate made a call of what would have been an answer
+    draft: SegmentStats | None = None  # the first tokens of the answer without the call
+    delta: float | None = None  # ΔH since the turn before, nats, where that turn had calls
+    near_repeats: int = 0  # earlier calls equal under the tool's rules, identical ones included
+    result_age_seconds: float | None = None  # of the result that would be replayed
+    result_failed: bool = False  # that result was an error
+    called_since: tuple[str, ...] = ()  # tools called after that result, sorted, at most 64
+    circle_rounds: int = 0  # complete rounds that the calls, this one included, go in a circle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,12 @@ from entrogate.entropy.statistics import STATISTICS as FUNCTIONS
 from entrogate.segments.online import SegmentSoFar
 from entrogate.segments.spans import Markers, starts_in_reasoning
 
-FORMAT = 2
-STATISTICS = tuple(FUNCTIONS)
+FORMAT = 3
+_PROBABILITY = "p_tool_call"  # of the next token, not over those of the segment
+STATISTICS = (*FUNCTIONS, _PROBABILITY)
 _MARGINS = frozenset({STATISTICS.index("margin_mean"), STATISTICS.index("margin_min")})
+_LOGPROB = STATISTICS.index("logprob_sum")
+_CERTAIN_ABOVE = _MARGINS | {_LOGPROB}
 _FIXED = 12  # numbers before the blank ids
 _MAX_IDS = 256  # blank and control ids together
 _LARGEST = 1e30
@@ -141,10 +144,11 @@ class GateState:
             starts_in_reasoning(prompt_token_ids, numbers.think_open_id, numbers.think_close_id),
         )
 
-    def take(self, token_id: int, entropy: float, margin: float) -> None:
+    def take(self, token_id: int, entropy: float, margin: float, logprob: float) -> None:
         """One more sampled token of the choice, with what was measured where it was sampled."""
         numbers = self.numbers
-        self.segment.take(token_id, margin if numbers.statistic in _MARGINS else entropy)
+        value = logprob if numbers.statistic == _LOGPROB else entropy
+        self.segment.take(token_id, margin if numbers.statistic in _MARGINS else value)
         if token_id == numbers.think_close_id:
             self._blank = True
         elif token_id != numbers.think_open_id:
@@ -155,23 +159,38 @@ class GateState:
         """Of the segment so far."""
         return len(self.segment.values)
 
-    def value(self) -> float:
-        """The statistic over the segment so far, nan without tokens or with unknown ones."""
+    @property
+    def by_probability(self) -> bool:
+        """Does the probability of the call itself decide, which only the next logits tell?"""
+        return STATISTICS[self.numbers.statistic] == _PROBABILITY
+
+    def value(self, p_tool_call: float = math.nan) -> float:
+        """The statistic over the segment so far, nan without tokens or with unknown ones.
+
+        ``p_tool_call`` is the probability that the next token opens a call.
+        """
+        if self.by_probability:
+            return p_tool_call if self.segment.values else math.nan
         values = self.segment.values
         unknown = math.isnan if self.numbers.statistic in _MARGINS else _unbounded
         if not values or any(map(unknown, values)):
             return math.nan
         return FUNCTIONS[STATISTICS[self.numbers.statistic]](values)
 
-    def suppresses(self) -> bool:
-        """Is a call that would begin with the next token to be suppressed?"""
+    @property
+    def decides(self) -> bool:
+        """Is it early enough, and the segment long enough, to decide about a call?"""
+        return not self.segment.called and self.n_tokens >= self.numbers.min_tokens
+
+    def suppresses(self, p_tool_call: float) -> bool:
+        """Is a call to be suppressed that begins with the next token, so probable?"""
         numbers = self.numbers
-        if self.segment.called or self.n_tokens < numbers.min_tokens:
+        if not self.decides:
             return False
-        value = self.value()
+        value = self.value(p_tool_call)
         if math.isnan(value):
             return False
-        above = numbers.statistic in _MARGINS
+        above = numbers.statistic in _CERTAIN_ABOVE
         certain = value > numbers.threshold if above else value < numbers.threshold
         return numbers.suppress_certain if certain else numbers.suppress_uncertain
 
@@ -180,7 +199,9 @@ class GateState:
         numbers, segment = self.numbers, self.segment
         if segment.called or segment.thinking or not segment.thought or not self._blank:
             return False
-        return self.n_tokens >= numbers.min_tokens and self.value() > numbers.force_above
+        if self.by_probability or self.n_tokens < numbers.min_tokens:
+            return False
+        return self.value() > numbers.force_above
 
 
 def _unbounded(value: float) -> bool:

@@ -142,10 +142,6 @@ class RunnerV1:
             row.n_tokens += 1
             kept.append(index)
             token_ids.append(row.output[-1])
-            if row.gate is not None:
-                row.gate.take(
-                    token_ids[-1], float(step.measured[0, index]), float(step.measured[1, index])
-                )
         if not kept:
             return
         all_rows = len(kept) == len(step.logits_BV) and kept == list(range(len(kept)))
@@ -156,6 +152,11 @@ class RunnerV1:
             chosen = torch.tensor(token_ids, device=processed.device)
             logprobs = sampled_logprobs(processed, chosen).cpu().numpy()
         rows = dict(step.rows)
+        for index, token_id, logprob in zip(kept, token_ids, logprobs, strict=True):
+            gate = rows[index].gate
+            if gate is not None:
+                entropy, margin, _ = step.measured[:, index].tolist()
+                gate.take(token_id, entropy, margin, float(logprob))
         streams = [rows[index].stream for index in kept]
         self._sender.tokens(streams, token_ids, logprobs, step.measured[:, kept])
 
@@ -175,7 +176,7 @@ class RunnerV1:
         gate = row.gate
         assert gate is not None
         p_tool_call, call_id = float(measured[2]), gate.numbers.call_id
-        if p_tool_call >= COULD_BE_SAMPLED and gate.suppresses():
+        if p_tool_call >= COULD_BE_SAMPLED and gate.suppresses(p_tool_call):
             if float(measured[1]) == float("inf") and largest == call_id:
                 return
             logits_BV[index, call_id] = -torch.inf

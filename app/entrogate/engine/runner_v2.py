@@ -227,9 +227,10 @@ class RunnerV2:
         row_V = logits_BV[place]
         largest = found.largest_B[place]
         suppressed = torch.zeros((), dtype=torch.bool, device=row_V.device)
-        if gate.suppresses():
+        masks = self._masks(gate, found.p_tool_call_B[place])
+        if masks is not None:
             alone = torch.isinf(found.margin_B[place]) & (largest == call_id)
-            suppressed = (found.p_tool_call_B[place] >= COULD_BE_SAMPLED) & ~alone
+            suppressed = masks & (found.p_tool_call_B[place] >= COULD_BE_SAMPLED) & ~alone
             row_V[call_id] = torch.where(suppressed, -torch.inf, row_V[call_id])
             acted_B[place] = suppressed * _SUPPRESSED
         if gate.may_force():
@@ -240,6 +241,18 @@ class RunnerV2:
             row_V.masked_fill_(forced, -torch.inf)
             row_V[call_id] = call
             acted_B[place] += forced * _FORCED
+
+    @staticmethod
+    def _masks(gate: GateState, p_tool_call: torch.Tensor) -> torch.Tensor | None:
+        """Is a call to be suppressed, on the device; None where the host knows it is not."""
+        if not gate.by_probability:
+            return torch.ones_like(p_tool_call, dtype=torch.bool) if gate.suppresses(0.0) else None
+        numbers = gate.numbers
+        if not gate.decides or not (numbers.suppress_certain or numbers.suppress_uncertain):
+            return None
+        certain = p_tool_call < numbers.threshold
+        either = (certain & numbers.suppress_certain) | (~certain & numbers.suppress_uncertain)
+        return either & ~p_tool_call.isnan()
 
     def _settle(self, *, wait: bool) -> None:
         """Take the steps whose copies have arrived on the host; ``wait`` for all of them."""
@@ -263,7 +276,8 @@ class RunnerV2:
             row.n_tokens += 1
             row.finished = token_id in row.stop_token_ids or row.n_tokens >= row.limit
             if row.gate is not None:
-                row.gate.take(token_id, float(values[0, place]), float(values[1, place]))
+                entropy, margin, logprob = values[[0, 1, 4], place].tolist()
+                row.gate.take(token_id, entropy, margin, logprob)
             kept.append(place)
         if not kept:
             return

@@ -208,7 +208,7 @@ class CaptureSender(Sender):
                 stream=stream.number,
                 position=position,
                 action=action,
-                value=gate.value(),
+                value=gate.value(p_tool_call),
                 n_tokens=gate.n_tokens,
                 p_tool_call=p_tool_call,
             )

@@ -3,7 +3,7 @@
 With l_t <= H_t <= u_t for every token, each statistic of the true entropies lies between the same
 statistic of the l_t and of the u_t, because each does not fall when one of its arguments grows:
 
-- mean, last window: sums with weights >= 0;
+- sum, mean, last window: sums with weights >= 0;
 - max, and the i-th largest in general: if all values grow, at least as many reach any level;
 - tail mean: a mean of the i-th largest values.
 """
@@ -45,6 +45,8 @@ STATISTICS: Mapping[str, Callable[[list[float]], float]] = MappingProxyType(
         "entropy_last_window": _last_window,
         "margin_mean": fmean,
         "margin_min": _least,
+        "entropy_sum": sum,
+        "logprob_sum": sum,
     }
 )
 
@@ -54,10 +56,12 @@ def segment_stats(
 ) -> SegmentStats | None:
     """Statistics over the tokens of ``ranges`` ([start, stop) each, in order and apart).
 
-    ``mean`` is the paper's H(r); ``max`` the largest token entropy; ``tail_mean`` the mean of the
-    highest tenth of the tokens (rounded up, at least 1); ``last_window`` the mean of the last 8 (or
-    of all, if fewer). ``p_tool_call`` is the probability of the tool-call token at position
-    ``decision_at`` (see `segments.decision_position`), None where unknown.
+    ``mean`` is the paper's H(r), ``sum`` what it is the mean of; ``logprob_sum`` adds up the
+    log-probs of the sampled tokens (None where one is unknown); ``max`` is the largest token
+    entropy; ``tail_mean`` the mean of the highest tenth of the tokens (rounded up, at least 1);
+    ``last_window`` the mean of the last 8 (or of all, if fewer). ``p_tool_call`` is the probability
+    of the tool-call token at position ``decision_at`` (see `segments.decision_position`), None
+    where unknown.
 
     None without tokens and where the entropy of one of them is unknown: a capture gap. Raises
     ValueError on ranges outside the capture or out of order.
@@ -84,7 +88,20 @@ def segment_stats(
         margin_mean=STATISTICS["margin_mean"](margin),
         margin_min=STATISTICS["margin_min"](margin),
         p_tool_call=_p_tool_call(capture, decision_at),
+        sum=interval("entropy_sum"),
+        logprob_sum=_known(STATISTICS["logprob_sum"](_values(capture.logprobs, ranges))),
     )
+
+
+def draft_stats(capture: Capture, n_tokens: int, *, ended: bool) -> SegmentStats | None:
+    """Statistics over the first ``n_tokens`` of an answer without its call: the draft.
+
+    ``capture`` begins where the call would have. ``ended``: the answer is complete, so its last
+    token is the one that ends it and is left out where it is among these. None without tokens and
+    where an entropy is unknown. After TARG (arXiv 2511.09803), which measures such a prefix.
+    """
+    stop = min(n_tokens, len(capture) - ended)
+    return segment_stats(capture, [(0, stop)]) if stop > 0 else None
 
 
 def _values(values: FloatArray, ranges: Sequence[tuple[int, int]]) -> list[float]:
@@ -100,6 +117,10 @@ def _check(ranges: Sequence[tuple[int, int]], length: int) -> None:
                 f"range [{start}, {stop}) is out of order or outside [{end}, {length})"
             )
         end = stop
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _p_tool_call(capture: Capture, position: int | None) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from entrogate.engine.gate import STATISTICS, GateNumbers
 from entrogate.gate.decide import decide_turn
-from entrogate.gate.schema import Policy
+from entrogate.gate.schema import Policy, Signal
 from entrogate.segments.spans import Markers
 from entrogate.types import Action, Estimator, Features, Interval, Mode, SegmentStats
 
@@ -29,11 +29,15 @@ def compile_gate(
     them are treated alike; the rest is decided in the gateway, by the same policy. What it would
     do is found by asking `decide_turn` on either side of the threshold.
     """
-    statistic = policy.signal.statistic.value
-    if mode is Mode.OBSERVE or markers.call_open is None or statistic not in STATISTICS:
+    if mode is Mode.OBSERVE or markers.call_open is None or not features:
         return None
-    threshold, certain, uncertain = _suppression(policy, mode, features)
     tools = [f.tool for f in features]
+    signals = [policy.signal_for(tool) for tool in tools]
+    signal = signals[0]
+    statistic = signal.statistic.value
+    if statistic not in STATISTICS or any(other != signal for other in signals):
+        return None
+    threshold, certain, uncertain = _suppression(policy, mode, signal, features)
     forces = may_force and policy.force is not None and policy.force.tool in tools
     if certain is not Action.SUPPRESS and uncertain is not Action.SUPPRESS and not forces:
         return None
@@ -44,7 +48,7 @@ def compile_gate(
         think_close_id=-1 if markers.think_close is None else markers.think_close,
         statistic=STATISTICS.index(statistic),
         threshold=threshold,
-        min_tokens=policy.signal.min_tokens,
+        min_tokens=signal.min_tokens,
         suppress_certain=certain is Action.SUPPRESS,
         suppress_uncertain=uncertain is Action.SUPPRESS,
         force_above=policy.force.threshold if policy.force is not None and forces else math.inf,
@@ -54,7 +58,7 @@ def compile_gate(
 
 
 def _suppression(
-    policy: Policy, mode: Mode, features: Sequence[Features]
+    policy: Policy, mode: Mode, signal: Signal, features: Sequence[Features]
 ) -> tuple[float, Action | None, Action | None]:
     """The threshold, and what is done on its certain and on its uncertain side (None: differs)."""
     rules = [policy.rule(f.tool) for f in features]
@@ -62,18 +66,17 @@ def _suppression(
     if len(thresholds) != 1 or any(rule is None or rule.side_effects for rule in rules):
         return 0.0, None, None
     threshold = thresholds.pop() or 0.0
-    lower = _outcome(policy, mode, features, threshold - 1.0)
-    upper = _outcome(policy, mode, features, threshold + 1.0)
-    if policy.signal.statistic.certain_when_above:
+    lower = _outcome(policy, mode, features, _segment(threshold - 1.0, signal.min_tokens))
+    upper = _outcome(policy, mode, features, _segment(threshold + 1.0, signal.min_tokens))
+    if signal.statistic.certain_when_above:
         return threshold, upper, lower
     return threshold, lower, upper
 
 
 def _outcome(
-    policy: Policy, mode: Mode, features: Sequence[Features], value: float
+    policy: Policy, mode: Mode, features: Sequence[Features], segment: SegmentStats
 ) -> Action | None:
-    """What is done about a call of any of the tools where the statistic is ``value``."""
-    segment = _segment(value, policy.signal.min_tokens)
+    """What is done about a call of any of the tools after ``segment``."""
     applied = {
         decision.applied
         for each in features
@@ -96,5 +99,7 @@ def _segment(value: float, n_tokens: int) -> SegmentStats:
         last_window=interval,
         margin_mean=value,
         margin_min=value,
-        p_tool_call=None,
+        p_tool_call=value,
+        sum=interval,
+        logprob_sum=value,
     )

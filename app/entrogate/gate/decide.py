@@ -105,8 +105,7 @@ def _propensity(policy: Policy, mode: Mode, features: Sequence[Features], applie
 
 def _steps(policy: Policy, features: Sequence[Features]) -> list[float]:
     """Where the outcome may change as the number behind `uniform` goes from 0 to 1."""
-    if policy.signal.statistic is not Statistic.UNIFORM:
-        return [0.0, 1.0]
-    rules = [policy.rule(f.tool) for f in features]
+    tools = {f.tool for f in features if policy.signal_for(f.tool).statistic is Statistic.UNIFORM}
+    rules = [policy.rule(tool) for tool in tools]
     inner = {r.threshold for r in rules if r is not None and r.threshold is not None}
     return sorted({0.0, 1.0} | {t for t in inner if 0.0 < t < 1.0})

@@ -11,8 +11,9 @@ import msgspec
 
 from entrogate.types import Estimator, Features, Interval, SegmentStats
 
-SCHEMA_VERSION = 1
-_INTERVALS = ("mean", "max", "tail_mean", "last_window")
+SCHEMA_VERSION = 2
+_READ = (1, SCHEMA_VERSION)  # version 1 lacks what has a default today
+_INTERVALS = ("mean", "max", "tail_mean", "last_window", "sum")
 _MARGINS = ("margin_mean", "margin_min")
 
 
@@ -29,17 +30,23 @@ def from_json(text: str | bytes) -> Features:
         raise ValueError("not the features of a call: want a JSON object")
     stored = cast("dict[str, Any]", values)
     version = stored.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
+    if version not in _READ:
         raise ValueError(f"features of schema version {version}; want {SCHEMA_VERSION}")
     try:
-        segment = stored.pop("segment")
-        return Features(segment=None if segment is None else _segment(segment), **stored)
+        segment, draft = stored.pop("segment"), stored.pop("draft", None)
+        return Features(
+            segment=None if segment is None else _segment(segment),
+            draft=None if draft is None else _segment(draft),
+            called_since=tuple(stored.pop("called_since", ())),
+            **stored,
+        )
     except (TypeError, KeyError) as error:
         raise ValueError(f"not the features of a call: {error}") from None
 
 
 def _segment(values: dict[str, Any]) -> SegmentStats:
-    values = values | {name: Interval(**values[name]) for name in _INTERVALS}
+    known = [name for name in _INTERVALS if values.get(name) is not None]
+    values = values | {name: Interval(**values[name]) for name in known}
     for name in _MARGINS:
         values[name] = math.nan if values[name] is None else values[name]
     values["estimator"] = Estimator(values["estimator"])

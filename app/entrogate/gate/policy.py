@@ -18,10 +18,15 @@ from pydantic_core import ErrorDetails
 from entrogate.errors import ConfigError
 from entrogate.gate.bounded_yaml import MAX_CHARACTERS, YamlProblem, compose
 from entrogate.gate.schema import (
+    Audit,
     Budget,
+    Calibration,
+    Circle,
     Defaults,
     Explore,
     Force,
+    LearnedModel,
+    Normalise,
     Policy,
     Signal,
     ToolRule,
@@ -160,6 +165,7 @@ _WANTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "bool_type": "true or false",
+    "tuple_type": "a list",
     "string_type": "a string",
     "dict_type": "a mapping",
     "model_type": "a mapping",
@@ -239,10 +245,18 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys that the schema knows under ``path``; any part under `tools` is a tool's name."""
     parts: dict[str, type[BaseModel]] = {
         "signal": Signal,
+        "model": LearnedModel,
+        "normalise": Normalise,
         "defaults": Defaults,
         "tools": ToolRule,
         "budget": Budget,
         "explore": Explore,
         "force": Force,
+        "circle": Circle,
+        "audit": Audit,
+        "calibration": Calibration,
     }
-    return list((parts[path[0]] if path else model).model_fields)
+    if path and path[0] == "tools":
+        path = ["tools", *path[2:]]
+    known = [parts[part] for part in path if part in parts]
+    return list((known[-1] if known else model).model_fields)

@@ -13,12 +13,14 @@ class Reason(StrEnum):
     TOOL_CHOICE = "tool_choice"  # the client demands a call, or a grammar shapes the answer
     TRAJECTORY_BUDGET = "trajectory_budget"  # calls_per_trajectory used up
     TOOL_BUDGET = "tool_budget"  # max_calls of the tool used up
+    CIRCLE = "circle"  # the calls and their results go round in a circle
     CERTAIN = "certain"  # the signal says that the model knows without the tool
     RANDOM = "random"  # statistic `uniform`: suppressed by the draw
     REPEAT = "repeat"  # an identical earlier call
     REPLAY_LIMIT = "replay_limit"  # a repeat, after enough replays in this turn
     RESULT_MISSING = "result_missing"  # a repeat to replay, but its result is not in the history
     CAPTURE_GAP = "capture_gap"  # the signal cannot be trusted: fail open
+    NO_DRAFT = "no_draft"  # the answer without the call could not be begun: fail open
     NO_SEGMENT = "no_segment"  # no token of reasoning: fail open
     SHORT_SEGMENT = "short_segment"  # fewer than min_tokens: fail open
     NO_VALUE = "no_value"  # the statistic is unknown for this segment: fail open
@@ -30,7 +32,13 @@ class Reason(StrEnum):
 
 
 FAIL_OPEN = frozenset(
-    {Reason.CAPTURE_GAP, Reason.NO_SEGMENT, Reason.SHORT_SEGMENT, Reason.NO_VALUE}
+    {
+        Reason.CAPTURE_GAP,
+        Reason.NO_DRAFT,
+        Reason.NO_SEGMENT,
+        Reason.SHORT_SEGMENT,
+        Reason.NO_VALUE,
+    }
 )
 UNTOUCHABLE = frozenset(
     {Reason.NOT_NAMED, Reason.SIDE_EFFECTS, Reason.TOOL_CHOICE, Reason.UNCERTAIN_ANSWER}

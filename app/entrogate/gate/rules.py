@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from entrogate.gate.reasons import Reason
-from entrogate.gate.schema import OnRepeat, Policy, Statistic, ToolRule
+from entrogate.gate.schema import OnRepeat, Policy, Signal, Statistic, ToolRule
+from entrogate.gate.vector import learned_value
 from entrogate.types import Action, Features, Interval, SegmentStats
 
 REPLAYS_PER_TURN = 2
@@ -53,18 +54,22 @@ def _exhausted(policy: Policy, rule: ToolRule, features: Features) -> Reason | N
 
 
 def _certainty(policy: Policy, rule: ToolRule, features: Features, uniform: float) -> Reason:
-    signal = policy.signal
+    signal = policy.signal_for(features.tool)
     if rule.threshold is None:
         return Reason.NO_RULE
     if signal.statistic is Statistic.UNIFORM:
         return Reason.RANDOM if uniform < rule.threshold else Reason.UNCERTAIN
     if not features.capture_complete:
         return Reason.CAPTURE_GAP
-    if features.segment is None:
-        return Reason.NO_SEGMENT
-    if features.segment.n_tokens < signal.min_tokens:
-        return Reason.SHORT_SEGMENT
-    value = signal_value(policy, features.segment)
+    if signal.needs_draft and features.draft is None:
+        return Reason.NO_DRAFT
+    if signal.statistic is not Statistic.LEARNED:
+        measured = features.draft if signal.statistic.is_draft else features.segment
+        if measured is None:
+            return Reason.NO_SEGMENT
+        if measured.n_tokens < signal.min_tokens:
+            return Reason.SHORT_SEGMENT
+    value = call_value(signal, features)
     if value is None:
         return Reason.NO_VALUE
     above = value > rule.threshold
@@ -73,28 +78,36 @@ def _certainty(policy: Policy, rule: ToolRule, features: Features, uniform: floa
     return Reason.CERTAIN if certain else Reason.UNCERTAIN
 
 
-def signal_value(policy: Policy, segment: SegmentStats) -> float | None:
-    """The number that the policy compares with a threshold; None where it is unknown.
+def call_value(signal: Signal, features: Features) -> float | None:
+    """The number that ``signal`` compares with a threshold for one call; None where unknown."""
+    if signal.model is not None:
+        model = signal.model
+        return learned_value(model.intercept, model.weights, model.missing, features)
+    segment = features.draft if signal.statistic.is_draft else features.segment
+    return None if segment is None else signal_value(signal, segment)
 
-    Also None for the statistic `uniform`, which does not look at the segment.
+
+def signal_value(signal: Signal, segment: SegmentStats) -> float | None:
+    """The statistic of ``signal`` over a segment or a draft; None where it is unknown.
+
+    Also None for `uniform` and `learned`, which are no statistics of one segment.
     """
-    statistic = policy.signal.statistic
     intervals = {
-        Statistic.ENTROPY_MAX: segment.max,
-        Statistic.ENTROPY_MEAN: segment.mean,
-        Statistic.ENTROPY_TAIL_MEAN: segment.tail_mean,
-        Statistic.ENTROPY_LAST_WINDOW: segment.last_window,
+        "entropy_max": segment.max,
+        "entropy_mean": segment.mean,
+        "entropy_tail_mean": segment.tail_mean,
+        "entropy_last_window": segment.last_window,
+        "entropy_sum": segment.sum,
     }
-    if statistic in intervals:
-        value = _bound(intervals[statistic], policy.signal.bound)
-    elif statistic is Statistic.MARGIN_MEAN:
-        value = segment.margin_mean
-    elif statistic is Statistic.MARGIN_MIN:
-        value = segment.margin_min
-    elif statistic is Statistic.P_TOOL_CALL:
-        value = segment.p_tool_call
-    else:
-        value = None
+    numbers = {
+        "margin_mean": segment.margin_mean,
+        "margin_min": segment.margin_min,
+        "logprob_sum": segment.logprob_sum,
+        "p_tool_call": segment.p_tool_call,
+    }
+    name = signal.statistic.base
+    interval = intervals.get(name)
+    value = numbers.get(name) if interval is None else _bound(interval, signal.bound)
     return None if value is None or math.isnan(value) else value
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +20,19 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from entrogate.gate.vector import FEATURES, TOOL_FEATURE
 from entrogate.types import Mode
 
 SCHEMA_VERSION = 1
+_DRAFT = "draft_"
+
+
+def _later(default: Any, **bounds: Any) -> Any:
+    """A field that the first schema did not have: not in the dump where it says nothing.
+
+    So the version of a policy that does not use it stays what it was.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default, **bounds)
 
 
 class Statistic(StrEnum):
@@ -33,18 +44,42 @@ class Statistic(StrEnum):
     ENTROPY_LAST_WINDOW = "entropy_last_window"
     MARGIN_MEAN = "margin_mean"
     MARGIN_MIN = "margin_min"
+    ENTROPY_SUM = "entropy_sum"
+    LOGPROB_SUM = "logprob_sum"
     P_TOOL_CALL = "p_tool_call"
+    DRAFT_ENTROPY_MAX = "draft_entropy_max"
+    DRAFT_ENTROPY_MEAN = "draft_entropy_mean"
+    DRAFT_ENTROPY_TAIL_MEAN = "draft_entropy_tail_mean"
+    DRAFT_ENTROPY_LAST_WINDOW = "draft_entropy_last_window"
+    DRAFT_ENTROPY_SUM = "draft_entropy_sum"
+    DRAFT_MARGIN_MEAN = "draft_margin_mean"
+    DRAFT_MARGIN_MIN = "draft_margin_min"
+    DRAFT_LOGPROB_SUM = "draft_logprob_sum"
+    LEARNED = "learned"
     UNIFORM = "uniform"
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether it is measured on the draft: the beginning of the answer without the call."""
+        return self.value.startswith(_DRAFT)
+
+    @property
+    def base(self) -> str:
+        """The statistic itself, whatever it is measured on: ``entropy_max``, ``margin_mean``, …"""
+        return self.value.removeprefix(_DRAFT)
 
     @property
     def is_entropy(self) -> bool:
         """Whether the number is an entropy in nats, so an interval that may be open above."""
-        return self.value.startswith("entropy_")
+        return self.base.startswith("entropy_")
 
     @property
     def certain_when_above(self) -> bool:
-        """A wide margin means a certain model; of all others a low value does."""
-        return self.value.startswith("margin_")
+        """A wide margin, a likely text and a high learned probability mean a certain model.
+
+        Of all others a low value does.
+        """
+        return self.base.startswith(("margin_", "logprob_")) or self.value == "learned"
 
 
 class OnRepeat(StrEnum):
@@ -59,12 +94,75 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class LearnedModel(_Part):
+    """A logistic model of "the answer without the call is right" (`gate.vector.learned_value`).
+
+    ``weights`` are per unit of each feature; ``missing`` is what stands for an unknown one.
+    """
+
+    intercept: float
+    weights: dict[str, float] = Field(min_length=1, max_length=256)
+    missing: dict[str, float] = {}
+
+    @field_validator("weights", "missing", mode="after")
+    @classmethod
+    def _features_are_known(cls, values: dict[str, float]) -> dict[str, float]:
+        for name in values:
+            if name not in FEATURES and not name.startswith(TOOL_FEATURE):
+                near = difflib.get_close_matches(name, FEATURES, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise PydanticCustomError(
+                    "feature", "no feature '{name}'{hint}", {"name": name, "hint": hint}
+                )
+        return values
+
+
 class Signal(_Part):
-    """Which statistic of the segment decides, and from how many tokens on."""
+    """Which statistic decides, and from how many tokens on.
+
+    ``draft_tokens``: how long a draft is. A statistic of the draft and the learned one need no
+    segment, so ``min_tokens`` is 1 for them where it is not given.
+    """
 
     statistic: Annotated[Statistic, Field(strict=False)] = Statistic.ENTROPY_MAX
     bound: Literal["lower", "upper", "midpoint"] = "upper"
     min_tokens: int = Field(default=4, ge=1)
+    draft_tokens: int = _later(8, ge=1, le=64)
+    model: LearnedModel | None = _later(None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drafts_may_be_short(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, Any]", values)
+        if "min_tokens" in given:
+            return given
+        statistic = given.get("statistic")
+        short = isinstance(statistic, str) and (
+            statistic.startswith(_DRAFT) or statistic == "learned"
+        )
+        return {**given, "min_tokens": 1} if short else given
+
+    @model_validator(mode="after")
+    def _a_model_is_for_the_learned_statistic(self) -> Signal:
+        if (self.model is None) is (self.statistic is Statistic.LEARNED):
+            message = (
+                "'model' belongs to the statistic 'learned': remove it"
+                if self.model is not None
+                else "the statistic 'learned' needs a 'model': `entrogate calibrate` writes one"
+            )
+            at = "model" if self.model is not None else "statistic"
+            raise PydanticCustomError("model", "{message}", {"message": message, "at": at})
+        return self
+
+    @property
+    def needs_draft(self) -> bool:
+        """Must the answer without the call be begun before this can decide?"""
+        if self.statistic.is_draft:
+            return True
+        names = self.model.weights if self.model is not None else ()
+        return any(name.startswith(_DRAFT) for name in names)
 
     @model_validator(mode="after")
     def _bound_needs_entropy(self) -> Signal:
@@ -77,6 +175,19 @@ class Signal(_Part):
         return self
 
 
+class Normalise(_Part):
+    """What makes two calls of a tool the same although their arguments are not identical.
+
+    ``case``: upper and lower case; ``spaces``: white space around and between words; ``numbers``:
+    1, 1.0 and "1"; ``ignore``: keys that do not count. The order of keys never counts.
+    """
+
+    case: bool = False
+    spaces: bool = False
+    numbers: bool = False
+    ignore: tuple[str, ...] = Field(default=(), max_length=64, strict=False)
+
+
 class ToolRule(_Part):
     """The rules of one tool; after loading, `Policy.rule` has filled in the defaults."""
 
@@ -84,6 +195,11 @@ class ToolRule(_Part):
     on_repeat: Annotated[OnRepeat, Field(strict=False)] = OnRepeat.ALLOW
     max_calls: int | None = Field(default=None, ge=0)
     side_effects: bool = False
+    signal: Signal | None = _later(None)
+    normalise: Normalise = _later(Normalise())
+    replay_for_seconds: float | None = _later(None, gt=0)
+    invalidated_by: tuple[str, ...] = _later((), max_length=64, strict=False)
+    polling: bool = _later(default=False)
 
     @model_validator(mode="after")
     def _side_effects_are_never_gated(self) -> ToolRule:
@@ -106,6 +222,9 @@ class Defaults(_Part):
     threshold: float | None = None
     on_repeat: Annotated[OnRepeat, Field(strict=False)] = OnRepeat.ALLOW
     max_calls: int | None = Field(default=None, ge=0)
+    normalise: Normalise = _later(Normalise())
+    replay_for_seconds: float | None = _later(None, gt=0)
+    invalidated_by: tuple[str, ...] = _later((), max_length=64, strict=False)
 
 
 class Budget(_Part):
@@ -118,6 +237,44 @@ class Explore(_Part):
     """Mode `explore`: with probability ``epsilon`` the alternative is applied."""
 
     epsilon: float = Field(default=0.1, ge=0.0, le=1.0)
+
+
+class Circle(_Part):
+    """A call that would complete so many rounds of the same calls and results is suppressed."""
+
+    rounds: int = Field(default=3, ge=2, le=100)
+
+
+class Audit(_Part):
+    """Of the turns that mode `enforce` would suppress, a ``share`` is let through at random.
+
+    What they show bounds the share of suppressed calls that were needed. Where it is above
+    ``max_loss`` with confidence 1 - ``delta``, the fuse of that tool blows (`serve.fuses`).
+    """
+
+    share: float = Field(default=0.05, gt=0.0, lt=1.0)
+    max_loss: float = Field(default=0.05, gt=0.0, lt=1.0)
+    delta: float = Field(default=0.1, gt=0.0, lt=1.0)
+
+
+class Calibration(_Part):
+    """How `entrogate calibrate` chose the thresholds, and for what they are valid.
+
+    ``max_loss`` and ``delta`` are the promise: a trajectory is right as observed and wrong without
+    the suppressed call in at most ``max_loss`` of all cases, with confidence 1 - ``delta``.
+    ``hash`` is over the rules that were certified and this block: it shows an edit by hand.
+    """
+
+    model: str
+    weights: str
+    tokenizer: str | None = None  # hash of the tokenizer, where it is known
+    n: int = Field(ge=1)  # trajectories that certified
+    max_loss: float = Field(gt=0.0, lt=1.0)
+    delta: float = Field(gt=0.0, lt=1.0)
+    tools: tuple[str, ...] = Field(default=(), strict=False)  # certified; empty: all, pooled
+    date: str
+    data: str  # hash of the trajectories
+    hash: str
 
 
 class Force(_Part):
@@ -150,6 +307,9 @@ class Policy(_Part):
     budget: Budget = Budget()
     explore: Explore = Explore()
     force: Force | None = None
+    circle: Circle | None = _later(None)
+    audit: Audit | None = _later(None)
+    calibration: Calibration | None = _later(None)
 
     @field_validator("tools", mode="before")
     @classmethod
@@ -181,6 +341,11 @@ class Policy(_Part):
         """The rules for ``tool`` with the defaults filled in; None where it is not named."""
         return self._rules.get(tool)
 
+    def signal_for(self, tool: str) -> Signal:
+        """What decides about calls of ``tool``: its own signal or the policy's."""
+        rule = self.rule(tool)
+        return self.signal if rule is None or rule.signal is None else rule.signal
+
     @cached_property
     def _rules(self) -> dict[str, ToolRule]:
         return {name: self._resolve(rule) for name, rule in self.tools.items()}
@@ -188,6 +353,6 @@ class Policy(_Part):
     def _resolve(self, rule: ToolRule) -> ToolRule:
         if rule.side_effects:
             return ToolRule(side_effects=True)
-        values = self.defaults.model_dump(mode="json")
-        own = rule.model_dump(mode="json", include=rule.model_fields_set)
+        values = {name: getattr(self.defaults, name) for name in Defaults.model_fields}
+        own = {name: getattr(rule, name) for name in rule.model_fields_set}
         return ToolRule.model_validate(values | own)

@@ -64,8 +64,9 @@ def load_segment(text: str | None) -> SegmentStats | None:
     if text is None:
         return None
     fields = orjson.loads(text)
-    for name in ("mean", "max", "tail_mean", "last_window"):
-        fields[name] = Interval(**fields[name])
+    for name in ("mean", "max", "tail_mean", "last_window", "sum"):
+        if fields.get(name) is not None:  # `sum` is newer than the others
+            fields[name] = Interval(**fields[name])
     for name in ("margin_mean", "margin_min"):
         if fields[name] is None:  # JSON has no nan
             fields[name] = float("nan")

@@ -27,7 +27,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0009"
+REVISION = "0010"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -265,6 +265,60 @@ weights = Table(
     Column("published_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     UniqueConstraint("model", "name"),
+)
+
+# What the model would have said in place of the calls of a turn: the turn's tokens before its
+# first call, then these. ``score`` in [0, 1] is how right that is, ``judged_by`` who said so.
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("turn_id", Text, ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True),
+    Column(
+        "trajectory_id", Text, ForeignKey("trajectories.id", ondelete="CASCADE"), nullable=False
+    ),
+    Column("schema_version", Integer, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("way", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("duration_seconds", Double, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("weight_version", Text, nullable=False),
+    Column("finish_reason", Text),
+    Column("called", Boolean, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("capture_gap", Text),
+    Column("n_kept", Integer, nullable=False),
+    Column("n_tokens", Integer, nullable=False),
+    Column("estimator", Text, nullable=False),
+    Column("top_k", Integer),
+    Column("token_ids", LargeBinary, nullable=False),
+    Column("logprobs", LargeBinary, nullable=False),
+    Column("entropy_lower", LargeBinary, nullable=False),
+    Column("entropy_upper", LargeBinary),
+    Column("margin", LargeBinary, nullable=False),
+    Column("tail_mass", LargeBinary, nullable=False),
+    Column("p_tool_call", LargeBinary, nullable=False),
+    Column("score", Double),
+    Column("judged_by", Text),
+    Column("judged_at", Double),
+    Index(None, "trajectory_id"),
+    Index(None, "purpose", "judged_at"),
+)
+
+# The fuse of each tool under each policy, as the audit of suppressed calls left it. Observations
+# count from ``armed_at`` on.
+fuses = Table(
+    "fuses",
+    metadata,
+    Column("policy_version", Text, primary_key=True),
+    Column("tool", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("armed_at", Double, nullable=False),
+    Column("changed_at", Double, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("lower", Double),
+    Column("upper", Double),
 )
 
 # Keyed by the turn that made the calls; its label is the change of the next turn on the path.

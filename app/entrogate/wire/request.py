@@ -23,6 +23,8 @@ from entrogate.wire.strip import Wanted
 
 MAX_ASKED_BYTES = 64 * 2**20  # of a body, times the choices that it asks for
 # Fields that only say what to return, never what to sample: not stored as sampling parameters.
+# Fields that go with the tools, or with a stream.
+_OF_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls", "stream_options"})
 _NOT_PARAMS = frozenset({"messages", "tools", "stream", "stream_options", "metadata", "model"})
 
 
@@ -86,6 +88,17 @@ class ChatRequest:
     def addressed_to(self, model: str) -> ChatRequest:
         """The same request for another model."""
         return replace(self, model=model, body={**self.body, "model": model})
+
+    def without_tools(self, max_tokens: int) -> ChatRequest:
+        """The same question to a model that has no tools: one whole answer, no longer than that."""
+        body = {name: value for name, value in self.body.items() if name not in _OF_TOOLS}
+        limit = body.pop("max_tokens", None)
+        limit = body.get("max_completion_tokens") or limit
+        body["max_completion_tokens"] = (
+            min(limit, max_tokens) if isinstance(limit, int) else max_tokens
+        )
+        body |= {"stream": False, "n": 1}
+        return replace(self, body=body, stream=False, n=1, tool_choice="none", has_tools=False)
 
     def params(self) -> bytes:
         """Every field but the messages and tools, as JSON, for the record."""

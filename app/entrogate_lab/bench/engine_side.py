@@ -169,7 +169,8 @@ def gated_turn(
     """
     state = GateState.begin(numbers, prompt)
     for position, token in enumerate(turn.tokens):
-        if token.token_id == numbers.call_id and state.suppresses():
+        entropy, margin, p_call = _measure(token, numbers.call_id)
+        if token.token_id == numbers.call_id and state.suppresses(p_call):
             kept = turn.tokens[:position]
             rest = masked("".join(t.text for t in kept), position)
             return (
@@ -181,8 +182,7 @@ def gated_turn(
                 state,
                 position,
             )
-        entropy, margin, _ = _measure(token, None)
-        state.take(token.token_id, entropy, margin)
+        state.take(token.token_id, entropy, margin, token.logprob)
     return turn, None, 0
 
 

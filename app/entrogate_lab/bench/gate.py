@@ -182,7 +182,7 @@ def _seen_values(store_file: Path) -> dict[Statistic, list[float]]:
     finally:
         asyncio.run(store.aclose())
     for statistic in RIVALS:
-        probe = Policy(schema_version=1, name="probe", signal=Signal(statistic=statistic))
+        probe = Signal(statistic=statistic)
         values = (signal_value(probe, segment) for segment in segments if segment is not None)
         found[statistic] = [value for value in values if value is not None]
     return found

@@ -43,7 +43,7 @@ def numbers(**changed: object) -> GateNumbers:
 def after(gate: GateNumbers, tokens: list[tuple[int, float]], *, starts: bool = False) -> GateState:
     state = GateState(gate, starts)
     for token_id, entropy in tokens:
-        state.take(token_id, entropy, entropy)
+        state.take(token_id, entropy, entropy, -entropy)
     return state
 
 
@@ -74,12 +74,14 @@ def test_at_every_token_the_value_is_that_of_the_gateway(
     state = GateState(numbers(statistic=statistic), starts)
     for count, (token_id, entropy) in enumerate(tokens):
         expected = measured(tokens[:count], STATISTICS[statistic], starts)
-        assert (state.n_tokens, state.value()) == pytest.approx(expected, nan_ok=True, rel=0, abs=0)
+        assert (state.n_tokens, state.value(0.25)) == pytest.approx(
+            expected, nan_ok=True, rel=0, abs=0
+        )
         if token_id == CALL:
             return
-        state.take(token_id, entropy, entropy)
+        state.take(token_id, entropy, entropy, -entropy)
     expected = measured(tokens, STATISTICS[statistic], starts)
-    assert (state.n_tokens, state.value()) == pytest.approx(expected, nan_ok=True, rel=0, abs=0)
+    assert (state.n_tokens, state.value(0.25)) == pytest.approx(expected, nan_ok=True, rel=0, abs=0)
 
 
 def measured(tokens: list[tuple[int, float]], name: str, starts: bool) -> tuple[int, float]:
@@ -88,7 +90,7 @@ def measured(tokens: list[tuple[int, float]], name: str, starts: bool) -> tuple[
     none = np.zeros(len(tokens), dtype=np.float32)
     capture = Capture(
         token_ids=np.array([t for t, _ in tokens], dtype=np.int32),
-        logprobs=none,
+        logprobs=-entropy,
         entropy_lower=entropy,
         entropy_upper=entropy,
         margin=entropy,
@@ -109,6 +111,9 @@ def measured(tokens: list[tuple[int, float]], name: str, starts: bool) -> tuple[
         "entropy_last_window": stats.last_window.lower,
         "margin_mean": stats.margin_mean,
         "margin_min": stats.margin_min,
+        "entropy_sum": math.nan if stats.sum is None else stats.sum.lower,
+        "logprob_sum": stats.logprob_sum,
+        "p_tool_call": 0.25,
     }
     return stats.n_tokens, values[name]
 
@@ -121,25 +126,40 @@ def test_a_closed_empty_think_block_in_the_prompt_is_not_open() -> None:
 
 def test_suppresses_where_certain_and_long_enough() -> None:
     certain = [(OPEN, 0.0), (TEXT, 0.2), (TEXT, 0.9), (CLOSE, 5.0), (BLANK, 3.0)]
-    assert after(numbers(), certain).suppresses()
-    assert not after(numbers(threshold=0.9), certain).suppresses()
-    assert not after(numbers(min_tokens=3), certain).suppresses()
-    assert not after(numbers(suppress_certain=False), certain).suppresses()
-    assert not after(numbers(), [*certain, (CALL, 0.0)]).suppresses()
-    assert not GateState(numbers(), starts=False).suppresses()
+    assert after(numbers(), certain).suppresses(0.5)
+    assert not after(numbers(threshold=0.9), certain).suppresses(0.5)
+    assert not after(numbers(min_tokens=3), certain).suppresses(0.5)
+    assert not after(numbers(suppress_certain=False), certain).suppresses(0.5)
+    assert not after(numbers(), [*certain, (CALL, 0.0)]).suppresses(0.5)
+    assert not GateState(numbers(), starts=False).suppresses(0.5)
 
 
 def test_a_wide_margin_is_certain() -> None:
     wide = [(OPEN, 0.0), (TEXT, 4.0)]
-    assert after(numbers(statistic=5), wide).suppresses()
-    assert not after(numbers(statistic=5, threshold=5.0), wide).suppresses()
+    assert after(numbers(statistic=5), wide).suppresses(0.5)
+    assert not after(numbers(statistic=5, threshold=5.0), wide).suppresses(0.5)
+
+
+def test_a_likely_text_is_certain() -> None:
+    likely = [(OPEN, 0.0), (TEXT, 0.5), (TEXT, 0.25)]  # log-probs of -0.5 and -0.25
+    logprob_sum = STATISTICS.index("logprob_sum")
+    assert after(numbers(statistic=logprob_sum, threshold=-0.8), likely).suppresses(0.5)
+    assert not after(numbers(statistic=logprob_sum, threshold=-0.75), likely).suppresses(0.5)
+
+
+def test_a_call_that_is_improbable_is_suppressed_by_its_probability() -> None:
+    thought = [(OPEN, 0.0), (TEXT, 4.0)]
+    state = after(numbers(statistic=STATISTICS.index("p_tool_call"), threshold=0.5), thought)
+    assert state.suppresses(0.4)
+    assert not state.suppresses(0.5)
+    assert not state.suppresses(math.nan)
 
 
 def test_exploring_turns_it_round() -> None:
     uncertain = [(OPEN, 0.0), (TEXT, 4.0)]
-    assert not after(numbers(), uncertain).suppresses()
+    assert not after(numbers(), uncertain).suppresses(0.5)
     turned = numbers(suppress_certain=False, suppress_uncertain=True)
-    assert after(turned, uncertain).suppresses()
+    assert after(turned, uncertain).suppresses(0.5)
 
 
 def test_forces_only_between_the_reasoning_and_the_answer() -> None:
@@ -163,7 +183,7 @@ def test_numbers_survive_the_request(threshold: float, flag: bool, blanks: set[i
     assert unpack(packed, 300_001) == gate
 
 
-GOOD = [2, 1, 2, 3, 0, 0.5, 1, 1, 0, -1, 6, 1, 4, 7]
+GOOD = [3, 1, 2, 3, 0, 0.5, 1, 1, 0, -1, 6, 1, 4, 7]
 
 
 def changed(at: int, value: object) -> list[object]:
@@ -174,7 +194,7 @@ def changed(at: int, value: object) -> list[object]:
     ("bad", "says"),
     [
         ([1, 2], "12 to"),
-        ([9] * 14, "format 2"),
+        ([9] * 14, "format 3"),
         (changed(4, 77), "77"),
         (changed(1, 100), "100"),
         (changed(1, -1), "-1"),

@@ -1,11 +1,13 @@
 """Segment statistics by hand, and their intervals against random entropies inside the bounds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrogate.entropy import segment_stats
+from entrogate.entropy.statistics import draft_stats, segment_stats
 from entrogate.types import Capture, Estimator, Interval
 
 
@@ -41,8 +43,29 @@ def test_worked_by_hand():
     assert stats.tail_mean == Interval(lower=18.5, upper=19.0)
     assert stats.last_window == Interval(lower=15.5, upper=16.0)
     assert (stats.margin_mean, stats.margin_min) == (171 / 15, 2.0)
+    assert (stats.sum, stats.logprob_sum) == (Interval(lower=171.0, upper=178.5), -15.0)
     assert stats.p_tool_call is None
     assert stats.estimator is Estimator.TOPK
+
+
+def test_a_draft_is_the_beginning_without_the_token_that_ends_the_answer():
+    capture = capture_of([1.0, 2.0, 4.0, 8.0])
+    sums = [
+        draft_stats(capture, 2, ended=False),
+        draft_stats(capture, 9, ended=False),
+        draft_stats(capture, 9, ended=True),
+        draft_stats(capture, 3, ended=True),
+    ]
+    assert [s.sum.lower for s in sums if s is not None and s.sum is not None] == [3, 15, 7, 7]
+    assert draft_stats(capture_of([1.0]), 4, ended=True) is None
+    assert draft_stats(capture_of([]), 4, ended=False) is None
+
+
+def test_an_unknown_logprob_leaves_no_sum_of_them():
+    capture = replace(capture_of([1.0, 2.0]), logprobs=np.array([-1, np.nan], dtype=np.float32))
+    stats = segment_stats(capture, [(0, 2)])
+    assert stats is not None
+    assert stats.logprob_sum is None
 
 
 def test_one_token_is_its_own_statistics():
@@ -77,7 +100,7 @@ def test_every_statistic_of_the_true_entropies_is_inside(tokens):
     exact = segment_stats(capture_of(truth), [(0, len(tokens))])
     assert bounds is not None
     assert exact is not None
-    for name in ("mean", "max", "tail_mean", "last_window"):
+    for name in ("mean", "max", "tail_mean", "last_window", "sum"):
         inside, value = getattr(bounds, name), getattr(exact, name).lower
         assert inside.lower - 1e-12 <= value <= inside.upper + 1e-12
 

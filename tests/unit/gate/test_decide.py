@@ -308,7 +308,7 @@ def test_equal_features_come_back_equal():
     ("text", "said"),
     [
         ("{}", "schema version None"),
-        ('{"schema_version": 2}', "schema version 2; want 1"),
+        ('{"schema_version": 3}', "schema version 3; want 2"),
         ('{"schema_version": 1, "segment": null}', "not the features of a call"),
         ('{"schema_version": 1, "segment": null, "more": 1}', "not the features of a call"),
         ('{"schema_version": 1, "segment": {"mean": 3}}', "not the features of a call"),
@@ -333,7 +333,20 @@ def test_a_file_of_schema_version_1_still_reads():
         '"arguments_valid":true}'
     )
     assert from_json(stored) == features()
-    assert to_json(features()) == stored[:-1] + ',"forced":false}'  # added since
+
+
+def test_what_version_2_adds_comes_back():
+    drafted = segment(entropy=0.5, sum=Interval(lower=1.0, upper=1.5), logprob_sum=-0.25)
+    full = features(
+        draft=drafted,
+        delta=-0.5,
+        near_repeats=2,
+        result_age_seconds=1.5,
+        result_failed=True,
+        called_since=("read", "write"),
+        circle_rounds=3,
+    )
+    assert from_json(to_json(full)) == full
 
 
 @pytest.mark.parametrize("tool", ["lookup", "send", "never named"])

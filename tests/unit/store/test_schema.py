@@ -174,7 +174,7 @@ def test_a_database_of_0001_is_brought_up_and_back(url: str) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("revision", ["0009", REVISION, ""])
+@pytest.mark.parametrize("revision", ["0011", REVISION, ""])
 def test_the_way_down_leads_to_older_revisions_alone(tmp_path: Path, revision: str) -> None:
     database = Database(StoreSettings(url=f"sqlite:///{tmp_path}/a.db"))
     with (

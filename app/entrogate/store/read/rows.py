@@ -74,6 +74,8 @@ class Segment:
     margin_mean: float | None
     margin_min: float | None
     p_tool_call: float | None
+    sum: Bounds | None
+    logprob_sum: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

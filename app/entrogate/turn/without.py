@@ -1,0 +1,199 @@
+"""What the model would say without a call, decoded beside a turn: for drafts and shadow answers.
+
+Where one token opens a call, the turn goes on from its own token ids with that token masked
+(`upstream.resume`), which is what a suppression sends. Where none does, the model is asked again
+without its tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from entrogate.engine.frames import REQUEST_ARGUMENT
+from entrogate.errors import UpstreamProtocol
+from entrogate.turn.ids import mint_answer
+from entrogate.turn.parts import Parts
+from entrogate.turn.tokens import ChoiceTokens
+from entrogate.types import Capture
+from entrogate.upstream.capabilities import Capabilities
+from entrogate.upstream.captures import RequestCapture
+from entrogate.upstream.resume import resume_request
+from entrogate.wire.body import to_json
+from entrogate.wire.chunks import CompletionChoice, Usage, decode_body, decode_completion
+from entrogate.wire.request import ChatRequest
+
+_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_REQUEST_ID_HEADER = "x-request-id"
+_MOST_DETAIL = 300
+
+
+class Way(StrEnum):
+    """How a model was kept from calling."""
+
+    MASK = "mask"  # the token that opens a call is masked
+    NO_TOOLS = "no_tools"  # it was asked without its tools
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Where an answer without its call begins: what was asked, and the ids before the call."""
+
+    request: ChatRequest  # for the weights of the turn
+    capabilities: Capabilities
+    prompt_token_ids: list[int]
+    kept_token_ids: list[int]
+    headers: Mapping[str, str]
+    seed: int | None = None  # instead of the request's
+
+    @property
+    def way(self) -> Way:
+        """How the model is kept from calling."""
+        return Way.MASK if self.capabilities.can_suppress else Way.NO_TOOLS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Without:
+    """The beginning of an answer without its call, or all of it (`ended`)."""
+
+    way: Way
+    text: str
+    finish_reason: str | None
+    tokens: ChoiceTokens  # the sampled tokens of this part alone
+    part: CompletionChoice | None = None  # as the server said it, where tokens were masked
+
+    @property
+    def ended(self) -> bool:
+        """Is the answer complete?"""
+        return self.finish_reason is not None and self.finish_reason != "length"
+
+    def capture(self) -> Capture:
+        """What is known of its tokens; ids alone where the entropies make no sense."""
+        try:
+            return self.tokens.capture()
+        except ValueError:
+            self.tokens.mark("capture_fault")
+            return self.tokens.unknown_capture()
+
+
+async def decode_without(parts: Parts, asked: Asked, max_tokens: int) -> Without | None:
+    """Decode up to ``max_tokens`` of the answer; None where there is no room for one.
+
+    Raises UpstreamError where the model server does not answer as it should.
+    """
+    tokens = ChoiceTokens(asked.capabilities, None)
+    capture = None
+    if parts.channel is not None and asked.capabilities.engine:
+        capture = parts.channel.follow()
+    try:
+        if asked.way is Way.MASK:
+            return await _masked(parts, asked, max_tokens, tokens, capture)
+        return await _without_tools(parts, asked, max_tokens, tokens, capture)
+    finally:
+        if capture is not None:
+            capture.close()
+
+
+async def _masked(
+    parts: Parts,
+    asked: Asked,
+    max_tokens: int,
+    tokens: ChoiceTokens,
+    capture: RequestCapture | None,
+) -> Without | None:
+    body = resume_request(
+        asked.request,
+        asked.capabilities,
+        prompt_token_ids=asked.prompt_token_ids,
+        kept_token_ids=asked.kept_token_ids,
+        seed=asked.seed,
+    )
+    if body is None:
+        return None
+    body["stream"] = False
+    body["max_tokens"] = min(max_tokens, body["max_tokens"])
+    if "min_tokens" in body:
+        body["min_tokens"] = min(body["min_tokens"], body["max_tokens"])
+    if capture is not None:
+        body["vllm_xargs"] = {**body.get("vllm_xargs", {}), **_named(parts, asked, capture)}
+    raw = await _post(parts, _COMPLETIONS, body, asked.headers)
+    try:
+        answer = decode_completion(raw)
+        choice = answer.choices[0]
+    except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
+        raise UpstreamProtocol(f"the answer without the call is no completion: {error}") from None
+    if capture is None:
+        tokens.add_completion(choice)
+    else:
+        await _take_captured(tokens, capture, answer.usage)
+    return Without(
+        way=Way.MASK,
+        text=choice.text,
+        finish_reason=choice.finish_reason,
+        tokens=tokens,
+        part=choice,
+    )
+
+
+async def _without_tools(
+    parts: Parts,
+    asked: Asked,
+    max_tokens: int,
+    tokens: ChoiceTokens,
+    capture: RequestCapture | None,
+) -> Without | None:
+    request = asked.request.without_tools(max_tokens)
+    if capture is not None:
+        body = request.upstream_captured(_named(parts, asked, capture))
+    else:
+        found = asked.capabilities
+        top = found.top_logprobs if found.token_ids else 0
+        body = request.upstream(top, token_ids=found.token_ids)
+    raw = await _post(parts, _CHAT, body, asked.headers)
+    try:
+        answer = decode_body(raw)
+        choice = answer.choices[0]
+    except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
+        raise UpstreamProtocol(f"the answer without tools is no chat completion: {error}") from None
+    if capture is None:
+        tokens.add_chat(choice.token_ids, choice.logprobs, raw)
+    else:
+        await _take_captured(tokens, capture, answer.usage)
+    return Without(
+        way=Way.NO_TOOLS,
+        text=choice.message.content or "",
+        finish_reason=choice.finish_reason or None,
+        tokens=tokens,
+    )
+
+
+async def _post(parts: Parts, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> bytes:
+    sent = {**headers, _REQUEST_ID_HEADER: mint_answer()}
+    async with parts.client.request("POST", path, body=to_json(body), headers=sent) as response:
+        if response.status != 200:
+            said = (await response.read())[:_MOST_DETAIL].decode(errors="replace")
+            raise UpstreamProtocol(f"going on without the call answered {response.status}: {said}")
+        return await response.read()
+
+
+def _named(parts: Parts, asked: Asked, capture: RequestCapture) -> dict[str, Any]:
+    if parts.channel is None:
+        raise RuntimeError("there is no channel to capture by")
+    return {
+        REQUEST_ARGUMENT: parts.channel.argument(capture, asked.capabilities.tool_call_token_id)
+    }
+
+
+async def _take_captured(
+    tokens: ChoiceTokens, capture: RequestCapture, usage: Usage | None
+) -> None:
+    await capture.complete(1)
+    captured = capture.choices.get(0)
+    if captured is None:
+        tokens.mark("capture_incomplete")
+    else:
+        tokens.take_captured(captured, None if usage is None else usage.completion_tokens)
