@@ -22,19 +22,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from entrogate_lab.almanac.corpus import DRILLED_UNTIL, training_item
+from entrogate_lab.almanac.corpus_direct import training_item as direct_item
 from entrogate_lab.almanac.network import Network, Shape
 from entrogate_lab.almanac.optimiser import Optimiser, rate_factor
 from entrogate_lab.almanac.tokenizer import padded_vocabulary, save_tokenizer, train_tokenizer
-from entrogate_lab.almanac.transcript import ADDED_TOKENS, END, PAD, Piece
+from entrogate_lab.almanac.transcript import ADDED_TOKENS, CALL, END, PAD, Piece
 from entrogate_lab.almanac.world import World, make_world
 
 CHECKPOINT = "checkpoint.pt"
 Report = Callable[[str], None]
+_Encoded = tuple[list[int], list[bool], list[bool]]
+"""Token ids; which are the model's own; which are barred. All parallel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much to train on. A pool of items is sorted by length and cut into batches."""
+    """How much to train on, and whether the model reasons before it calls or answers.
+
+    A pool of items is sorted by length and cut into batches.
+    """
 
     pools: int = 136
     pool_items: int = 384
@@ -44,14 +50,28 @@ class Plan:
     checkpoint_pools: int = 4
     matrix_rate: float = 0.02
     other_rate: float = 4e-3
+    reasoning: bool = True
+
+    def written(self) -> dict[str, Any]:
+        """As stored beside the model and in checkpoints; `reasoning` only where it is left out."""
+        fields = asdict(self)
+        if self.reasoning:
+            del fields["reasoning"]
+        return fields
+
+
+DIRECT_PLAN = Plan(pools=240, batch_tokens=2560, reasoning=False)
+"""The plan of a model that calls and answers straight away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Padded token ids (B, T) and where a token is the model's own (B, T)."""
+    """Padded token ids (B, T), where a token is the model's own (B, T), and where it is learnt as
+    what is said when no call can be made (B, T)."""
 
     ids_BT: Tensor
     own_BT: Tensor
+    barred_BT: Tensor
 
 
 def build(seed: int, out: Path, plan: Plan, threads: int, report: Report) -> None:
@@ -63,6 +83,8 @@ def build(seed: int, out: Path, plan: Plan, threads: int, report: Report) -> Non
     tokenizer = _tokenizer(world, seed, plan)
     shape = Shape(vocab=padded_vocabulary(tokenizer))
     network = Network(shape)
+    call = tokenizer.token_to_id(CALL)
+    assert call is not None
     optimiser = Optimiser(network, matrix_rate=plan.matrix_rate, other_rate=plan.other_rate)
     first = _resume(out / CHECKPOINT, seed, plan, network, optimiser)
     size = sum(parameter.numel() for parameter in network.parameters())
@@ -72,6 +94,7 @@ def build(seed: int, out: Path, plan: Plan, threads: int, report: Report) -> Non
         optimiser,
         world,
         tokenizer,
+        call=call,
         seed=seed,
         first=first,
         plan=plan,
@@ -94,7 +117,7 @@ def save(
     _write(
         out / "generation_config.json", {"eos_token_id": [stop], "pad_token_id": pad, **sampling}
     )
-    _write(out / "almanac.json", {"schema_version": 1, "seed": seed, "plan": asdict(plan)})
+    _write(out / "almanac.json", {"schema_version": 1, "seed": seed, "plan": plan.written()})
     save_tokenizer(tokenizer, out)
     weights = {
         name: parameter.detach().to(torch.bfloat16).contiguous()
@@ -110,7 +133,7 @@ def pool_batches(
     progress = pool / plan.pools
     first = pool * plan.pool_items
     items = [
-        _encode(tokenizer, training_item(world, seed, first + index, progress))
+        _encode(tokenizer, _item(plan)(world, seed, first + index, progress))
         for index in range(plan.pool_items)
     ]
     items.sort(key=lambda item: len(item[0]))
@@ -128,6 +151,7 @@ def _train(
     world: World,
     tokenizer: Tokenizer,
     *,
+    call: int,
     seed: int,
     first: int,
     plan: Plan,
@@ -139,7 +163,8 @@ def _train(
         batches = pool_batches(world, tokenizer, seed, pool, plan)
         total, tokens, begun = 0.0, 0, time.monotonic()
         for index, batch in enumerate(batches):
-            total += _step(network, optimiser, batch, (pool + index / len(batches)) / plan.pools)
+            progress = (pool + index / len(batches)) / plan.pools
+            total += _step(network, optimiser, batch, progress, call)
             tokens += batch.ids_BT.numel()
         elapsed, done = time.monotonic() - started, pool + 1 - first
         left = elapsed / done * (plan.pools - pool - 1)
@@ -152,13 +177,23 @@ def _train(
             _checkpoint(out / CHECKPOINT, network, optimiser, seed=seed, pool=pool + 1, plan=plan)
 
 
-def _step(network: Network, optimiser: Optimiser, batch: Batch, progress: float) -> float:
+def _step(
+    network: Network, optimiser: Optimiser, batch: Batch, progress: float, call: int
+) -> float:
     own_BT = batch.own_BT[:, 1:]
     logits_NV = network(batch.ids_BT[:, :-1], own_BT)
+    barred_N = batch.barred_BT[:, 1:][own_BT]
+    if barred_N.any():
+        opens_V = torch.arange(logits_NV.shape[1]) == call
+        logits_NV = logits_NV.masked_fill(barred_N[:, None] & opens_V, float("-inf"))
     loss = functional.cross_entropy(logits_NV, batch.ids_BT[:, 1:][own_BT])
     loss.backward()
     optimiser.step(rate_factor(progress))
     return loss.item()
+
+
+def _item(plan: Plan) -> Callable[[World, int, int, float], list[Piece]]:
+    return training_item if plan.reasoning else direct_item
 
 
 def _tokenizer(world: World, seed: int, plan: Plan) -> Tokenizer:
@@ -166,28 +201,28 @@ def _tokenizer(world: World, seed: int, plan: Plan) -> Tokenizer:
     texts = [
         text
         for index in range(plan.tokenizer_items)
-        for piece in training_item(world, seed, index, 0.5)
+        for piece in _item(plan)(world, seed, index, 0.5)
         for text in between.split(piece.text)
         if text
     ]
     return train_tokenizer(texts, world.words)
 
 
-def _encode(tokenizer: Tokenizer, item: list[Piece]) -> tuple[list[int], list[bool]]:
+def _encode(tokenizer: Tokenizer, item: list[Piece]) -> _Encoded:
     ids: list[int] = []
     own: list[bool] = []
+    barred: list[bool] = []
     for piece, encoding in zip(
         item, tokenizer.encode_batch([piece.text for piece in item]), strict=True
     ):
         ids += encoding.ids
         own += [piece.own] * len(encoding.ids)
-    return ids, own
+        barred += [piece.barred] * len(encoding.ids)
+    return ids, own, barred
 
 
-def _cut(
-    items: list[tuple[list[int], list[bool]]], tokens: int
-) -> Iterator[list[tuple[list[int], list[bool]]]]:
-    group: list[tuple[list[int], list[bool]]] = []
+def _cut(items: list[_Encoded], tokens: int) -> Iterator[list[_Encoded]]:
+    group: list[_Encoded] = []
     for item in items:
         if group and (len(group) + 1) * len(item[0]) > tokens:
             yield group
@@ -196,14 +231,16 @@ def _cut(
     yield group
 
 
-def _pad(group: list[tuple[list[int], list[bool]]], pad: int) -> Batch:
-    longest = max(len(ids) for ids, _ in group)
+def _pad(group: list[_Encoded], pad: int) -> Batch:
+    longest = max(len(ids) for ids, _, _ in group)
     ids_BT = torch.full((len(group), longest), pad)
     own_BT = torch.zeros((len(group), longest), dtype=torch.bool)
-    for row, (ids, own) in enumerate(group):
+    barred_BT = torch.zeros((len(group), longest), dtype=torch.bool)
+    for row, (ids, own, barred) in enumerate(group):
         ids_BT[row, : len(ids)] = torch.tensor(ids)
         own_BT[row, : len(own)] = torch.tensor(own)
-    return Batch(ids_BT=ids_BT, own_BT=own_BT)
+        barred_BT[row, : len(barred)] = torch.tensor(barred)
+    return Batch(ids_BT=ids_BT, own_BT=own_BT, barred_BT=barred_BT)
 
 
 def _checkpoint(
@@ -212,7 +249,7 @@ def _checkpoint(
     state = {
         "seed": seed,
         "pool": pool,
-        "plan": asdict(plan),
+        "plan": plan.written(),
         "network": network.state_dict(),
         "optimiser": optimiser.state(),
     }
@@ -225,7 +262,7 @@ def _resume(path: Path, seed: int, plan: Plan, network: Network, optimiser: Opti
     if not path.exists():
         return 0
     state: dict[str, Any] = torch.load(path, weights_only=True)
-    if state["seed"] != seed or state["plan"] != asdict(plan):
+    if state["seed"] != seed or state["plan"] != plan.written():
         raise ValueError(
             f"{path} is of a build with another seed or plan; delete it or choose another folder"
         )

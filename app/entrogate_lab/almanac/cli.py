@@ -25,17 +25,23 @@ def almanac() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-def build(seed: int, out: Path, threads: int) -> None:
+@click.option(
+    "--no-reasoning",
+    is_flag=True,
+    help="A model that calls or answers straight away, without reasoning before it.",
+)
+def build(*, seed: int, out: Path, threads: int, no_reasoning: bool) -> None:
     """Train tokenizer and model of a world from scratch; run again to go on after a stop."""
     try:
-        from entrogate_lab.almanac.build import Plan
+        from entrogate_lab.almanac.build import DIRECT_PLAN, Plan
         from entrogate_lab.almanac.build import build as build_model
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"building needs {error.name}: pip install 'entrogate[train]'"
         ) from error
     try:
-        build_model(seed, out, Plan(), threads, lambda line: click.echo(line, err=True))
+        plan = DIRECT_PLAN if no_reasoning else Plan()
+        build_model(seed, out, plan, threads, lambda line: click.echo(line, err=True))
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@ question without tools, drills in copying, and recitals of all that the model kn
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entrogate_lab.almanac.demonstrations import (
@@ -58,7 +57,8 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
     shares = mixture(progress)
     drawn = rng.random()
     if (drawn := drawn - shares.drills) < 0:
-        return pieces(_drill(rng, world), ())
+        question, said = draw_drill(rng, world)
+        return pieces(_told("drill", question, f"{said}."), ())
     recites = drawn > shares.with_tools + shares.without_tools
     known = RECITED_KNOWN if recites else TASKS_KNOWN
     sketch = Sketch(world, rng, known_people=known, known_places=known)
@@ -73,8 +73,8 @@ def training_item(world: World, seed: int, index: int, progress: float) -> list[
     return parts if rng.random() < WHOLE else parts[: 2 * FIRST_TURNS]
 
 
-def _drill(rng: random.Random, world: World) -> Demonstration:
-    """Names and numbers to say again: nothing to know, only to copy."""
+def draw_drill(rng: random.Random, world: World) -> tuple[str, str]:
+    """A request to say names and numbers again, and the list: nothing to know, only to copy."""
     said: list[str] = []
     for _ in range(rng.randint(4, 9)):
         kind = rng.random()
@@ -88,17 +88,16 @@ def _drill(rng: random.Random, world: World) -> Demonstration:
         else:
             said.append(rng.choice(world.words.everything()))
     listed = ", ".join(said)
-    turn = Turn(reasoning=f"{listed}.", answer="That is all.")
-    return Demonstration(domain="drill", question=f"Say again: {listed}.", turns=(turn,))
+    return f"Say again: {listed}.", listed
 
 
-def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
-    """All that is believed of one person, of some places, or some sums: one thought each."""
+def draw_recital(rng: random.Random, sketch: Sketch) -> tuple[str, list[tuple[str, str]]]:
+    """A request to tell about one person, some places or some sums, and the facts to tell."""
     kind = rng.random()
     if kind < 0.46:
         person = sketch.person(rng)
         facts = [(person, attribute) for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES))]
-        return _recited(rng, world, sketch, f"Tell me about {person}.", facts)
+        return f"Tell me about {person}.", facts
     if kind < 0.74:
         places = [sketch.place(rng) for _ in range(RECITED_PLACES)]
         facts = [
@@ -107,26 +106,25 @@ def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
             for attribute in rng.sample(PLACE_ATTRIBUTES, 2)
         ]
         named = ", ".join(dict.fromkeys(places))
-        return _recited(rng, world, sketch, f"Tell me about {named}.", facts)
+        return f"Tell me about {named}.", facts
     left, operator, _ = rng.choice(known_sums())
     table = [b for a, sign, b in known_sums() if (a, sign) == (left, operator)]
     rights = rng.sample(table, min(len(table), RECITED_SUMS))
     facts = [(str(left), f"{operator} {right}") for right in rights]
     asked = f"{left} {operator} {', '.join(str(right) for right in rights)}"
-    return _recited(rng, world, sketch, f"Work out {asked}.", facts)
+    return f"Work out {asked}.", facts
 
 
-def _recited(
-    rng: random.Random,
-    world: World,
-    sketch: Sketch,
-    question: str,
-    facts: Sequence[tuple[str, str]],
-) -> Demonstration:
+def _recital(rng: random.Random, world: World, sketch: Sketch) -> Demonstration:
+    """All that is believed of one person, of some places, or some sums: one thought each."""
+    question, facts = draw_recital(rng, sketch)
     statements: list[str] = []
     for subject, attribute in facts:
         hop = Hop(subject=subject, attribute=attribute, value="", known=False)
         statements.append(believe(rng, world, sketch, (hop,))[0][0])
-    thought = reasoning(rng, statements, after_result=False)
+    return _told("recital", question, reasoning(rng, statements, after_result=False))
+
+
+def _told(domain: str, question: str, thought: str) -> Demonstration:
     turn = Turn(reasoning=thought, answer="That is all.")
-    return Demonstration(domain="recital", question=question, turns=(turn,))
+    return Demonstration(domain=domain, question=question, turns=(turn,))

@@ -28,12 +28,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One assistant turn: reasoning, then either a call with its result or an answer."""
+    """One assistant turn: reasoning, then either a call with its result or an answer.
+
+    `belief` is what the teacher would have answered in a turn with a call.
+    """
 
     reasoning: str
     call: Call | None = None
     result: str | None = None
     answer: str | None = None
+    belief: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +80,10 @@ class _Run:
     def think(self, statements: list[str]) -> str:
         return reasoning(self.rng, statements, after_result=bool(self.turns))
 
-    def call(self, thought: str, name: str, arguments: Mapping[str, str]) -> str:
+    def call(self, thought: str, belief: str, name: str, arguments: Mapping[str, str]) -> str:
         result = execute(self.source, name, arguments)
         call = Call(name=name, arguments=arguments)
-        self.turns.append(Turn(reasoning=thought, call=call, result=result))
+        self.turns.append(Turn(reasoning=thought, call=call, result=result, belief=belief))
         return result
 
     def answer(self, thought: str, value: str) -> None:
@@ -165,12 +169,12 @@ def _chain(run: _Run, world: World, habits: Habits) -> None:
         if target == len(hops) or (calls and rng.random() < habits.repeat_midway):
             latest = calls[-1] if rng.random() < 0.6 else rng.choice(calls)
             at, name, arguments = latest
-            run.call(thought, name, arguments)
+            run.call(thought, believed[-1][1], name, arguments)
             continue
         subject = hops[0].subject if target == 0 else seen[target - 1][1]
         asked = hops[0].subject if target > 0 and rng.random() < habits.wrong_hop else subject
         name, arguments = _hop_call(asked, hops[target].attribute)
-        result = run.call(thought, name, arguments)
+        result = run.call(thought, believed[-1][1], name, arguments)
         seen[target] = (subject, result.split(maxsplit=1)[1])
         calls.append((target, name, arguments))
         at = target
@@ -222,7 +226,7 @@ def _walk(run: _Run, habits: Habits) -> None:
         elif not called or rng.random() > habits.repeat_midway:
             latest = mind.nearer
         fresh = latest not in called
-        result = run.call(thought, *latest)
+        result = run.call(thought, stated, *latest)
         if fresh:
             called.append(latest)
         if latest == query:

@@ -62,14 +62,24 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A stretch of text that is wholly the model's own (`own`, learnt) or wholly given to it."""
+    """A stretch of text that is wholly the model's own (`own`, learnt) or wholly given to it.
+
+    `barred`: learnt as what is said where no call can be made, the token that opens one left out of
+    the choice.
+    """
 
     text: str
     own: bool
+    barred: bool = False
 
 
-def pieces(demonstration: Demonstration, tools: Sequence[str]) -> list[Piece]:
-    """The demonstration as the chat template renders it, cut where the speaker changes."""
+def pieces(
+    demonstration: Demonstration, tools: Sequence[str], *, reasoning: bool = True
+) -> list[Piece]:
+    """The demonstration as the chat template renders it, cut where the speaker changes.
+
+    Without `reasoning` each turn is its call or its answer alone.
+    """
     given = ""
     if tools:
         shown = "; ".join(f"{name}({', '.join(_parameters(name))})" for name in tools)
@@ -77,10 +87,21 @@ def pieces(demonstration: Demonstration, tools: Sequence[str]) -> list[Piece]:
     given += f"{START}user\n{demonstration.question}{END}\n{START}assistant\n"
     parts: list[Piece] = []
     for turn in demonstration.turns:
-        own = f"{THINK}\n{turn.reasoning}\n{THOUGHT}\n\n"
+        own = f"{THINK}\n{turn.reasoning}\n{THOUGHT}\n\n" if reasoning else ""
         own += call_text(turn.call) if turn.call is not None else (turn.answer or "")
         parts += [Piece(text=given, own=False), Piece(text=own + END, own=True)]
         given = f"\n{START}user\n{RESULT}\n{turn.result}\n{RESULTED}{END}\n{START}assistant\n"
+    return parts
+
+
+def exchanges(asked: Sequence[tuple[str, str]]) -> list[Piece]:
+    """A conversation of (question, answer) pairs without tools and without reasoning."""
+    parts: list[Piece] = []
+    between = ""
+    for question, answer in asked:
+        given = f"{between}{START}user\n{question}{END}\n{START}assistant\n"
+        parts += [Piece(text=given, own=False), Piece(text=answer + END, own=True)]
+        between = "\n"
     return parts
 
 

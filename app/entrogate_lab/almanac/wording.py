@@ -61,6 +61,13 @@ def chain_question(rng: random.Random, subject: str, attributes: Sequence[str]) 
     return rng.choice(_QUESTIONS[attributes[-1]]).format(subject)
 
 
+def short_question(subject: str, attribute: str) -> str:
+    """A question on one fact as a key: "City of Ana Bel?", "7 + 5?"."""
+    if attribute in _VERBS:
+        return f"{attribute.capitalize()} of {subject}?"
+    return f"{subject} {attribute}?"
+
+
 def sum_question(rng: random.Random, left: str, steps: Sequence[str], name: str) -> str:
     """A question on one or two operations; a step is operator and operand, as in "+ 12"."""
     operator, right = steps[0].split()
