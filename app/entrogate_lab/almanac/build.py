@@ -1,4 +1,4 @@
-# ruff: noqa: N806, N815 (shape suffixes)
+# ruff: noqa: N803, N806, N815 (shape suffixes)
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 """Building a model: tokenizer, training from scratch, and a standard Hugging Face folder.
 
@@ -184,8 +184,7 @@ def _step(
     logits_NV = network(batch.ids_BT[:, :-1], own_BT)
     barred_N = batch.barred_BT[:, 1:][own_BT]
     if barred_N.any():
-        opens_V = torch.arange(logits_NV.shape[1]) == call
-        logits_NV = logits_NV.masked_fill(barred_N[:, None] & opens_V, float("-inf"))
+        logits_NV = without_call(logits_NV, barred_N, call=call)
     loss = functional.cross_entropy(logits_NV, batch.ids_BT[:, 1:][own_BT])
     loss.backward()
     optimiser.step(rate_factor(progress))
@@ -194,6 +193,12 @@ def _step(
 
 def _item(plan: Plan) -> Callable[[World, int, int, float], list[Piece]]:
     return training_item if plan.reasoning else direct_item
+
+
+def without_call(logits_NV: Tensor, barred_N: Tensor, *, call: int) -> Tensor:
+    """The logits with token `call` out of the choice where `barred_N` is true."""
+    opens_V = torch.arange(logits_NV.shape[1]) == call
+    return logits_NV.masked_fill(barred_N[:, None] & opens_V, float("-inf"))
 
 
 def _tokenizer(world: World, seed: int, plan: Plan) -> Tokenizer:
