@@ -5,10 +5,14 @@ of them: they are suppressed if the rules suppress every one, replayed if they r
 else all go through. So a turn has one outcome, and each of its calls the same `applied` and
 propensity.
 
-Randomness comes from the first call's ``draw`` alone, through two independent numbers made from it
-by a hash: one for the statistic `uniform`, one for mode `explore`. The propensity is exact: the
-outcome is a step function of the first number, with steps at the thresholds, and is summed over
-its steps.
+Randomness comes from the first call's ``draw`` alone, through independent numbers made from it by a
+hash: one for the statistic `uniform`, one for mode `explore`, one for the audit. The propensity is
+exact: the outcome is a step function of the first number, with steps at the thresholds, and is
+summed over its steps.
+
+The audit: in mode `enforce` a turn that the signal suppresses goes through with probability
+``audit.share``, its decision otherwise unchanged, so that its outcome says whether the calls were
+needed.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from entrogate.gate.reasons import FAIL_OPEN, UNTOUCHABLE, Reason
+from entrogate.gate.reasons import AUDITED, FAIL_OPEN, UNTOUCHABLE, Reason
 from entrogate.gate.rules import propose
 from entrogate.gate.schema import Policy, Statistic
 from entrogate.types import Action, Decision, Features, Mode
@@ -34,7 +38,7 @@ def decide_turn(policy: Policy, mode: Mode, features: Sequence[Features]) -> tup
     if not features:
         return ()
     turn = _outcome(policy, features, sub_draw(features[0].draw, "uniform"))
-    applied = _applied(policy, mode, turn, sub_draw(features[0].draw, "explore"))
+    applied = _applied(policy, mode, turn, features[0].draw)
     propensity = _propensity(policy, mode, features, applied)
     return tuple(
         Decision(
@@ -58,11 +62,16 @@ def sub_draw(draw: float, label: str) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """What the rules say of a turn; ``alternative`` is what exploring would do, if it may."""
+    """What the rules say of a turn.
+
+    ``alternative`` is what exploring would do, if it may. ``auditable``: the turn is suppressed,
+    all its calls because of the signal.
+    """
 
     action: Action
     alternative: Action | None
     reasons: tuple[Reason, ...]  # one per call
+    auditable: bool = False
 
 
 def _outcome(policy: Policy, features: Sequence[Features], uniform: float) -> _Outcome:
@@ -74,28 +83,42 @@ def _outcome(policy: Policy, features: Sequence[Features], uniform: float) -> _O
     else:
         action = proposals[0].action
     if action in (Action.SUPPRESS, Action.REPLAY):
-        return _Outcome(action=action, alternative=Action.ALLOW, reasons=reasons)
+        return _Outcome(
+            action=action,
+            alternative=Action.ALLOW,
+            reasons=reasons,
+            auditable=action is Action.SUPPRESS and AUDITED.issuperset(reasons),
+        )
     alternative = Action.SUPPRESS if explorable and action is Action.ALLOW else None
     return _Outcome(action=action, alternative=alternative, reasons=reasons)
 
 
-def _applied(policy: Policy, mode: Mode, turn: _Outcome, explore_draw: float) -> Action:
+def _applied(policy: Policy, mode: Mode, turn: _Outcome, draw: float) -> Action:
     if mode is Mode.OBSERVE:
         return Action.ALLOW
-    explores = mode is Mode.EXPLORE and explore_draw < policy.explore.epsilon
-    return turn.alternative if explores and turn.alternative is not None else turn.action
+    label = "explore" if mode is Mode.EXPLORE else "audit"
+    flips = sub_draw(draw, label) < _flip_probability(policy, mode, turn)
+    return turn.alternative if flips and turn.alternative is not None else turn.action
+
+
+def _flip_probability(policy: Policy, mode: Mode, turn: _Outcome) -> float:
+    """With which probability the alternative is applied, where ``mode`` may change something."""
+    if turn.alternative is None:
+        return 0.0
+    if mode is Mode.EXPLORE:
+        return policy.explore.epsilon
+    return policy.audit.share if policy.audit is not None and turn.auditable else 0.0
 
 
 def _propensity(policy: Policy, mode: Mode, features: Sequence[Features], applied: Action) -> float:
     """Probability of ``applied`` over the draw."""
     if mode is Mode.OBSERVE:
         return 1.0
-    epsilon = policy.explore.epsilon if mode is Mode.EXPLORE else 0.0
     steps = _steps(policy, features)
     total = 0.0
     for low, high in itertools.pairwise(steps):
         turn = _outcome(policy, features, low)
-        flipped = epsilon if turn.alternative is not None else 0.0
+        flipped = _flip_probability(policy, mode, turn)
         if turn.action is applied:
             total += (high - low) * (1.0 - flipped)
         elif turn.alternative is applied:

@@ -43,3 +43,5 @@ FAIL_OPEN = frozenset(
 UNTOUCHABLE = frozenset(
     {Reason.NOT_NAMED, Reason.SIDE_EFFECTS, Reason.TOOL_CHOICE, Reason.UNCERTAIN_ANSWER}
 )
+AUDITED = frozenset({Reason.CERTAIN, Reason.RANDOM})
+"""Suppressed because the signal says so, a guess; budgets, repeats and circles are orders."""

@@ -305,8 +305,8 @@ shadows = Table(
     Index(None, "purpose", "judged_at"),
 )
 
-# The fuse of each tool under each policy, as the audit of suppressed calls left it. Observations
-# count from ``armed_at`` on.
+# The fuse of each tool under each policy, as the audit of suppressed calls left it. What was
+# committed up to ``armed_sequence`` does not count.
 fuses = Table(
     "fuses",
     metadata,
@@ -314,6 +314,7 @@ fuses = Table(
     Column("tool", Text, primary_key=True),
     Column("state", Text, nullable=False),
     Column("armed_at", Double, nullable=False),
+    Column("armed_sequence", BigInteger, nullable=False),
     Column("changed_at", Double, nullable=False),
     Column("n", Integer, nullable=False),
     Column("losses", Integer, nullable=False),

@@ -64,6 +64,7 @@ def upgrade() -> None:
         sa.Column("tool", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("armed_at", sa.Double(), nullable=False),
+        sa.Column("armed_sequence", sa.BigInteger(), nullable=False),
         sa.Column("changed_at", sa.Double(), nullable=False),
         sa.Column("n", sa.Integer(), nullable=False),
         sa.Column("losses", sa.Integer(), nullable=False),
