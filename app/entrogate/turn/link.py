@@ -16,7 +16,8 @@ from entrogate.errors import RequestError, StoreError
 from entrogate.turn.ids import mint
 from entrogate.turn.offloaded import large_history, worked_out
 from entrogate.types import ToolResult, TurnHead
-from entrogate.wire.history import CallHistory, fingerprint, is_minted, last_assistant
+from entrogate.wire.history import CallHistory, fingerprint, last_assistant
+from entrogate.wire.minted import is_minted
 from entrogate.wire.request import ChatRequest
 
 TRAJECTORY_HEADER = "x-entrogate-trajectory-id"

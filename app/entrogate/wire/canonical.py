@@ -51,18 +51,28 @@ class Canonical:
             return b"~" + raw
 
     def _number(self, text: str) -> int | Decimal:
-        """The number as sign, digits without zeros at either end, and exponent."""
         self._left -= 1
         if self._left < 0:
             raise ValueError("too many numbers")
-        mantissa, _, power = text.lower().partition("e")
-        whole, _, fraction = mantissa.lstrip("-").partition(".")
-        padded = (whole + fraction).lstrip("0")
-        digits = padded.rstrip("0")
-        if not digits:
-            return 0
-        exponent = int(power or "0") - len(fraction) + len(padded) - len(digits)
-        sign = "-" if mantissa.startswith("-") else ""
-        if 0 <= exponent <= _EXPANDED:
-            return int(sign + digits + "0" * exponent)
-        return Decimal(f"{sign}{digits}e{exponent}")
+        return exact_number(text)
+
+
+def exact_number(text: str) -> int | Decimal:
+    """A number in JSON, as sign, digits without zeros at either end, and exponent.
+
+    A value has one form, except for whole numbers of more than 22 digits that are written without
+    a point and an exponent.
+    """
+    if text.lstrip("-").isdecimal():
+        return int(text)
+    mantissa, _, power = text.lower().partition("e")
+    whole, _, fraction = mantissa.lstrip("-").partition(".")
+    padded = (whole + fraction).lstrip("0")
+    digits = padded.rstrip("0")
+    if not digits:
+        return 0
+    exponent = int(power or "0") - len(fraction) + len(padded) - len(digits)
+    sign = "-" if mantissa.startswith("-") else ""
+    if 0 <= exponent <= _EXPANDED:
+        return int(sign + digits + "0" * exponent)
+    return Decimal(f"{sign}{digits}e{exponent}")

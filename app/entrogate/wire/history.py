@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from entrogate.wire.body import to_json
 from entrogate.wire.canonical import Canonical
+from entrogate.wire.minted import is_minted
 
 Json = dict[str, Any]
 Content = str | list[Any]
 """A message's content as clients write it: a text or a list of parts."""
-
-_MINTED = re.compile(r"call_eg[0-9a-f]{24}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +27,17 @@ class EarlierCall:
     result: str | None  # as text, for the record
     turn: int  # index of its assistant message
     content: Content | None = None  # the result as it was sent, to feed back; None: there is none
+    failed: bool = False  # the client said beside the result that it is an error
+    run: int = 0  # how often the user spoke after an answer before it: where the agent began anew
+    dated_by: str = ""  # where its result was replayed: the id of the call that it was first for
 
 
 class CallHistory:
     """The calls of a history in order, indexed by what the gate asks of them."""
 
-    def __init__(self, calls: Iterable[EarlierCall] = ()) -> None:
+    def __init__(self, calls: Iterable[EarlierCall] = (), run: int = 0) -> None:
         self.calls: list[EarlierCall] = []
+        self.run = run  # of a call that is made now
         self._repeats: Counter[bytes] = Counter()
         self._by_name: Counter[str] = Counter()
         self._answered: dict[bytes, EarlierCall] = {}
@@ -43,9 +45,9 @@ class CallHistory:
             self.add(call)
 
     @classmethod
-    def of(cls, messages: Sequence[Json]) -> CallHistory:
-        """The calls in ``messages``."""
-        return cls(earlier_calls(messages))
+    def of(cls, messages: Sequence[Json], failed: Container[str] = ()) -> CallHistory:
+        """The calls in ``messages``; ``failed`` are the ids whose results are errors."""
+        return cls(*_read(messages, failed))
 
     def add(self, call: EarlierCall) -> None:
         """Take a call that came after all the others."""
@@ -88,11 +90,6 @@ class CallHistory:
         return len(self.calls)
 
 
-def is_minted(call_id: str) -> bool:
-    """Does ``call_id`` have the form of the ids that the gateway makes up?"""
-    return _MINTED.fullmatch(call_id) is not None
-
-
 def call_key(name: str, arguments: str, canonical: Canonical | None = None) -> bytes:
     """Identity of a call: its name and its arguments, however the same JSON is written.
 
@@ -120,28 +117,50 @@ def earlier_calls(messages: Sequence[Json]) -> list[EarlierCall]:
     share an id, they take as many results in order, or none; an id that a later message uses again
     belongs to the later call. Calls and results without an id belong to nothing.
     """
+    return _read(messages, ())[0]
+
+
+def _read(messages: Sequence[Json], failed: Container[str]) -> tuple[list[EarlierCall], int]:
+    """The `earlier_calls`, and the run of what is called next."""
     canonical = Canonical()
+    run, answered_in_text = 0, False
     calls: list[EarlierCall] = []
     asked: dict[str, _Asked] = {}
     answered: dict[int, Content] = {}
     for turn, message in enumerate(messages):
-        for call in tool_calls(message):
+        called = tool_calls(message)
+        if message.get("role") == "user" and answered_in_text:
+            run, answered_in_text = run + 1, False
+        elif message.get("role") == "assistant":
+            answered_in_text = not called
+        for call in called:
             name, arguments = _function(call)
             call_id: str = call.get("id") or ""
             if call_id:
                 _ask(asked, call_id, turn, len(calls), answered)
             key = call_key(name, arguments, canonical)
-            calls.append(EarlierCall(call_id=call_id, name=name, key=key, result=None, turn=turn))
+            calls.append(
+                EarlierCall(
+                    call_id=call_id,
+                    name=name,
+                    key=key,
+                    result=None,
+                    turn=turn,
+                    failed=bool(call_id) and call_id in failed,
+                    run=run,
+                )
+            )
         if message.get("role") == "tool" and (
             open_ := asked.get(message.get("tool_call_id") or "")
         ):
             open_.results.append(message.get("content") or "")
     for waiting in asked.values():
         waiting.settle(answered)
-    return [
+    joined = [
         call if position not in answered else _with_result(call, answered[position])
         for position, call in enumerate(calls)
     ]
+    return joined, run
 
 
 @dataclass(slots=True)
@@ -171,14 +190,7 @@ def _ask(
 
 
 def _with_result(call: EarlierCall, content: Content) -> EarlierCall:
-    return EarlierCall(
-        call_id=call.call_id,
-        name=call.name,
-        key=call.key,
-        result=text_of(content),
-        turn=call.turn,
-        content=content,
-    )
+    return replace(call, result=text_of(content), content=content)
 
 
 def last_assistant(messages: Sequence[Json]) -> int | None:

@@ -1,0 +1,218 @@
+"""What the history says of the calls of a turn: repeats, near-duplicates, fresh results, circles.
+
+Nothing is worked out that no rule of the policy asks for, and what is the same for every call of a
+request is worked out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from entrogate.gate.circles import WINDOW, circle_rounds
+from entrogate.gate.failures import is_failure
+from entrogate.gate.normalise import Normaliser
+from entrogate.gate.schema import OnRepeat, Policy, ToolRule
+from entrogate.wire.history import CallHistory, EarlierCall, call_key
+from entrogate.wire.minted import minted_at
+
+MAX_CALLED_SINCE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the history says of one proposed call; the fields are those of `Features`."""
+
+    known: EarlierCall | None = None  # whose result would be replayed
+    repeats: int = 0
+    near_repeats: int = 0
+    result_age_seconds: float | None = None
+    result_failed: bool = False
+    called_since: tuple[str, ...] = ()
+    circle_rounds: int = 0
+
+
+class Loops:
+    """Looks at the calls of one request in the light of its history, as ``policy`` asks."""
+
+    __slots__ = ("_history", "_normaliser", "_policy", "_table")
+
+    def __init__(self, policy: Policy, history: CallHistory) -> None:
+        self._policy = policy
+        self._history = history
+        self._normaliser = Normaliser()
+        self._table: _Table | None = None
+
+    def look(self, calls: Sequence[tuple[str, str]], now: float) -> tuple[Seen, ...]:
+        """What is seen of each of ``calls``: name and arguments, whole and in order.
+
+        ``now`` in seconds since the epoch is what ages are measured from.
+        """
+        keys = [call_key(name, arguments) for name, arguments in calls]
+        rounds = self._rounds([name for name, _ in calls], keys)
+        names = [name for name, _ in calls]
+        return tuple(
+            self._seen(names, position, key, rounds[position], now)
+            for position, key in enumerate(keys)
+        )
+
+    def known(self, name: str, arguments: str) -> EarlierCall | None:
+        """The earlier call whose result answers this one: the latest one that has a result."""
+        found = self._found(self._asking(name), call_key(name, arguments))
+        return found.known
+
+    def _asking(self, name: str) -> ToolRule | None:
+        """The rule of the tool, where it asks for repeats at all."""
+        rule = self._policy.rule(name)
+        return None if rule is None or rule.on_repeat is OnRepeat.ALLOW else rule
+
+    def _seen(
+        self, names: Sequence[str], position: int, key: bytes, rounds: int, now: float
+    ) -> Seen:
+        rule = self._asking(names[position])
+        found = self._found(rule, key)
+        if rule is None or found.known is None or found.position is None:
+            return Seen(
+                known=found.known,
+                repeats=self._history.repeats(key),
+                near_repeats=found.near_repeats,
+                circle_rounds=rounds,
+            )
+        others = [*names[:position], *names[position + 1 :]]
+        return Seen(
+            known=found.known,
+            repeats=self._history.repeats(key),
+            near_repeats=found.near_repeats,
+            result_age_seconds=self._tables().age(found.position, now),
+            result_failed=found.known.failed or is_failure(found.known.result or ""),
+            called_since=self._called_since(found.position, others, rule),
+            circle_rounds=rounds,
+        )
+
+    def _found(self, rule: ToolRule | None, key: bytes) -> _Found:
+        history = self._history
+        if rule is None or not (history.repeats(key) or rule.normalise.changes):
+            known = history.result_for(key)
+            return _Found(known=known, position=None, near_repeats=history.repeats(key))
+        table = self._tables()
+        form = self._form(rule, key)
+        forms = {form, key}  # what did not fit any more stands under its key
+        position = max((table.answered[f] for f in forms if f in table.answered), default=None)
+        return _Found(
+            known=None if position is None else history.calls[position],
+            position=position,
+            near_repeats=sum(table.repeats.get(f, 0) for f in forms),
+        )
+
+    def _form(self, rule: ToolRule | None, key: bytes) -> bytes:
+        """What two calls are compared by."""
+        if rule is None or not rule.normalise.changes:
+            return key
+        return self._normaliser.of(key, rule.normalise)
+
+    def _tables(self) -> _Table:
+        """The history as it is now: a replay has added to it."""
+        if self._table is None or len(self._table.forms) != len(self._history):
+            self._normaliser = Normaliser()
+            calls = self._history.calls
+            # The latest calls come first: what is read of them is bounded.
+            forms = [self._form(self._policy.rule(c.name), c.key) for c in reversed(calls)]
+            self._table = _Table(calls, forms[::-1])
+        return self._table
+
+    def _called_since(
+        self, position: int, others: Sequence[str], rule: ToolRule
+    ) -> tuple[str, ...]:
+        """The tools called after the result came, or beside its call or this one.
+
+        Sorted; where there are too many, those that the rule asks for are kept.
+        """
+        calls = self._history.calls
+        first = position
+        while first > 0 and calls[first - 1].turn == calls[position].turn:
+            first -= 1
+        names = {*others, *(c.name for c in calls[first:position])}
+        names.update(c.name for c in calls[position + 1 :])
+        if len(names) > MAX_CALLED_SINCE:
+            asked = names & set(rule.invalidated_by)
+            names = set([*sorted(asked), *sorted(names - asked)][:MAX_CALLED_SINCE])
+        return tuple(sorted(names))
+
+    def _rounds(self, names: Sequence[str], keys: Sequence[bytes]) -> list[int]:
+        """For each proposed call the complete rounds of the circle that it is in."""
+        rounds = [0] * len(keys)
+        if self._policy.circle is None:
+            return rounds
+        rules = [self._policy.rule(name) for name in names]
+        counted = [i for i, rule in enumerate(rules) if rule is None or not rule.polling]
+        if not any(rules[i] is not None for i in counted):
+            return rounds
+        past = self._steps()
+        forms = [self._form(rules[i], keys[i]) for i in counted]
+        for i, found in zip(counted, circle_rounds(past, forms), strict=True):
+            rounds[i] = found
+        return rounds
+
+    def _steps(self) -> list[tuple[bytes, str | None]]:
+        """The calls since the agent last began anew, or saw by polling that something changed.
+
+        Polling itself is left out.
+        """
+        table, calls = self._tables(), self._history.calls
+        run = self._history.run
+        steps: list[tuple[bytes, str | None]] = []
+        polled: dict[bytes, str] = {}
+        for call, form in zip(calls[-WINDOW:], table.forms[-WINDOW:], strict=True):
+            if call.run != run:
+                continue
+            rule = self._policy.rule(call.name)
+            if rule is None or not rule.polling:
+                steps.append((form, call.result))
+                continue
+            if call.result is None:
+                continue
+            if polled.setdefault(form, call.result) != call.result:
+                steps.clear()
+                polled[form] = call.result
+        return steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What an index of the history says of one call; ``position`` is that of ``known``."""
+
+    known: EarlierCall | None
+    position: int | None
+    near_repeats: int
+
+
+class _Table:
+    """The history by the form in which its calls are compared."""
+
+    def __init__(self, calls: Sequence[EarlierCall], forms: Sequence[bytes]) -> None:
+        self.forms = forms
+        self.repeats: dict[bytes, int] = {}
+        self.answered: dict[bytes, int] = {}  # position of the latest call with a result
+        self._calls = calls
+        self._times: list[float | None] | None = None
+        for position, form in enumerate(forms):
+            self.repeats[form] = self.repeats.get(form, 0) + 1
+            if calls[position].result is not None:
+                self.answered[form] = position
+
+    def age(self, position: int, now: float) -> float | None:
+        """Seconds since the call at ``position`` was proposed, so at least the age of its result.
+
+        None where its id holds no time, or one that cannot be: later than now, or than that of a
+        call made after it, as where a clock was set back.
+        """
+        if self._times is None:
+            self._times = [minted_at(call.dated_by or call.call_id) for call in self._calls]
+        asked = self._times[position]
+        turn = self._calls[position].turn
+        if asked is None or asked > now:
+            return None
+        for call, later in zip(self._calls[position + 1 :], self._times[position + 1 :], strict=True):
+            if later is not None and later < asked and call.turn > turn:
+                return None
+        return now - asked
