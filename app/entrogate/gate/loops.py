@@ -32,15 +32,19 @@ class Seen:
     circle_rounds: int = 0
 
 
+UNSEEN = Seen()
+
+
 class Loops:
     """Looks at the calls of one request in the light of its history, as ``policy`` asks."""
 
-    __slots__ = ("_history", "_normaliser", "_policy", "_table")
+    __slots__ = ("_forms", "_history", "_normaliser", "_policy", "_table")
 
     def __init__(self, policy: Policy, history: CallHistory) -> None:
         self._policy = policy
         self._history = history
         self._normaliser = Normaliser()
+        self._forms: dict[bytes, bytes] = {}
         self._table: _Table | None = None
 
     def look(self, calls: Sequence[tuple[str, str]], now: float) -> tuple[Seen, ...]:
@@ -48,9 +52,9 @@ class Loops:
 
         ``now`` in seconds since the epoch is what ages are measured from.
         """
-        keys = [call_key(name, arguments) for name, arguments in calls]
-        rounds = self._rounds([name for name, _ in calls], keys)
         names = [name for name, _ in calls]
+        keys = [call_key(name, arguments) for name, arguments in calls]
+        rounds = self._rounds(names, keys)
         return tuple(
             self._seen(names, position, key, rounds[position], now)
             for position, key in enumerate(keys)
@@ -94,29 +98,33 @@ class Loops:
         if rule is None or not (history.repeats(key) or rule.normalise.changes):
             known = history.result_for(key)
             return _Found(known=known, position=None, near_repeats=history.repeats(key))
-        table = self._tables()
         form = self._form(rule, key)
-        forms = {form, key}  # what did not fit any more stands under its key
-        position = max((table.answered[f] for f in forms if f in table.answered), default=None)
+        table = self._tables()
+        position = table.answered.get(form)
         return _Found(
             known=None if position is None else history.calls[position],
             position=position,
-            near_repeats=sum(table.repeats.get(f, 0) for f in forms),
+            near_repeats=table.repeats.get(form, 0),
         )
 
     def _form(self, rule: ToolRule | None, key: bytes) -> bytes:
-        """What two calls are compared by."""
+        """What calls are compared by, this one having ``key`` and its tool ``rule``.
+
+        The same for equal keys as long as the request lasts, whatever is left of the bounds.
+        """
         if rule is None or not rule.normalise.changes:
             return key
-        return self._normaliser.of(key, rule.normalise)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = self._normaliser.of(key, rule.normalise)
+        return form
 
     def _tables(self) -> _Table:
         """The history as it is now: a replay has added to it."""
         if self._table is None or len(self._table.forms) != len(self._history):
-            self._normaliser = Normaliser()
-            calls = self._history.calls
-            # The latest calls come first: what is read of them is bounded.
-            forms = [self._form(self._policy.rule(c.name), c.key) for c in reversed(calls)]
+            rule, calls = self._policy.rule, self._history.calls
+            # The latest calls come first: what is read of them all is bounded.
+            forms = [self._form(rule(call.name), call.key) for call in reversed(calls)]
             self._table = _Table(calls, forms[::-1])
         return self._table
 
@@ -145,11 +153,13 @@ class Loops:
             return rounds
         rules = [self._policy.rule(name) for name in names]
         counted = [i for i, rule in enumerate(rules) if rule is None or not rule.polling]
-        if not any(rules[i] is not None for i in counted):
+        if not any((rule := rules[i]) is not None and not rule.side_effects for i in counted):
             return rounds
-        past = self._steps()
+        last = rules[counted[-1]]
+        if not (self._history.repeats(keys[counted[-1]]) or (last and last.normalise.changes)):
+            return rounds  # it repeats nothing, so it closes no circle
         forms = [self._form(rules[i], keys[i]) for i in counted]
-        for i, found in zip(counted, circle_rounds(past, forms), strict=True):
+        for i, found in zip(counted, circle_rounds(self._steps(), forms), strict=True):
             rounds[i] = found
         return rounds
 
@@ -206,13 +216,15 @@ class _Table:
         None where its id holds no time, or one that cannot be: later than now, or than that of a
         call made after it, as where a clock was set back.
         """
+        calls = self._calls
         if self._times is None:
-            self._times = [minted_at(call.dated_by or call.call_id) for call in self._calls]
-        asked = self._times[position]
-        turn = self._calls[position].turn
+            self._times = [minted_at(call.call_id) for call in calls]
+        call = calls[position]
+        asked = minted_at(call.dated_by) if call.dated_by else self._times[position]
         if asked is None or asked > now:
             return None
-        for call, later in zip(self._calls[position + 1 :], self._times[position + 1 :], strict=True):
-            if later is not None and later < asked and call.turn > turn:
+        for later in range(position + 1, len(calls)):
+            at = self._times[later]
+            if at is not None and at < asked and calls[later].turn > call.turn:
                 return None
         return now - asked

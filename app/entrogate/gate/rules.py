@@ -38,6 +38,8 @@ def propose(policy: Policy, features: Features, uniform: float) -> Proposal:
     exhausted = _exhausted(policy, rule, features)
     if exhausted is not None:
         return Proposal(action=Action.SUPPRESS, reason=exhausted)
+    if _in_a_circle(policy, rule, features):
+        return Proposal(action=Action.SUPPRESS, reason=Reason.CIRCLE)
     certainty = _certainty(policy, rule, features, uniform)
     if certainty in (Reason.CERTAIN, Reason.RANDOM):
         return Proposal(action=Action.SUPPRESS, reason=certainty)
@@ -51,6 +53,12 @@ def _exhausted(policy: Policy, rule: ToolRule, features: Features) -> Reason | N
     if rule.max_calls is not None and features.tool_calls_before >= rule.max_calls:
         return Reason.TOOL_BUDGET
     return None
+
+
+def _in_a_circle(policy: Policy, rule: ToolRule, features: Features) -> bool:
+    if policy.circle is None or rule.polling or not features.arguments_valid:
+        return False
+    return features.circle_rounds >= policy.circle.rounds
 
 
 def _certainty(policy: Policy, rule: ToolRule, features: Features, uniform: float) -> Reason:
@@ -119,14 +127,29 @@ def _bound(interval: Interval, bound: str) -> float:
 
 def _repeat(rule: ToolRule, features: Features) -> Proposal | None:
     """None where the call repeats nothing or the policy does not mind."""
-    if not features.repeats or not features.arguments_valid:
+    repeats = max(features.repeats, features.near_repeats if rule.normalise.changes else 0)
+    if not repeats or not features.arguments_valid or rule.on_repeat is OnRepeat.ALLOW:
         return None
-    if rule.on_repeat is OnRepeat.ALLOW:
-        return None
-    if rule.on_repeat is OnRepeat.SUPPRESS:
-        return Proposal(action=Action.SUPPRESS, reason=Reason.REPEAT)
-    if not features.replayable:
+    replays = rule.on_repeat is OnRepeat.REPLAY
+    if replays and not features.replayable:
         return Proposal(action=Action.ALLOW, reason=Reason.RESULT_MISSING)
+    outdated = _outdated(rule, features)
+    if outdated is not None:
+        return Proposal(action=Action.ALLOW, reason=outdated)
+    if not replays:
+        return Proposal(action=Action.SUPPRESS, reason=Reason.REPEAT)
+    if features.result_failed:
+        return Proposal(action=Action.ALLOW, reason=Reason.RESULT_FAILED)
     if features.replays_in_turn >= REPLAYS_PER_TURN:
         return Proposal(action=Action.SUPPRESS, reason=Reason.REPLAY_LIMIT)
     return Proposal(action=Action.REPLAY, reason=Reason.REPEAT)
+
+
+def _outdated(rule: ToolRule, features: Features) -> Reason | None:
+    """Why the earlier result may not hold any more; None where it does."""
+    if not set(rule.invalidated_by).isdisjoint(features.called_since):
+        return Reason.RESULT_INVALIDATED
+    age, limit = features.result_age_seconds, rule.replay_for_seconds
+    if limit is not None and (age is None or not 0.0 <= age <= limit):
+        return Reason.RESULT_STALE
+    return None

@@ -179,13 +179,35 @@ class Normalise(_Part):
     """What makes two calls of a tool the same although their arguments are not identical.
 
     ``case``: upper and lower case; ``spaces``: white space around and between words; ``numbers``:
-    1, 1.0 and "1"; ``ignore``: keys that do not count. The order of keys never counts.
+    1, 1.0 and "1"; ``ignore``: keys that do not count, ``options.page`` for one inside an object.
+    The order of keys never counts.
     """
 
     case: bool = False
     spaces: bool = False
     numbers: bool = False
-    ignore: tuple[str, ...] = Field(default=(), max_length=64, strict=False)
+    ignore: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), max_length=64, strict=False
+    )
+
+    @property
+    def changes(self) -> bool:
+        """Whether calls can be the same that are not identical."""
+        return self.case or self.spaces or self.numbers or bool(self.ignore)
+
+
+_GATING = ("threshold", "on_repeat", "max_calls", "signal", "replay_for_seconds", "invalidated_by")
+
+
+def _a_single_tool(name: str) -> str:
+    if "*" in name or not name.strip():
+        raise PydanticCustomError(
+            "tool", "'{name}' names no tool: write out each tool's own name", {"name": name}
+        )
+    return name
+
+
+_ToolNames = tuple[Annotated[str, AfterValidator(_a_single_tool)], ...]
 
 
 class ToolRule(_Part):
@@ -198,15 +220,15 @@ class ToolRule(_Part):
     signal: Signal | None = _later(None)
     normalise: Normalise = _later(Normalise())
     replay_for_seconds: float | None = _later(None, gt=0)
-    invalidated_by: tuple[str, ...] = _later((), max_length=64, strict=False)
+    invalidated_by: _ToolNames = _later((), max_length=64, strict=False)
     polling: bool = _later(default=False)
 
     @model_validator(mode="after")
     def _side_effects_are_never_gated(self) -> ToolRule:
         if not self.side_effects:
             return self
-        for key in ("threshold", "on_repeat", "max_calls"):
-            if key in self.model_fields_set and getattr(self, key) not in (None, OnRepeat.ALLOW):
+        for key in _GATING:
+            if getattr(self, key) != type(self).model_fields[key].default:
                 raise PydanticCustomError(
                     "side_effects",
                     "a tool with side effects is never gated: remove '{at}', or 'side_effects' if "
@@ -224,7 +246,7 @@ class Defaults(_Part):
     max_calls: int | None = Field(default=None, ge=0)
     normalise: Normalise = _later(Normalise())
     replay_for_seconds: float | None = _later(None, gt=0)
-    invalidated_by: tuple[str, ...] = _later((), max_length=64, strict=False)
+    invalidated_by: _ToolNames = _later((), max_length=64, strict=False)
 
 
 class Budget(_Part):
@@ -352,7 +374,8 @@ class Policy(_Part):
 
     def _resolve(self, rule: ToolRule) -> ToolRule:
         if rule.side_effects:
-            return ToolRule(side_effects=True)
+            # How its calls are compared still counts where other calls go in a circle with it.
+            return ToolRule(side_effects=True, normalise=rule.normalise, polling=rule.polling)
         values = {name: getattr(self.defaults, name) for name in Defaults.model_fields}
         own = {name: getattr(rule, name) for name in rule.model_fields_set}
         return ToolRule.model_validate(values | own)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -104,7 +105,9 @@ async def _turn(
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
     large = large_history(parsed.size_bytes)
-    earlier = await worked_out(CallHistory.of, parsed.messages, large=large)
+    earlier = await worked_out(
+        partial(CallHistory.of, failed=parsed.failed_results), parsed.messages, large=large
+    )
     tenant, recorded = caller.tenant, is_recorded(parsed.recorded, headers)
     if recorded:
         linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)
@@ -122,6 +125,7 @@ async def _turn(
         earlier=earlier,
         can_suppress=capabilities.can_suppress,
         can_replay=parsed.n == 1,
+        now=gateway.clock.now,
     )
     return Turn(
         request=parsed,

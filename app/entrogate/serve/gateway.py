@@ -16,6 +16,7 @@ from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
 from entrogate.settings import Settings
 from entrogate.store import Store
+from entrogate.turn.clock import Clock
 from entrogate.types import Mode
 from entrogate.upstream.capabilities import Capabilities
 from entrogate.upstream.captures import CaptureChannel
@@ -46,6 +47,7 @@ class Gateway:
     weights: Weights = field(default_factory=Weights)
     vocab_size: int | None = None
     random: random.Random = field(default_factory=random.Random)
+    clock: Clock = field(default_factory=Clock)
     background: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
     watch: UpstreamWatch = field(init=False)
 

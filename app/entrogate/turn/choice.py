@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from entrogate.turn.ids import mint
+from entrogate.turn.ids import mint_call
 from entrogate.turn.tokens import ChoiceTokens
 from entrogate.upstream.capabilities import Capabilities
 from entrogate.wire.calls import CallAccumulator
@@ -23,9 +25,18 @@ class ProposedCall:
 
 
 class Choice:
-    """Accumulates one choice; ``call_text`` is what opens a call, None where no tool is offered."""
+    """Accumulates one choice; ``call_text`` is what opens a call, None where no tool is offered.
 
-    def __init__(self, index: int, capabilities: Capabilities, call_text: str | None) -> None:
+    ``now``: seconds since the epoch, for the ids of its calls.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        capabilities: Capabilities,
+        call_text: str | None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.index = index
         self.tokens = ChoiceTokens(capabilities, call_text)
         self.calls = CallAccumulator()
@@ -33,6 +44,7 @@ class Choice:
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
         self.finish_reason: str | None = None
+        self._now = now
         self._call_ids: dict[int, str] = {}
 
     def add(self, message: Message, *, whole: bool = False) -> None:
@@ -59,7 +71,7 @@ class Choice:
         """The id that we mint for the call at ``index``; the same each time."""
         found = self._call_ids.get(index)
         if found is None:
-            found = self._call_ids[index] = mint("call")
+            found = self._call_ids[index] = mint_call(self._now())
         return found
 
     def proposed(self) -> list[ProposedCall]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 
-CALL_PREFIX = "call_eg"
+from entrogate.wire.minted import RANDOM_BYTES, minted_call
+
 ANSWER_PREFIX = "chatcmpl-"
 _TRACE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def mint(kind: str) -> str:
-    """A new id: ``turn_…``, ``traj_…`` or, for tool calls, ``call_eg…``; 96 random bits."""
-    prefix = CALL_PREFIX if kind == "call" else kind + "_"
-    return prefix + os.urandom(12).hex()
+    """A new id: ``turn_…`` or ``traj_…``; 96 random bits."""
+    return f"{kind}_{os.urandom(12).hex()}"
+
+
+def mint_call(at_seconds: float) -> str:
+    """A new id of a tool call, ``call_eg…``: when it was proposed, and 48 random bits."""
+    return minted_call(at_seconds, os.urandom(RANDOM_BYTES))
 
 
 def mint_answer() -> str:

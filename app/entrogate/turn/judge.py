@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import orjson
@@ -11,13 +12,14 @@ from entrogate.engine.gate import GateNumbers
 from entrogate.entropy.statistics import segment_stats
 from entrogate.gate.compile import compile_gate
 from entrogate.gate.decide import decide_turn
+from entrogate.gate.loops import UNSEEN, Loops, Seen
 from entrogate.gate.policy import Policy
 from entrogate.gate.reasons import Reason
 from entrogate.segments.spans import Markers, call_gap, find_spans, reasoning_ranges
 from entrogate.turn.choice import Choice, ProposedCall
-from entrogate.turn.ids import mint
+from entrogate.turn.ids import mint_call
 from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats, Span
-from entrogate.wire.history import CallHistory, call_key
+from entrogate.wire.history import CallHistory
 
 UNSAMPLED = "(unsampled)"  # stands for the name of a tool that the engine never let be named
 _LIKELY = 0.5  # from here on a masked tool-call token counts as a suppressed call
@@ -38,6 +40,11 @@ class Judge:
     replays: int = 0
     seconds: float = 0.0  # spent deciding, for the overhead histogram
     draws: dict[int, float] = field(default_factory=dict[int, float])
+    now: Callable[[], float] = time.time  # seconds since the epoch
+    loops: Loops = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loops = Loops(self.policy, self.earlier)
 
     @property
     def acts(self) -> bool:
@@ -134,7 +141,7 @@ class Judge:
         segment = segment_stats(
             choice.tokens.capture(), reasoning_ranges(spans), decision_at=gated.position
         )
-        call = _unsampled(tools[0], mint("call"))
+        call = _unsampled(tools[0], mint_call(self.now()))
         features = self._features(choice, call, segment, 1)
         decision = decide_turn(self.policy, self.mode, [features])[0]
         self.seconds += time.perf_counter() - started
@@ -180,8 +187,14 @@ class Judge:
         started = time.perf_counter()
         segment = self.segment(choice)
         parallel = len(calls)
+        looked: Sequence[Seen | None] = (
+            self.loops.look([(call.name, call.arguments) for call in calls], self.now())
+            if complete
+            else [None] * parallel
+        )
         features = [
-            self._features(choice, call, segment, parallel, complete=complete) for call in calls
+            self._features(choice, call, segment, parallel, seen)
+            for call, seen in zip(calls, looked, strict=True)
         ]
         decisions: tuple[Decision, ...] = decide_turn(self.policy, self.mode, features)
         self.seconds += time.perf_counter() - started
@@ -203,25 +216,28 @@ class Judge:
         call: ProposedCall,
         segment: SegmentStats | None,
         parallel_calls: int,
-        *,
-        complete: bool = False,
+        looked: Seen | None = None,  # None: the arguments are not known yet
     ) -> Features:
-        key = call_key(call.name, call.arguments) if complete else None
-        known = None if key is None else self.earlier.result_for(key)
+        seen = looked or UNSEEN
         return Features(
             tool=call.name,
             segment=segment,
             capture_complete=choice.tokens.gap is None,
             tool_choice=self.tool_choice,
-            repeats=0 if key is None else self.earlier.repeats(key),
-            replayable=self.can_replay and known is not None,
+            repeats=seen.repeats,
+            replayable=self.can_replay and seen.known is not None,
             calls_before=len(self.earlier),
             tool_calls_before=self.earlier.count(call.name),
             parallel_calls=parallel_calls,
             replays_in_turn=self.replays,
             draw=self.draws[choice.index],
-            arguments_valid=not complete or _is_object(call.arguments),
+            arguments_valid=looked is None or _is_object(call.arguments),
             forced=choice.tokens.gated is not None and choice.tokens.gated.action == "force",
+            near_repeats=seen.near_repeats,
+            result_age_seconds=seen.result_age_seconds,
+            result_failed=seen.result_failed,
+            called_since=seen.called_since,
+            circle_rounds=seen.circle_rounds,
         )
 
 

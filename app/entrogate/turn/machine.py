@@ -26,7 +26,6 @@ from entrogate.turn.state import Leg
 from entrogate.types import Action, CallRecord, TurnRecord
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.captures import ChoiceCapture
-from entrogate.wire.history import call_key
 
 _log = logging.getLogger("entrogate.turn")
 
@@ -221,13 +220,13 @@ class Machine:
 
     def _earlier_result(self, record: CallRecord) -> dict[str, Any]:
         """The tool message that answers a replayed call, as the client wrote it once."""
-        earlier = self.turn.judge.earlier
-        key = call_key(record.name, record.arguments)
-        known = earlier.result_for(key)
+        judge = self.turn.judge
+        known = judge.loops.known(record.name, record.arguments)
         if known is None:
             raise RuntimeError("a call without an earlier result was to be replayed")
         turn = len(self.turn.leg.request.messages)
-        earlier.add(replace(known, call_id=record.call_id, turn=turn))
+        asked = known.dated_by or known.call_id
+        judge.earlier.add(replace(known, call_id=record.call_id, turn=turn, dated_by=asked))
         return {"role": "tool", "tool_call_id": record.call_id, "content": known.content}
 
     def _reason_like_the_client(self, message: dict[str, Any]) -> None:

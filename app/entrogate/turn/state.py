@@ -110,7 +110,7 @@ class Turn:
                     f"the upstream sent many more choices than were asked for ({self.request.n})"
                 )
             text = self.call_text if self.request.has_tools else None
-            choice = Choice(index, self.capabilities, text)
+            choice = Choice(index, self.capabilities, text, self.judge.now)
             if "logprob_token_ids" in self.request.body:
                 choice.tokens.mark("logprob_token_ids")
             self.judge.draw_for(choice, self.draw())

@@ -44,6 +44,7 @@ class ChatRequest:
     size_bytes: int = 0  # of the body as it came, where that is known
     recorded: bool = True  # False where the body forbids it
     request_id: str | None = None  # a name for logs and traces that stood in the body
+    failed_results: frozenset[str] = frozenset()  # ids of calls whose results are marked as errors
     door: dict[str, Any] = field(default_factory=dict[str, Any])  # what another API said beside it
 
     @property

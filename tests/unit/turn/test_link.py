@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from entrogate.errors import RequestError
-from entrogate.turn.ids import mint
+from entrogate.turn.ids import mint_call
 from entrogate.turn.link import Link, link, new_results
 from entrogate.types import TurnHead
 from entrogate.wire.history import CallHistory, fingerprint
@@ -80,7 +80,7 @@ async def test_a_first_request_begins_a_trajectory() -> None:
 
 
 async def test_a_minted_call_id_names_the_turn() -> None:
-    table, call = Table(), mint("call")
+    table, call = Table(), mint_call(1_800_000_000.0)
     table.calls[call] = head("turn_a")
     found = await _link(table, _request(USER, _assistant(call), _result(call)))
     assert found.parent == head("turn_a")
@@ -88,7 +88,7 @@ async def test_a_minted_call_id_names_the_turn() -> None:
 
 
 async def test_the_latest_answer_wins_over_an_earlier_call() -> None:
-    table, call = Table(), mint("call")
+    table, call = Table(), mint_call(1_800_000_000.0)
     table.calls[call] = head("turn_a")
     messages = [USER, _assistant(call), _result(call), _assistant(content="done")]
     table.fingerprints[fingerprint(messages)] = head("turn_b")
@@ -97,7 +97,7 @@ async def test_the_latest_answer_wins_over_an_earlier_call() -> None:
 
 
 async def test_an_unknown_answer_falls_back_to_the_call() -> None:
-    table, call = Table(), mint("call")
+    table, call = Table(), mint_call(1_800_000_000.0)
     table.calls[call] = head("turn_a")
     edited = _assistant(content="edited by the client")
     found = await _link(table, _request(USER, _assistant(call), _result(call), edited, USER))
@@ -113,7 +113,7 @@ async def test_ids_of_others_are_linked_by_what_was_said() -> None:
 
 
 async def test_the_header_wins_and_may_name_a_new_trajectory() -> None:
-    table, call = Table(), mint("call")
+    table, call = Table(), mint_call(1_800_000_000.0)
     table.calls[call] = head("turn_a")
     table.trajectories["mine"] = head("turn_m", "mine")
     request = _request(USER, _assistant(call), _result(call))
@@ -138,7 +138,7 @@ async def test_ids_that_cannot_be_stored_are_refused(bad: str) -> None:
 
 
 def test_only_results_of_the_last_calls_are_new() -> None:
-    a, b, c = mint("call"), mint("call"), mint("call")
+    a, b, c = mint_call(1_800_000_000.0), mint_call(1_800_000_000.0), mint_call(1_800_000_000.0)
     messages = [USER, _assistant(a), _result(a), _assistant(b, c, "foreign"), _result(b)]
     messages.append(_result("foreign"))
     found = new_results(head("t"), CallHistory.of(messages))

@@ -61,7 +61,11 @@ def parse_messages(raw: bytes) -> ChatRequest:
     chat = chat_body(body)
     if chat.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
-    request = replace(chat_request(chat), recorded=allows_recording(body))
+    request = replace(
+        chat_request(chat),
+        recorded=allows_recording(body),
+        failed_results=_failed(body["messages"]),
+    )
     request.door["name"] = "messages"
     return request
 
@@ -174,6 +178,20 @@ def _user(blocks: list[Json], where: str) -> list[Json]:
     if parts or not results:
         results.append({"role": "user", "content": content_of(parts)})
     return results
+
+
+def _failed(messages: list[Json]) -> frozenset[str]:
+    """The calls whose results are marked as errors, in ``messages`` that were translated already.
+
+    Chat has no such mark: the model sees the text of the error alone.
+    """
+    return frozenset(
+        block["tool_use_id"]
+        for message in messages
+        if message.get("role") == "user" and isinstance(message.get("content"), list)
+        for block in message["content"]
+        if block.get("type") == "tool_result" and block.get("is_error") is True
+    )
 
 
 def _result(content: object, where: str) -> str | list[Json]:
