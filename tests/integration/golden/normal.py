@@ -18,7 +18,7 @@ _IDS = re.compile(
     r"|(?<![0-9a-zA-Z])(?P<bare>[0-9a-f]{32}|[0-9a-f]{16})(?![0-9a-zA-Z])"
 )
 _TIMES = re.compile(
-    r'("(?:created|created_at|updated_at|completed_at|duration_seconds)":\s*)\d[\d.e-]*'
+    r'("(?:created|created_at|updated_at|completed_at|duration_seconds|result_age_seconds)":\s*)\d[\d.e-]*'
 )
 _FLOATS = re.compile(r"-?\d+\.\d{6,}(?:e-?\d+)?")
 _TOKEN_IDS = re.compile(r'"(prompt_token_ids|token_ids|prompt)":\s*\[([\d, ]*)\]')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -31,7 +32,7 @@ def brute_force(before: Past, proposed: Sequence[str]) -> tuple[int, ...]:
                 continue
             if not all(
                 call == again and result is not None and (result == now or not done)
-                for one, two in zip(cut, cut[1:], strict=False)
+                for one, two in itertools.pairwise(cut)
                 for (call, result, _), (again, now, done) in zip(one, two, strict=True)
             ):
                 continue
