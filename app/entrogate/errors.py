@@ -11,7 +11,8 @@
     ├── StoreError           the store cannot be read or written
     │   └── UnknownRecord         nothing is stored under the given id (404)
     │       └── ErasedRecord          what was stored under it was erased (410)
-    └── ExportError          a dataset cannot be written or read
+    ├── ExportError          a dataset cannot be written or read
+    └── GraderError          a user's grader gave no score
 
 The pure core raises ``ValueError`` with what was wrong and what would be right. ``cli`` prints an
 EntrogateError as one line and exits with 1; ``serve`` maps it to OpenAI's error envelope in
@@ -85,3 +86,11 @@ class ErasedRecord(UnknownRecord):
 
 class ExportError(EntrogateError):
     """A dataset cannot be written or read."""
+
+
+class GraderError(EntrogateError):
+    """A user's grader gave no score; ``kind`` is a label for metrics."""
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind

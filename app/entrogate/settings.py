@@ -84,6 +84,37 @@ class GateSettings(_Branch):
     allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
 
 
+class ShadowSettings(_Branch):
+    """Answers without the call (docs/shadows.md), for a ``share`` of the trajectories.
+
+    ``tools`` gives tools a share of their own. They wait while ``busy_turns`` turns of clients are
+    under way, and of what waits no more than ``queue_limit`` is kept. ``grader``: a Python function
+    as ``module:function``, or an http(s) URL, that scores them where no gold is known.
+    """
+
+    share: float = Field(default=0.0, ge=0, le=1)
+    tools: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    max_tokens: int = Field(default=256, ge=1)
+    concurrency: int = Field(default=2, ge=1)
+    busy_turns: int = Field(default=64, ge=1)
+    queue_limit: int = Field(default=256, ge=1)
+    grader: str | None = None
+    grader_timeout_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+
+    @field_validator("grader")
+    @classmethod
+    def _names_one(cls, grader: str | None) -> str | None:
+        if grader is None:
+            return None
+        parts = urlsplit(grader)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+        module, _, function = grader.partition(":")
+        is_function = function.isidentifier() and all(map(str.isidentifier, module.split(".")))
+        if not (is_url or is_function):
+            raise ValueError("want a Python function as package.module:function, or an http(s) URL")
+        return grader
+
+
 class WeightsSettings(_Branch):
     """Published weights: how often store and vLLM are looked at, how long a roll back waits."""
 
@@ -198,6 +229,7 @@ class Settings(BaseSettings):
     managed: ManagedSettings = ManagedSettings()
     store: StoreSettings = StoreSettings()
     gate: GateSettings = GateSettings()
+    shadow: ShadowSettings = ShadowSettings()
     weights: WeightsSettings = WeightsSettings()
     export: ExportSettings = ExportSettings()
     serve: ServeSettings = ServeSettings()

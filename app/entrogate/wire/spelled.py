@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, cast
 
 _MARKS = ("<tool_call>", "<|tool_call|>", "[TOOL_CALLS]", "<|python_tag|>", "<function=")
@@ -31,10 +32,8 @@ def _has_object(text: str, tools: Collection[str]) -> bool:
         if at < 0:
             return False
         found, end = None, at + 1
-        try:
+        with suppress(ValueError, RecursionError):
             found, end = _decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            pass
         if _is_call(found, tools):
             return True
         at = text.find("{", end)
@@ -49,7 +48,9 @@ def _is_call(found: Any, tools: Collection[str]) -> bool:
     if isinstance(function, dict):
         return _is_call(function, tools)
     name = value.get("name", function)
-    return isinstance(name, str) and name in tools and ("arguments" in value or "parameters" in value)
+    return (
+        isinstance(name, str) and name in tools and ("arguments" in value or "parameters" in value)
+    )
 
 
 def _is_python_call(text: str, tools: Collection[str]) -> bool:
