@@ -286,6 +286,47 @@ class TurnRecord:
         return self.capture_gap is None
 
 
+class ShadowPurpose(StrEnum):
+    """Why a shadow was decoded: its trajectory was sampled, or its call was let through to audit
+    the policy."""
+
+    SAMPLE = "sample"
+    AUDIT = "audit"
+
+
+class ShadowWay(StrEnum):
+    """How the model was kept from calling: the token that opens a call was masked, or it was asked
+    again without tools."""
+
+    MASK = "mask"
+    NO_TOOLS = "no_tools"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowRecord:
+    """What the model would have said in place of the calls of a turn, as it is stored.
+
+    ``capture`` begins where the first call did, after ``n_kept`` sampled tokens of the turn.
+    ``content`` is the text of the whole answer, what the kept tokens say included, without
+    reasoning.
+    """
+
+    turn_id: str
+    trajectory_id: str
+    purpose: ShadowPurpose
+    way: ShadowWay
+    created_at: float
+    duration_seconds: float
+    model: str
+    weight_version: str
+    finish_reason: str | None
+    called: bool  # the text spells a call all the same
+    content: str
+    capture: Capture
+    capture_gap: str | None  # why the capture is incomplete; None when it is complete
+    n_kept: int
+
+
 BASE_WEIGHTS = "base"
 """Version of the weights that the model server was started with."""
 

@@ -41,6 +41,7 @@ from entrogate.store.read.overview import read_overview
 from entrogate.store.read.rows import Overview, Trajectory
 from entrogate.store.read.slices import SlicedTokens, TokenSlice, read_token_slices
 from entrogate.store.read.trajectory import get_trajectory
+from entrogate.store.shadows import ShadowStore
 from entrogate.store.write.feedback import Feedback, add_feedback
 from entrogate.store.write.models import remember_model
 from entrogate.store.write.policies import remember_policy
@@ -84,6 +85,7 @@ class Store:
         self.admin = Administration(
             database, write=self._write, read=self._read, forget=self._heads.clear
         )
+        self.shadows = ShadowStore(write=self._write, read=self._read)
         self._watching = AsyncExitStack()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="entrogate-read")
 

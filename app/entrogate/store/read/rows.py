@@ -128,6 +128,53 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow:
+    """What the model would have said in place of a turn's calls, after ``n_kept`` of its tokens.
+
+    ``score`` in [0, 1] is how right ``content`` is, ``judged_by`` (gold, grader or agreement) where
+    that comes from; both are None while nothing is known.
+    """
+
+    purpose: str  # sample or audit
+    way: str  # mask or no_tools
+    created_at: float
+    duration_seconds: float
+    model: str
+    weight_version: str
+    finish_reason: str | None
+    called: bool
+    content: str
+    capture_gap: str | None  # None: everything was captured
+    n_kept: int
+    n_tokens: int
+    estimator: str
+    top_k: int | None  # None: exact
+    score: float | None
+    judged_by: str | None
+    judged_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowTokens:
+    """The arrays of a shadow, as long as its tokens; see `Tokens`."""
+
+    token_ids: list[int]
+    logprobs: list[float | None]
+    entropy_lower: list[float | None]
+    entropy_upper: list[float | None]
+    margin: list[float | None]
+    tail_mass: list[float | None]
+    p_tool_call: list[float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowWithTokens(Shadow):
+    """A shadow with its token arrays."""
+
+    tokens: ShadowTokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """One answer of the model with what was new in its request; no token arrays."""
 
@@ -165,6 +212,7 @@ class Turn:
     results: tuple[ToolResult, ...]
     change: Change | None  # None: no label is due
     dense_reward: float | None  # None: no outcome yet, or no label
+    shadow: Shadow | None  # None: none was decoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from sqlalchemy import Connection, Row, select
 
 from entrogate.store.admin.erasure import unknown
-from entrogate.store.codec import load_spans, unpack_floats, unpack_ints
+from entrogate.store.codec import load_spans, unpack_ints
 from entrogate.store.read.listing import summary
 from entrogate.store.read.rows import (
     Bounds,
@@ -27,6 +27,8 @@ from entrogate.store.read.rows import (
     Turn,
     TurnWithTokens,
 )
+from entrogate.store.read.shadows import shadows_of
+from entrogate.store.read.token_lists import token_lists
 from entrogate.store.schema import (
     call_rewards,
     calls,
@@ -90,7 +92,7 @@ def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) 
     turn_rows = connection.execute(
         select(*columns).where(turns.c.trajectory_id == trajectory_id).order_by(turns.c.turn_index)
     ).all()
-    parts = _Parts(connection, trajectory_id)
+    parts = _Parts(connection, trajectory_id, tokens=tokens)
     prompts = prompts_of(turn_rows) if tokens else {}
     texts = toolset_texts(connection, turn_rows)
     return Trajectory(
@@ -105,7 +107,7 @@ def get_trajectory(connection: Connection, trajectory_id: str, *, tokens: bool) 
 class _Parts:
     """What hangs on the turns of a trajectory, by turn id."""
 
-    def __init__(self, connection: Connection, trajectory_id: str) -> None:
+    def __init__(self, connection: Connection, trajectory_id: str, *, tokens: bool) -> None:
         def rows(table: Any, *order: Any) -> Iterable[Row[*tuple[Any, ...]]]:
             query = select(table).join(turns, table.c.turn_id == turns.c.id)
             return connection.execute(
@@ -120,6 +122,7 @@ class _Parts:
             self.results[result.turn_id].append(result)
         self.changes = {change.turn_id: change for change in rows(changes)}
         self.dense = {reward.turn_id: reward.dense for reward in rows(call_rewards)}
+        self.shadows = shadows_of(connection, trajectory_id, tokens=tokens)
 
 
 def _turn(row: Row[*tuple[Any, ...]], parts: _Parts, prompt: IntArray | None) -> Turn:
@@ -144,6 +147,7 @@ def _turn(row: Row[*tuple[Any, ...]], parts: _Parts, prompt: IntArray | None) ->
         ),
         "change": None if change is None else _change(change),
         "dense_reward": parts.dense.get(row.id),
+        "shadow": parts.shadows.get(row.id),
     }
     return (
         Turn(**fields) if prompt is None else TurnWithTokens(**fields, tokens=_tokens(row, prompt))
@@ -190,22 +194,7 @@ def _bounds(lower: float | None, upper: float | None) -> Bounds | None:
 
 
 def _tokens(row: Row[*tuple[Any, ...]], prompt: IntArray) -> Tokens:
-    lower = _floats(row.entropy_lower)
-    return Tokens(
-        prompt_token_ids=prompt.tolist(),
-        token_ids=unpack_ints(row.token_ids).tolist(),
-        logprobs=_floats(row.logprobs),
-        entropy_lower=lower,
-        entropy_upper=lower if row.entropy_upper is None else _floats(row.entropy_upper),
-        margin=_floats(row.margin),
-        tail_mass=_floats(row.tail_mass),
-        p_tool_call=_floats(row.p_tool_call),
-    )
-
-
-def _floats(blob: bytes) -> list[float | None]:
-    """JSON knows no nan: it becomes None."""
-    return [None if np.isnan(value) else float(value) for value in unpack_floats(blob)]
+    return Tokens(prompt_token_ids=prompt.tolist(), **token_lists(row))
 
 
 def prompts_of(turn_rows: Iterable[Row[*tuple[Any, ...]]]) -> dict[str, IntArray]:

@@ -19,6 +19,7 @@ from entrogate.store.admin.erasure import unknown
 from entrogate.store.commits import next_commit
 from entrogate.store.schema import calls, feedback, trajectories, turns
 from entrogate.store.write.rewards import refresh_rewards
+from entrogate.store.write.shadows import judge_shadows, lock_trajectory
 
 MAX_CHARACTERS = 65_536  # of an answer
 MAX_GOLDS = 100
@@ -90,13 +91,13 @@ def add_feedback(
     tenant: str | None = None,
     key_id: str | None = None,
 ) -> dict[str, Any]:
-    """Store it, set the trajectory's outcome and recompute its rewards.
+    """Store it, set the trajectory's outcome, recompute its rewards and score its shadows.
 
     ``key_id`` is the API key that says so. Raises `UnknownRecord` also for what is not of
     ``tenant`` (None means any), `ErasedRecord` for a trajectory that was erased.
     """
     trajectory_id, turn_id = _find_target(connection, given, tenant)
-    _lock(connection, trajectory_id)
+    lock_trajectory(connection, trajectory_id)
     sequence = next_commit(connection)  # under the lock: no later change has a lower one
     row = {
         "trajectory_id": trajectory_id,
@@ -130,13 +131,8 @@ def add_feedback(
         "trajectory_id": trajectory_id,
         "score": given.score,
         "rewards": computed,
+        "shadows": dict(judge_shadows(connection, trajectory_id)),
     }
-
-
-def _lock(connection: Connection, trajectory_id: str) -> None:
-    """From here on no turn and no other feedback is added to it: the last one is the last."""
-    query = select(trajectories.c.id).where(trajectories.c.id == trajectory_id)
-    connection.execute(query.with_for_update(key_share=True))
 
 
 def _find_target(

@@ -14,7 +14,7 @@ from entrogate.store.codec import dump_change, dump_segment, dump_spans, pack_fl
 from entrogate.store.heads import has_calls
 from entrogate.store.schema import SCHEMA_VERSION
 from entrogate.store.write.placement import Place
-from entrogate.types import Action, TurnRecord
+from entrogate.types import Action, Capture, TurnRecord
 
 Row = dict[str, Any]
 
@@ -26,9 +26,7 @@ def toolset_id(tools: bytes | None) -> bytes | None:
 
 def turn_row(record: TurnRecord, place: Place) -> Row:
     """One row of ``turns``."""
-    capture = record.capture
-    lower, upper = pack_floats(capture.entropy_lower), pack_floats(capture.entropy_upper)
-    return {
+    return capture_columns(record.capture) | {
         "id": record.turn_id,
         "schema_version": SCHEMA_VERSION,
         "trajectory_id": record.trajectory_id,
@@ -49,12 +47,9 @@ def turn_row(record: TurnRecord, place: Place) -> Row:
         "has_calls": has_calls(record),
         "n_messages": record.n_messages,
         "n_prompt_tokens": len(record.prompt_token_ids),
-        "n_tokens": len(capture),
         "wasted_tokens": record.wasted_tokens,
         "fingerprint": record.fingerprint,
         "sequence_hash": record.sequence_hash,
-        "estimator": capture.estimator.value,
-        "top_k": capture.top_k,
         "segment": dump_segment(record.segment),
         "spans": dump_spans(record.spans),
         "altered": orjson.dumps(record.altered).decode(),
@@ -65,6 +60,17 @@ def turn_row(record: TurnRecord, place: Place) -> Row:
         "response": record.response.decode(),
         "prompt_offset": place.prompt_offset,
         "prompt_token_ids": pack_ints(record.prompt_token_ids[place.prompt_offset :]),
+        "key_id": record.key_id,
+    }
+
+
+def capture_columns(capture: Capture) -> Row:
+    """The columns that ``turns`` and ``shadows`` have of a capture."""
+    lower, upper = pack_floats(capture.entropy_lower), pack_floats(capture.entropy_upper)
+    return {
+        "n_tokens": len(capture),
+        "estimator": capture.estimator.value,
+        "top_k": capture.top_k,
         "token_ids": pack_ints(capture.token_ids),
         "logprobs": pack_floats(capture.logprobs),
         "entropy_lower": lower,
@@ -72,7 +78,6 @@ def turn_row(record: TurnRecord, place: Place) -> Row:
         "margin": pack_floats(capture.margin),
         "tail_mass": pack_floats(capture.tail_mass),
         "p_tool_call": pack_floats(capture.p_tool_call),
-        "key_id": record.key_id,
     }
 
 

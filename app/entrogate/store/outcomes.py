@@ -1,0 +1,66 @@
+"""What is known of how a trajectory turned out, for scoring its shadows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from entrogate.store.paths import judged_path
+from entrogate.store.schema import feedback, turns
+from entrogate.wire.body import from_json
+
+
+class JudgedBy(StrEnum):
+    """Where a shadow's score comes from; an earlier one goes before a later one."""
+
+    GOLD = "gold"
+    GRADER = "grader"
+    AGREEMENT = "agreement"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What is known of a trajectory's outcome, and of how far it speaks."""
+
+    outcome: float
+    final: str  # the text of the last turn that the outcome speaks of
+    turn_ids: frozenset[str]  # those on the way to it
+    answer: str
+    gold: tuple[str, ...]  # empty: none was given
+
+
+def read_judged(connection: Connection, trajectory_id: str) -> Judged | None:
+    """What the latest feedback says, and the latest gold where there is any; None without
+    feedback."""
+    given = connection.execute(
+        select(feedback.c.score, feedback.c.turn_id, feedback.c.answer, feedback.c.gold)
+        .where(feedback.c.trajectory_id == trajectory_id)
+        .order_by(feedback.c.id.desc())
+    ).all()
+    rows = connection.execute(
+        select(turns.c.id, turns.c.parent_id)
+        .where(turns.c.trajectory_id == trajectory_id)
+        .order_by(turns.c.turn_index)
+    ).all()
+    if not given or not rows:
+        return None
+    golden = next((each for each in given if each.gold is not None), None)
+    path = judged_path(rows, given[0].turn_id if golden is None else golden.turn_id)
+    return Judged(
+        outcome=given[0].score,
+        final=text_of(connection, path[-1].id),
+        turn_ids=frozenset(row.id for row in path),
+        answer="" if golden is None else golden.answer,
+        gold=() if golden is None else tuple(from_json(golden.gold)),
+    )
+
+
+def text_of(connection: Connection, turn_id: str) -> str:
+    """The text of a turn's answer; empty where it has none, as one that only calls."""
+    stored = select(turns.c.response).where(turns.c.id == turn_id)
+    message: dict[str, Any] = from_json(connection.execute(stored).scalar_one())
+    content = message.get("content")
+    return content if isinstance(content, str) else ""
