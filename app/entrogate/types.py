@@ -294,14 +294,6 @@ class ShadowPurpose(StrEnum):
     AUDIT = "audit"
 
 
-class ShadowWay(StrEnum):
-    """How the model was kept from calling: the token that opens a call was masked, or it was asked
-    again without tools."""
-
-    MASK = "mask"
-    NO_TOOLS = "no_tools"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowRecord:
     """What the model would have said in place of the calls of a turn, as it is stored.
@@ -314,7 +306,7 @@ class ShadowRecord:
     turn_id: str
     trajectory_id: str
     purpose: ShadowPurpose
-    way: ShadowWay
+    way: str  # mask or no_tools, see `turn.without`
     created_at: float
     duration_seconds: float
     model: str

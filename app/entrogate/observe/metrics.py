@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 
 from entrogate import __version__
 from entrogate.observe.labels import BoundedLabel
+from entrogate.observe.shadows import ShadowMetrics
 from entrogate.types import CallRecord, EntropyChange, Mode, TurnRecord
 
 _M = TypeVar("_M", Counter, Gauge, Histogram)
@@ -62,6 +63,7 @@ class Metrics:
         self._turn_metrics()
         self._server_metrics()
         self._request_metrics()
+        self.shadows = ShadowMetrics(self._counter, self._gauge)
 
     def _turn_metrics(self) -> None:
         self._turns = self._counter("turns", "Assistant turns recorded.", "mode")

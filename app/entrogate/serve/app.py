@@ -29,6 +29,7 @@ from entrogate.serve.drain import Drain
 from entrogate.serve.erasing import router as erasing
 from entrogate.serve.exporting import PeriodicExport, check_export
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.graders import Grader, load_grader
 from entrogate.serve.keyring import Keyring
 from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
@@ -40,7 +41,7 @@ from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.trajectories import router
 from entrogate.serve.viewer import VIEWER
 from entrogate.serve.weights_publisher import WeightsPublisher
-from entrogate.settings import Settings
+from entrogate.settings import Settings, ShadowSettings
 from entrogate.store import Store
 from entrogate.upstream.adapters import VllmAdapters
 from entrogate.upstream.captures import CaptureChannel
@@ -112,6 +113,7 @@ def _gateway(settings: Settings, url: str, managed: ManagedVllm | None) -> Gatew
         metrics.record_store_error("lost", turns)
 
     tracing = _tracing(settings, metrics)
+    grader = _grader(settings.shadow)
     store = Store.open(settings.store, alone=True, on_commit=committed, on_loss=lost)
     gateway = Gateway(
         settings=settings,
@@ -120,6 +122,7 @@ def _gateway(settings: Settings, url: str, managed: ManagedVllm | None) -> Gatew
         policy=policy,
         metrics=metrics,
         channel=channel,
+        grader=grader,
         tracing=tracing,
         vocab_size=managed.vocab_size if managed is not None else settings.upstream.vocab_size,
     )
@@ -148,7 +151,13 @@ async def _running(
             exporting or nullcontext(),
         ):
             await _greet(gateway)
-            async with gateway.watch.running(), publisher.running(), keyring.running():
+            async with (
+                gateway.watch.running(),
+                publisher.running(),
+                keyring.running(),
+                gateway.grading.running(),
+                gateway.shadows.running(),
+            ):
                 yield
             if gateway.background:
                 await asyncio.wait(gateway.background, timeout=10)
@@ -209,6 +218,13 @@ def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
     except ImportError as error:
         raise ConfigError(f"--otlp-endpoint needs pip install 'entrogate[otel]': {error}") from None
     return Tracing(url, on_lost=metrics.record_lost_spans)
+
+
+def _grader(settings: ShadowSettings) -> Grader | None:
+    """None: there is none. ConfigError where it cannot be loaded."""
+    if settings.grader is None:
+        return None
+    return load_grader(settings.grader, timeout_seconds=settings.grader_timeout_seconds)
 
 
 def _exporting(gateway: Gateway) -> PeriodicExport | None:

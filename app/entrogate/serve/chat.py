@@ -74,15 +74,19 @@ async def serve_turn(
     response = _TurnResponse(gateway, turn, door)
 
     async def work(send: Send) -> None:
-        with gateway.metrics.in_flight(door.route):
+        with gateway.metrics.in_flight(door.route), gateway.shadows.client_turn():
             lease = gateway.weights.lease(
                 parsed.model,
                 turn.capabilities.base_models,
                 turn.link.trajectory_id,
                 "" if turn.link.parent is None else turn.link.parent.weight_version,
             )
-            async with Session(gateway, turn, lease, upstream_headers) as session:
-                status = await response.answer(send, session)
+            try:
+                async with Session(gateway, turn, lease, upstream_headers) as session:
+                    status = await response.answer(send, session)
+            finally:  # also where the client is gone as soon as it has the last byte
+                with turn.guard.around("shadow"):
+                    gateway.shadows.take(turn, upstream_headers)
         gateway.metrics.record_request(door.route, status)
         if status == 200:
             gateway.metrics.observe_answer(time.perf_counter() - turn.received)

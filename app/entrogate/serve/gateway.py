@@ -14,6 +14,9 @@ from entrogate.gate.policy import Policy
 from entrogate.model_hashes import ModelHashes
 from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
+from entrogate.serve.graders import Grader
+from entrogate.serve.grading import Grading
+from entrogate.serve.shadows import Shadows
 from entrogate.settings import Settings
 from entrogate.store import Store
 from entrogate.turn.clock import Clock
@@ -43,6 +46,7 @@ class Gateway:
     policy: Policy
     metrics: Metrics
     channel: CaptureChannel | None = None  # None: capture by log-probs only
+    grader: Grader | None = None  # None: shadows are scored by gold and agreement alone
     tracing: Tracing | None = None  # None: no traces
     weights: Weights = field(default_factory=Weights)
     vocab_size: int | None = None
@@ -50,6 +54,8 @@ class Gateway:
     clock: Clock = field(default_factory=Clock)
     background: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
     watch: UpstreamWatch = field(init=False)
+    grading: Grading = field(init=False)
+    shadows: Shadows = field(init=False)
 
     def __post_init__(self) -> None:
         self.watch = UpstreamWatch(
@@ -57,6 +63,13 @@ class Gateway:
             glance=lambda: ask_identity(self.client),
             on_found=self._use,
             interval_seconds=self.settings.upstream.watch_interval_seconds,
+        )
+        self.grading = Grading(self.store, self.grader, self.metrics.shadows, self.settings.shadow)
+        self.shadows = Shadows(
+            self,
+            self.settings.shadow,
+            reasoning_end=self.settings.upstream.reasoning_end_token,
+            on_stored=self.grading.wish,
         )
         self.client.on_lost = self.watch.lost
         if self.channel is not None:

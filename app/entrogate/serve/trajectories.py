@@ -51,7 +51,10 @@ async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
         )
     except ValueError as error:
         raise RequestError(str(error)) from None
-    _gateway(request).metrics.record_feedback()
+    gateway = _gateway(request)
+    gateway.metrics.record_feedback()
+    gateway.metrics.shadows.record_scores(rewards.pop("shadows"))
+    gateway.grading.wish(rewards["trajectory_id"])
     return rewards
 
 

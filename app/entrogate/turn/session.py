@@ -176,6 +176,7 @@ class Session:
             try:
                 if turn.recorded:
                     turn.heads.extend(await self.parts.store.commit_turns(records))
+                    turn.stored.extend((turn.leg, record) for record in records)
             except StoreError as error:
                 metrics.record_store_error("commit", len(records))
                 _log.error("turn.unrecorded request=%s %s", turn.request_id, error)

@@ -78,6 +78,7 @@ class Turn:
     weight_version: str | None  # of the lease; None where the client named unpublished weights
     heads: list[TurnHead] = field(default_factory=list[TurnHead])
     records: list[TurnRecord] = field(default_factory=list[TurnRecord])
+    stored: list[tuple[Leg, TurnRecord]] = field(default_factory=list[tuple[Leg, TurnRecord]])
     retry_after: str = ""  # what a server that refused says of when to ask again
     client_left: bool = False
     recorded: bool = True  # False: nothing of it goes to the store

@@ -114,7 +114,7 @@ def _row(record: ShadowRecord) -> Row:
         "trajectory_id": record.trajectory_id,
         "schema_version": SCHEMA_VERSION,
         "purpose": record.purpose.value,
-        "way": record.way.value,
+        "way": record.way,
         "created_at": record.created_at,
         "duration_seconds": record.duration_seconds,
         "model": record.model,

@@ -1,0 +1,163 @@
+"""Shadows of a turn: which of its choices get one, and what one is asked for and becomes.
+
+A shadow is what the model would have said in place of the calls of a choice (`turn.without`),
+decoded once the client has its answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from entrogate.turn.parts import Parts
+from entrogate.turn.state import Leg, Turn
+from entrogate.turn.without import Asked, Without, decode_without
+from entrogate.types import (
+    Action,
+    CallRecord,
+    Mode,
+    ShadowPurpose,
+    ShadowRecord,
+    TurnRecord,
+)
+from entrogate.wire.spelled import spells_call
+
+_HASHES = 2.0**64
+_BYTES_A_TOKEN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowJob:
+    """A shadow that is to be decoded; ``said`` is the text of the answer before its first call."""
+
+    asked: Asked
+    turn_id: str
+    trajectory_id: str
+    purpose: ShadowPurpose
+    said: str
+    model: str
+    weight_version: str
+    lease_version: str | None  # of the weights to keep loaded; None: not published here
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what it keeps in memory, roughly."""
+        tokens = len(self.asked.prompt_token_ids) + len(self.asked.kept_token_ids)
+        return self.asked.request.size_bytes + _BYTES_A_TOKEN * tokens
+
+
+def purpose_of(record: TurnRecord, share_of: Callable[[str], float]) -> ShadowPurpose | None:
+    """Why a stored turn gets a shadow; None: it gets none.
+
+    Only calls that the model was free to make have one, and only where they were not suppressed:
+    then the turn itself is the answer without the call. ``share_of`` says for a tool which share of
+    the trajectories is sampled; of a sampled trajectory every such turn is.
+    """
+    first = record.calls[0] if record.calls else None
+    if first is None or record.error is not None or first.features.tool_choice != "auto":
+        return None
+    if first.decision.applied is Action.SUPPRESS:
+        return None
+    if is_audited(first):
+        return ShadowPurpose.AUDIT
+    share = max(share_of(call.name) for call in record.calls)
+    return ShadowPurpose.SAMPLE if shadow_draw(record.trajectory_id) < share else None
+
+
+def is_audited(call: CallRecord) -> bool:
+    """Was the call let through at random although the policy suppresses it, to audit that?"""
+    decided = call.decision
+    return (
+        decided.mode is Mode.ENFORCE
+        and decided.action is Action.SUPPRESS
+        and decided.applied is Action.ALLOW
+        and decided.propensity < 1.0  # 1: a fault let it through
+    )
+
+
+def shadow_draw(trajectory_id: str) -> float:
+    """A number in [0, 1) for a trajectory: the same in every gateway."""
+    digest = hashlib.blake2b(trajectory_id.encode(), digest_size=8, person=b"shadow").digest()
+    return int.from_bytes(digest, "little") / _HASHES
+
+
+def request_shadow(
+    turn: Turn,
+    leg: Leg,
+    record: TurnRecord,
+    *,
+    purpose: ShadowPurpose,
+    headers: Mapping[str, str],
+) -> ShadowJob | None:
+    """The shadow of one recorded choice; None where it cannot be decoded.
+
+    That is where the tokens before its call are not known for certain. ``headers`` go to the model
+    server with it.
+    """
+    choice = leg.choices.get(record.choice_index)
+    if choice is None:
+        return None
+    masked = turn.capabilities.can_suppress
+    position = choice.tokens.call_position() if masked else 0
+    known = record.capture_gap is None and bool(leg.prompt_token_ids)
+    if position is None or (masked and not known):
+        return None
+    request = leg.request
+    if masked:  # the tokens say it all: do not keep the messages
+        body = {name: value for name, value in request.body.items() if name != "messages"}
+        request = replace(request, messages=[], body=body, size_bytes=0)
+    asked = Asked(
+        request=request,
+        capabilities=turn.capabilities,
+        prompt_token_ids=leg.prompt_token_ids if masked else [],
+        kept_token_ids=choice.tokens.ids[:position],
+        headers=headers,
+    )
+    said = "".join(choice.content) if masked else ""
+    return ShadowJob(
+        asked=asked,
+        turn_id=record.turn_id,
+        trajectory_id=record.trajectory_id,
+        purpose=purpose,
+        said=said,
+        model=record.model,
+        weight_version=record.weight_version,
+        lease_version=turn.weight_version,
+    )
+
+
+async def decode_shadow(
+    parts: Parts, job: ShadowJob, *, max_tokens: int, reasoning_end: str
+) -> ShadowRecord | None:
+    """The shadow, as it is stored; None where no token may follow. Raises UpstreamError."""
+    created_at, began = time.time(), time.monotonic()
+    found = await decode_without(parts, job.asked, max_tokens)
+    if found is None:
+        return None
+    text = found.text.rpartition(reasoning_end)[2] if reasoning_end else found.text
+    capture = found.capture()
+    return ShadowRecord(
+        turn_id=job.turn_id,
+        trajectory_id=job.trajectory_id,
+        purpose=job.purpose,
+        way=found.way.value,
+        created_at=created_at,
+        duration_seconds=time.monotonic() - began,
+        model=job.model,
+        weight_version=job.weight_version,
+        finish_reason=found.finish_reason,
+        called=_called(job, found),
+        content=job.said + text,
+        capture=capture,
+        capture_gap=found.tokens.gap,
+        n_kept=len(job.asked.kept_token_ids),
+    )
+
+
+def _called(job: ShadowJob, found: Without) -> bool:
+    """Did the model call all the same, in words or by the token itself?"""
+    if found.tokens.call_position() is not None:
+        return True
+    return spells_call(found.text, frozenset(job.asked.request.tool_names))
