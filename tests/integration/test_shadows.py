@@ -116,22 +116,19 @@ async def test_without_the_setting_nothing_is_decoded(
 
 
 async def test_the_client_does_not_wait_for_it(upstream: ScriptedUpstream, start: Start) -> None:
-    """The model server never answers the shadow; the client has its answer, and the next one."""
+    """The model server holds back every shadow; the client has its answer, and the next ones."""
     gateway = await start_shadowing(start)
-    step = calling("Ada")
-    body = ask(step)
-    first = await gateway.chat(body)
-    await settled(gateway)
-    message = message_of(first)
-    stalled = ask({"fault": "stall", "at": 3, **calling("Ada")})
-    held = asyncio.create_task(gateway.chat(stalled))
-    await asyncio.sleep(0)
-    upstream.go_on.set()
-    await held  # its shadow hangs from here on
-    upstream.go_on.clear()
-    assert message_of(await gateway.chat(follow_up(body, message, "Berlin")))["content"]
-    upstream.go_on.set()
-    await settled(gateway)
+    upstream.completions.clear()
+    body = ask(BERLIN)
+    for number in range(4):  # more than are decoded at a time
+        answer = await gateway.chat(body | {"user": str(number)})
+        assert message_of(answer)["tool_calls"]
+    assert message_of(await gateway.chat(follow_up(body, message_of(answer), "Berlin")))["content"]
+    (turn, _) = (await gateway.trajectory(answer))["turns"]
+    assert turn["shadow"] is None
+    upstream.completions.set()
+    turn, _ = await turns_of(gateway, answer)
+    assert turn["shadow"]["content"].strip() == "It is Berlin."
 
 
 async def test_it_waits_while_clients_turns_are_under_way(

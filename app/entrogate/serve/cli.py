@@ -48,6 +48,8 @@ _PLACES = {
     "policy": ("gate", "policy"),
     "mode": ("gate", "mode"),
     "allow_mode_header": ("gate", "allow_mode_header"),
+    "shadow_share": ("shadow", "share"),
+    "shadow_grader": ("shadow", "grader"),
     "store_url": ("store", "url"),
     "durability": ("store", "durability"),
     "export_to": ("export", "to"),
@@ -81,6 +83,8 @@ _PLACES = {
 @click.option("--policy", help="Bundled policy (observe, balanced, …) or a YAML file.")
 @click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]), help="Overrides it.")
 @click.option("--allow-mode-header", is_flag=True, default=None, help="Clients may set the mode.")
+@click.option("--shadow-share", type=click.FloatRange(0, 1), help="Of trajectories (shadows).")
+@click.option("--shadow-grader", help="Scores shadows: package.module:function or a URL.")
 @click.option("--store", "store_url", help="Database URL, such as sqlite:///entrogate.db.")
 @click.option("--durability", type=click.Choice(["full", "normal", "off"]), help="Of the store.")
 @click.option("--export-to", help="Dataset to add to while serving: a folder or any fsspec URL.")

@@ -61,6 +61,8 @@ class ScriptedUpstream:
         self.stats = Stats()
         self.url = ""
         self.refuse_completions = False  # answers /v1/completions with an error of the engine
+        self.completions = asyncio.Event()  # cleared: answers to /v1/completions wait for it
+        self.completions.set()
         self.go_on = asyncio.Event()  # ends the fault `stall`: the rest of the answer is sent
         self.adapters: dict[str, str] = {}  # the folders of the LoRAs that are loaded, by name
         self._model = model
@@ -124,9 +126,8 @@ class ScriptedUpstream:
         self.stats.paths[request.path] += 1
         self.stats.bodies.append(raw)
         self.stats.traceparents.append(request.headers.get("traceparent"))
-        if self.refuse_completions and request.path == "/v1/completions":
-            error = dialect.error_body("EngineCore died", "InternalServerError", 500)
-            return json_response(error, 500)
+        if (failed := await self._completion_fault(request.path)) is not None:
+            return failed
         asked: Asked | None = None
         key = (request.path, raw)
         try:
@@ -162,6 +163,16 @@ class ScriptedUpstream:
             self.stats.open -= 1
             if self._engine is not None and following is not None:
                 self._engine.end(following, whole=whole)
+
+    async def _completion_fault(self, path: str) -> web.Response | None:
+        """What befalls a request for ``/v1/completions`` as the attributes want it."""
+        if path != "/v1/completions":
+            return None
+        await self.completions.wait()
+        if not self.refuse_completions:
+            return None
+        error = dialect.error_body("EngineCore died", "InternalServerError", 500)
+        return json_response(error, 500)
 
     def _unauthorised(self, request: web.Request) -> web.Response | None:
         expected = self._api_key

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from entrogate.store.read.rows import Bounds, ListedTrajectory, Trajectory, Turn
+from entrogate.store.read.rows import Bounds, ListedTrajectory, Shadow, Trajectory, Turn
 
 _TEXT_LIMIT = 2000
 
@@ -103,8 +103,20 @@ def _turn_lines(turn: Turn) -> Iterator[str]:
             f"[{decision.reason}, propensity {decision.propensity:.3g}, "
             f"{decision.mode} {decision.policy_name}]"
         )
+    if turn.shadow is not None:
+        yield _shadow_line(turn.shadow)
     if turn.dense_reward is not None:
         yield f"  dense reward {_number(turn.dense_reward)}"
+
+
+def _shadow_line(shadow: Shadow) -> str:
+    notes = [shadow.purpose, f"{shadow.n_tokens} tokens", shadow.finish_reason or "no end"]
+    notes += ["called again"] if shadow.called else []
+    notes += [f"capture gap: {shadow.capture_gap}"] if shadow.capture_gap else []
+    score = (
+        f"score {_number(shadow.score)} by {shadow.judged_by}" if shadow.judged_by else "unscored"
+    )
+    return f"  without the call: {_cut(shadow.content)}  [{score}; {', '.join(notes)}]"
 
 
 def time_text(seconds: float) -> str:
@@ -115,7 +127,10 @@ def time_text(seconds: float) -> str:
 def _content(message: dict[str, Any]) -> str:
     parts = [message.get(name) for name in ("reasoning", "reasoning_content", "content")]
     said = [part if isinstance(part, str) else json.dumps(part) for part in parts if part]
-    text = " | ".join(said)
+    return _cut(" | ".join(said))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _TEXT_LIMIT else f"{text[:_TEXT_LIMIT]}… ({len(text)} characters)"
 
 
