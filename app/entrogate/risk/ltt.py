@@ -50,7 +50,8 @@ def certify(losses: Sequence[int], n: int, *, max_loss: float, delta: float) -> 
     Raises ValueError for levels outside (0, 1), no samples, or losses outside 0 … n.
     """
     check_levels(max_loss, delta)
-    p_values = np.array([p_value(each, n, max_loss) for each in losses], dtype=np.float64)
+    known = {each: p_value(each, n, max_loss) for each in set(losses)}
+    p_values = np.array([known[each] for each in losses], dtype=np.float64)
     passed = p_values <= delta
     count = len(passed) if bool(passed.all()) else int(np.argmin(passed))
     return Certification(index=count - 1 if count else None, p_values=p_values)

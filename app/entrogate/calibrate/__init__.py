@@ -1,0 +1,1 @@
+"""From stored trajectories with shadows to a policy with a promise; offline."""
