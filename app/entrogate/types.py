@@ -268,7 +268,7 @@ class TurnRecord:
     segment: SegmentStats | None
     altered: tuple[tuple[int, int], ...]  # token ranges whose distribution the gate changed
     capture_gap: str | None  # why the capture is incomplete; None when it is complete
-    wasted_tokens: int  # sampled for suppressed calls and thrown away
+    wasted_tokens: int  # sampled for suppressed calls and unused drafts, and thrown away
     calls: tuple[CallRecord, ...]
     results: tuple[ToolResult, ...]
     change: EntropyChange | None

@@ -67,7 +67,7 @@ def _certainty(policy: Policy, rule: ToolRule, features: Features, uniform: floa
         return Reason.NO_RULE
     if signal.statistic is Statistic.UNIFORM:
         return Reason.RANDOM if uniform < rule.threshold else Reason.UNCERTAIN
-    if not features.capture_complete:
+    if not features.capture_complete and not signal.statistic.is_draft:
         return Reason.CAPTURE_GAP
     if signal.needs_draft and features.draft is None:
         return Reason.NO_DRAFT

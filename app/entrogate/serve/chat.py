@@ -127,7 +127,7 @@ async def _turn(
         markers=markers_of(capabilities),
         tool_choice=parsed.tool_choice,
         earlier=earlier,
-        can_suppress=capabilities.can_suppress,
+        parent=linked.parent,
         can_replay=parsed.n == 1,
         now=gateway.clock.now,
     )

@@ -91,6 +91,7 @@ class Checks:
             "estimator": found.estimator,
             "top_logprobs": found.top_logprobs,
             "gate_points": found.gate_points,
+            "signals": found.signals,
             "problems": found.problems(),
         }
         return 200, {"status": "ready"} | report

@@ -15,6 +15,7 @@ from entrogate.turn.events import is_compact, payload_of, said_failure
 from entrogate.turn.record import debug_object
 from entrogate.turn.state import Turn
 from entrogate.turn.stream import take_resumed
+from entrogate.turn.without import Without
 from entrogate.types import Action
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.resume import chat_logprobs
@@ -34,10 +35,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rest:
-    """How a choice ends whose call was suppressed; ``source`` is None where no token followed."""
+    """How a choice ends whose call was suppressed; ``sources`` are the parts that followed."""
 
     finish_reason: str | None
-    source: CompletionChoice | None = None
+    sources: tuple[CompletionChoice, ...] = ()
+
+    @property
+    def stop_reason(self) -> int | str | None:
+        """What the server said of the stop, with the last part."""
+        return self.sources[-1].stop_reason if self.sources else None
 
 
 class BodyForm:
@@ -100,10 +106,18 @@ class BodyForm:
 
     def end_at_limit(self, choice: Choice) -> None:
         """The choice ends without its call, with the finish reason ``length``."""
-        self._rests[choice.index] = _Rest(finish_reason="length")
+        self._take_rest(choice, "length")
+
+    def begin_with(self, choice: Choice, position: int, draft: Without) -> bytes:
+        """Take the draft in place of the call; it leaves with the body."""
+        choice.tokens.cut(position)
+        choice.tokens.begin_with(draft.tokens)
+        take_resumed(self.turn, choice, draft.part)
+        self._take_rest(choice, draft.part.finish_reason, draft.part)
+        return b""
 
     async def read_resumed(
-        self, choice: Choice, position: int, response: UpstreamAnswer
+        self, choice: Choice, position: int | None, response: UpstreamAnswer
     ) -> AsyncGenerator[bytes]:
         """Read the rest of a choice that was cut at token ``position``.
 
@@ -113,12 +127,18 @@ class BodyForm:
             completion = decode_completion(await response.read()).choices[0]
         except (ValueError, IndexError) as error:
             raise UpstreamProtocol(f"the resumed answer is no completion: {error}") from None
-        choice.tokens.cut(position)
+        if position is not None:
+            choice.tokens.cut(position)
         choice.finish_reason = None
         take_resumed(self.turn, choice, completion)
-        self._rests[choice.index] = _Rest(finish_reason=completion.finish_reason, source=completion)
+        self._take_rest(choice, completion.finish_reason, completion)
         return
         yield b""  # nothing leaves before the end
+
+    def _take_rest(self, choice: Choice, finish: str | None, *parts: CompletionChoice) -> None:
+        before = self._rests.get(choice.index)
+        sources = (before.sources if before is not None else ()) + parts
+        self._rests[choice.index] = _Rest(finish_reason=finish, sources=sources)
 
     def catch_up(self) -> None:
         """Nothing goes to the client unread."""
@@ -186,17 +206,19 @@ class BodyForm:
                 _prepend(message, earlier.message(calls=False))
 
     def _apply(self, choice: Choice, part: Json, rest: _Rest) -> None:
-        wanted, source = self.turn.request.wanted, rest.source
+        wanted = self.turn.request.wanted
         part["message"].pop("tool_calls", None)  # vLLM leaves an empty list out
         part["message"]["content"] = "".join(choice.content)
         part["finish_reason"] = rest.finish_reason
-        part["stop_reason"] = None if source is None else source.stop_reason
+        part["stop_reason"] = rest.stop_reason
         if wanted.token_ids:
             part["token_ids"] = choice.tokens.ids
         if wanted.logprobs and part.get("logprobs") is not None:
-            added = None if source is None else chat_logprobs(source, wanted.top_logprobs)
             tokens = part["logprobs"]["content"][: choice.tokens.resumes_at or 0]
-            part["logprobs"]["content"] = tokens + (added["content"] if added else [])
+            for source in rest.sources:
+                added = chat_logprobs(source, wanted.top_logprobs)
+                tokens += added["content"] if added else []
+            part["logprobs"]["content"] = tokens
 
 
 def _read_body(raw: bytes) -> tuple[bytes, Body]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from entrogate.errors import EntrogateError
 from entrogate.turn.choice import Choice
+from entrogate.turn.without import Without
 from entrogate.upstream.answer import UpstreamAnswer
 
 
@@ -38,12 +39,17 @@ class Form(Protocol):
         """The call of ``choice`` is dropped, and no token may follow."""
         ...
 
+    def begin_with(self, choice: Choice, position: int, draft: Without) -> bytes:
+        """Cut the call off that opened at ``position``; the choice goes on with ``draft``."""
+        ...
+
     def read_resumed(
-        self, choice: Choice, position: int, response: UpstreamAnswer
+        self, choice: Choice, position: int | None, response: UpstreamAnswer
     ) -> AsyncGenerator[bytes]:
         """Take the rest of ``choice``, decoded without the call that opened at ``position``.
 
-        Cuts the call off once the answer has begun to come. Raises UpstreamError.
+        Cuts the call off once the answer has begun to come; None: it is cut off already. Raises
+        UpstreamError.
         """
         ...
 

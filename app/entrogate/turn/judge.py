@@ -15,10 +15,21 @@ from entrogate.gate.decide import decide_turn
 from entrogate.gate.loops import UNSEEN, Loops, Seen
 from entrogate.gate.policy import Policy
 from entrogate.gate.reasons import Reason
+from entrogate.gate.schema import Signal
 from entrogate.segments.spans import Markers, call_gap, find_spans, reasoning_ranges
 from entrogate.turn.choice import Choice, ProposedCall
+from entrogate.turn.drafting import Draft
 from entrogate.turn.ids import mint_call
-from entrogate.types import Action, CallRecord, Decision, Features, Mode, SegmentStats, Span
+from entrogate.types import (
+    Action,
+    CallRecord,
+    Decision,
+    Features,
+    Mode,
+    SegmentStats,
+    Span,
+    TurnHead,
+)
 from entrogate.wire.history import CallHistory
 
 UNSAMPLED = "(unsampled)"  # stands for the name of a tool that the engine never let be named
@@ -35,11 +46,12 @@ class Judge:
     tool_choice: str
     earlier: CallHistory
     starts_in_reasoning: bool = False
-    can_suppress: bool = True
+    parent: TurnHead | None = None  # the turn before this one
     can_replay: bool = True
     replays: int = 0
     seconds: float = 0.0  # spent deciding, for the overhead histogram
     draws: dict[int, float] = field(default_factory=dict[int, float])
+    drafts: dict[int, Draft] = field(default_factory=dict[int, Draft])
     now: Callable[[], float] = time.time  # seconds since the epoch
     loops: Loops = field(init=False)
 
@@ -49,7 +61,7 @@ class Judge:
     @property
     def acts(self) -> bool:
         """Could a call of this request be held back at all?"""
-        return self.mode is not Mode.OBSERVE and self.tool_choice == "auto" and self.can_suppress
+        return self.mode is not Mode.OBSERVE and self.tool_choice == "auto"
 
     def gates(self, name: str) -> bool:
         """Does the policy name the tool at all, and allow it to be gated?"""
@@ -71,6 +83,18 @@ class Judge:
     def decide(self, choice: Choice) -> tuple[CallRecord, ...]:
         """The decisions on all calls of ``choice``, in order."""
         return self._decide(choice, choice.proposed(), complete=True)
+
+    def lacks_draft(self, record: CallRecord) -> bool:
+        """Could the beginning of the answer without the call change the decision on it?"""
+        waits = record.decision.reason in (Reason.NO_DRAFT, Reason.MIXED_TURN)
+        return waits and record.features.draft is None and self._signal(record.name).needs_draft
+
+    def draft_tokens(self, choice: Choice) -> int:
+        """How long the draft of ``choice`` has to be for the tools that it calls."""
+        return max(self._signal(call.name).draft_tokens for call in choice.proposed())
+
+    def _signal(self, tool: str) -> Signal:
+        return self.policy.signal_for(tool)
 
     def decide_faulted(self, choice: Choice) -> tuple[CallRecord, ...]:
         """The calls of ``choice`` let through, because deciding on them failed."""
@@ -219,6 +243,7 @@ class Judge:
         looked: Seen | None = None,  # None: the arguments are not known yet
     ) -> Features:
         seen = looked or UNSEEN
+        draft = self.drafts.get(choice.index)
         return Features(
             tool=call.name,
             segment=segment,
@@ -238,7 +263,18 @@ class Judge:
             result_failed=seen.result_failed,
             called_since=seen.called_since,
             circle_rounds=seen.circle_rounds,
+            draft=None if draft is None else draft.stats(self._signal(call.name).draft_tokens),
+            delta=self._delta(segment),
         )
+
+    def _delta(self, segment: SegmentStats | None) -> float | None:
+        """How the entropy has changed since the turn before, if that had calls."""
+        parent = self.parent
+        if segment is None or parent is None or not parent.has_calls:
+            return None
+        if parent.segment is None or not parent.capture_complete:
+            return None
+        return segment.mean.midpoint - parent.segment.mean.midpoint
 
 
 def _unsampled(tool: str, call_id: str) -> ProposedCall:

@@ -17,14 +17,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from entrogate.errors import EntrogateError, UpstreamError, UpstreamProtocol
 from entrogate.turn.choice import Choice
+from entrogate.turn.drafting import Draft, draft, rest_seed
 from entrogate.turn.events import said_failure
 from entrogate.turn.form import Form
 from entrogate.turn.session import Session
 from entrogate.turn.state import Leg
 from entrogate.types import Action, CallRecord, TurnRecord
 from entrogate.upstream.answer import UpstreamAnswer
+from entrogate.upstream.capabilities import Way
 from entrogate.upstream.captures import ChoiceCapture
 
 _log = logging.getLogger("entrogate.turn")
@@ -115,7 +119,7 @@ class Machine:
         """Decide on the calls of ``choice``, unless that is done, and do it."""
         turn = self.turn
         if not decided and choice.calls.calls:
-            turn.decide(choice)
+            await self._decide(choice)
         action = turn.applied(choice)
         if action is not Action.ALLOW and self.form.passed(choice):
             turn.fail_open(choice, "the call was already on its way to the client")
@@ -131,37 +135,79 @@ class Machine:
             if out:
                 yield out
 
+    async def _decide(self, choice: Choice) -> None:
+        """Decide on the calls of ``choice``, with a draft where that could change anything."""
+        turn = self.turn
+        turn.decide(choice)
+        if self.form.passed(choice) or not turn.lacks_draft(choice):
+            return
+        made = await draft(self.session, choice)
+        if made is not None:
+            turn.judge.drafts[choice.index] = made
+            turn.decide(choice)
+
     async def _resume(self, choice: Choice) -> AsyncGenerator[bytes]:
-        """Decode the answer without the tool call; if that fails, let the call through."""
+        """The answer without the tool call; if there is none, let the call through."""
         turn, position = self.turn, choice.tokens.call_position()
-        if position is None or not turn.judge.can_suppress:
-            turn.fail_open(choice, "the tool-call token is not among the sampled ids")
-            yield self.form.let_through(choice)
+        made = turn.judge.drafts.get(choice.index)
+        if turn.capabilities.way is Way.NO_TOOLS:
+            made, position = made or await draft(self.session, choice), 0
+        if position is None or (made is None and turn.capabilities.way is Way.NO_TOOLS):
+            yield self._give_up(choice, "the answer cannot go on without the call")
             return
         try:
-            with ExitStack() as followed:
-                capture = self.session.follow(followed, choice)
-                body = self.session.resume_body(choice, position, capture)
-                if body is None:
-                    choice.tokens.cut(position)
-                    choice.finish_reason = "length"
-                    self.form.end_at_limit(choice)
+            if made is not None and made.begins_answer(turn.leg.request.body):
+                yield self._begin_with(choice, position, made)
+                if made.whole:
                     return
-                response = await self.session.ask_resumed(body)
-                async for out in self.form.read_resumed(choice, position, response):
-                    yield out
-                await self.session.hang_up()
-                if capture is not None:
-                    await capture.complete(1)
-                    self._take_resumed(choice, capture.choices.get(0))
+                position = None
+            async for out in self._rest(choice, position, made):
+                yield out
         except EntrogateError as error:
             if choice.tokens.resumes_at is not None:
                 raise  # the client has a part of the new answer
-            turn.fail_open(choice, str(error))
-            if self.form.cut is None:
-                yield self.form.let_through(choice)
-            else:
-                self._ask_for_calls(choice)
+            yield self._give_up(choice, str(error))
+
+    def _give_up(self, choice: Choice, why: str) -> bytes:
+        """The calls of ``choice`` go through after all."""
+        self.turn.fail_open(choice, why)
+        if self.form.cut is None:
+            return self.form.let_through(choice)
+        self._ask_for_calls(choice)
+        return b""
+
+    def _begin_with(self, choice: Choice, position: int, made: Draft) -> bytes:
+        """The draft as the beginning of the answer, or all of it."""
+        found = made.without
+        if found.way is Way.NO_TOOLS:
+            choice.tokens.mark("without_tools")  # sampled after another prompt
+        if not made.whole:
+            part = msgspec.structs.replace(found.part, finish_reason=None, stop_reason=None)
+            found = replace(found, part=part)
+        return self.form.begin_with(choice, position, found)
+
+    async def _rest(
+        self, choice: Choice, position: int | None, made: Draft | None
+    ) -> AsyncGenerator[bytes]:
+        """Decode on from token ``position``; None: from the end, where the call is cut off."""
+        with ExitStack() as followed:
+            capture = self.session.follow(followed, choice)
+            start = len(choice.tokens.ids) if position is None else position
+            seed = rest_seed(self.turn, made if position is None else None)
+            body = self.session.resume_body(choice, start, capture, seed)
+            if body is None:
+                if position is not None:
+                    choice.tokens.cut(position)
+                choice.finish_reason = "length"
+                self.form.end_at_limit(choice)
+                return
+            response = await self.session.ask_resumed(body)
+            async for out in self.form.read_resumed(choice, position, response):
+                yield out
+            await self.session.hang_up()
+            if capture is not None:
+                await capture.complete(1)
+                self._take_resumed(choice, capture.choices.get(0))
 
     def _take_resumed(self, choice: Choice, captured: ChoiceCapture | None) -> None:
         """Take what the engine captured of the rest of ``choice``."""

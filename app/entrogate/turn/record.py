@@ -135,7 +135,7 @@ def _record(
         segment=measured.segment,
         altered=tuple(tokens.altered),
         capture_gap=tokens.gap or ("broken_off" if leg.error else None),
-        wasted_tokens=tokens.wasted,
+        wasted_tokens=tokens.wasted + tokens.drafted,
         calls=leg.decided.get(choice.index, ()),
         results=new_results(turn.link.parent, turn.judge.earlier) if turn.first_leg else (),
         change=_change(leg, choice, measured.segment),

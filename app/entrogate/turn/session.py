@@ -46,7 +46,7 @@ class Session:
         self.turn = turn
         self.lease = lease
         self.spans: TurnSpans | None = None
-        self._headers = headers
+        self.headers = headers  # of every request to the model server
         self._connection = AsyncExitStack()
         self._capture: RequestCapture | None = None  # what the engine sends of the current leg
 
@@ -131,15 +131,19 @@ class Session:
                 choice.tokens.mark("capture_incomplete")
 
     def resume_body(
-        self, choice: Choice, position: int, capture: RequestCapture | None
+        self, choice: Choice, position: int, capture: RequestCapture | None, seed: int | None = None
     ) -> dict[str, Any] | None:
-        """The request that goes on without the call that opens at ``position``; None: no room."""
+        """The request that goes on without the call that opens at ``position``; None: no room.
+
+        ``seed`` stands instead of the client's.
+        """
         turn = self.turn
         body = resume_request(
             turn.leg.request,
             turn.capabilities,
             prompt_token_ids=turn.leg.prompt_token_ids,
             kept_token_ids=choice.tokens.ids[:position],
+            seed=seed,
         )
         if body is not None and capture is not None:
             argument = self._named(capture)
@@ -189,7 +193,7 @@ class Session:
 
     async def _ask(self, path: str, body: bytes, name: str) -> UpstreamAnswer:
         await self.hang_up()
-        headers = {**self._headers, REQUEST_ID_HEADER: name}
+        headers = {**self.headers, REQUEST_ID_HEADER: name}
         connection = self._connection
         if self.spans is not None:
             with self.turn.guard.around("traces"):

@@ -156,6 +156,11 @@ class Turn:
             self.leg.decided[choice.index] = decided
         return bool(decided)
 
+    def lacks_draft(self, choice: Choice) -> bool:
+        """Is the decision on ``choice`` one that a draft could change, and that is carried out?"""
+        records = self.leg.decided.get(choice.index, ())
+        return self.judge.acts and any(map(self.judge.lacks_draft, records))
+
     def gated(self, choice: Choice) -> bool:
         """May every call that ``choice`` has named so far be held back?"""
         with self.guard.around("gate"):

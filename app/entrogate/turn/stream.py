@@ -24,6 +24,7 @@ from entrogate.turn.choice import Choice
 from entrogate.turn.leg_reader import LegReader, Stamp, Way
 from entrogate.turn.record import debug_object
 from entrogate.turn.state import Turn
+from entrogate.turn.without import Without
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.resume import chat_logprobs
 from entrogate.wire.chunks import CompletionChoice, decode_completion
@@ -108,18 +109,22 @@ class StreamForm:
         lane.held.clear()
         lane.finish = self._event(choice, finish="length")
 
+    def begin_with(self, choice: Choice, position: int, draft: Without) -> bytes:
+        """The event of the draft's text, in place of the call that opened at ``position``."""
+        self._cut(choice, position)
+        choice.tokens.begin_with(draft.tokens)
+        return self._resumed_part(choice, draft.part)
+
     async def read_resumed(
-        self, choice: Choice, position: int, response: UpstreamAnswer
+        self, choice: Choice, position: int | None, response: UpstreamAnswer
     ) -> AsyncGenerator[bytes]:
         """Drop the held call, cut the tokens at ``position``, pass the rest on as chat events.
 
         Raises UpstreamProtocol where the resumed stream ends too early.
         """
         splitter = EventSplitter()
-        self._reader.lane(choice).held.clear()
-        self._reader.lane(choice).finish = b""
-        choice.tokens.cut(position)
-        choice.finish_reason = None
+        if position is not None:
+            self._cut(choice, position)
         async for data in response:
             for event in splitter.feed(data):
                 out = self._resumed_event(choice, event)
@@ -158,7 +163,15 @@ class StreamForm:
             raise UpstreamProtocol(f"the upstream failed while resuming: {completion.error!r}")
         if not completion.choices:
             return b""
-        part = completion.choices[0]
+        return self._resumed_part(choice, completion.choices[0])
+
+    def _cut(self, choice: Choice, position: int) -> None:
+        self._reader.lane(choice).held.clear()
+        self._reader.lane(choice).finish = b""
+        choice.tokens.cut(position)
+        choice.finish_reason = None
+
+    def _resumed_part(self, choice: Choice, part: CompletionChoice) -> bytes:
         take_resumed(self.turn, choice, part)
         if part.finish_reason is not None:
             self._reader.lane(choice).finish = self._event(

@@ -29,7 +29,8 @@ class ChoiceTokens:
         self.ids: list[int] = []
         self.gap: str | None = None if capabilities.capture else "capture_unavailable"
         self.altered: list[tuple[int, int]] = []
-        self.wasted = 0
+        self.wasted = 0  # sampled for a suppressed call
+        self.drafted = 0  # sampled for a draft and not used
         self.resumes_at: int | None = None  # set when a call was suppressed
         self.exact: NDArray[np.void] | None = None  # of dtype `frames.TOKEN`: the engine's capture
         self.gated: Gated | None = None  # what the gate in the engine did
@@ -91,6 +92,20 @@ class ChoiceTokens:
             self.altered.append((len(self.ids), len(self.ids) + 1))
         self.ids.extend(token_ids)
 
+    def begin_with(self, draft: ChoiceTokens) -> None:
+        """Go on after a cut with the tokens of a draft."""
+        self.gap = self.gap or draft.gap
+        self.drafted -= len(draft.ids)
+        if self.exact is None:
+            return  # its tokens come with the text
+        self.altered.append((len(self.exact), len(self.exact) + 1))
+        if draft.exact is None:
+            self.mark("capture_incomplete")
+        else:
+            self.exact = np.concatenate((self.exact, draft.exact))
+        self.ids = self.exact["token_id"].tolist()
+        self._call_at, self._searched = None, 0
+
     def take_captured(self, captured: ChoiceCapture, n_counted: int | None) -> None:
         """Take what the engine captured of this choice, or of its end after a suppressed call.
 
@@ -104,7 +119,7 @@ class ChoiceTokens:
         if not known or any(gated.position > len(tokens) for gated in captured.gated):
             self.mark("capture_incomplete")  # not of this answer, or of logits that are no numbers
         start = 0 if self.exact is None else len(self.exact)
-        if self.resumes_at is not None:
+        if self.resumes_at == start:
             self.altered.append((start, start + 1))
         for gated in captured.gated:
             self.altered.append((start + gated.position, start + gated.position + 1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -20,7 +19,7 @@ from entrogate.turn.ids import mint_answer
 from entrogate.turn.parts import Parts
 from entrogate.turn.tokens import ChoiceTokens
 from entrogate.types import Capture
-from entrogate.upstream.capabilities import Capabilities
+from entrogate.upstream.capabilities import Capabilities, Way
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.resume import resume_request
 from entrogate.wire.body import to_json
@@ -30,13 +29,6 @@ from entrogate.wire.request import ChatRequest
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _REQUEST_ID_HEADER = "x-request-id"
 _MOST_DETAIL = 300
-
-
-class Way(StrEnum):
-    """How a model was kept from calling."""
-
-    MASK = "mask"  # the token that opens a call is masked
-    NO_TOOLS = "no_tools"  # it was asked without its tools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +42,6 @@ class Asked:
     headers: Mapping[str, str]
     seed: int | None = None  # instead of the request's
 
-    @property
-    def way(self) -> Way:
-        """How the model is kept from calling."""
-        return Way.MASK if self.capabilities.can_suppress else Way.NO_TOOLS
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Without:
@@ -64,7 +51,7 @@ class Without:
     text: str
     finish_reason: str | None
     tokens: ChoiceTokens  # the sampled tokens of this part alone
-    part: CompletionChoice | None = None  # as the server said it, where tokens were masked
+    part: CompletionChoice  # the same as a part of a resumed answer
 
     @property
     def ended(self) -> bool:
@@ -80,8 +67,8 @@ class Without:
             return self.tokens.unknown_capture()
 
 
-async def decode_without(parts: Parts, asked: Asked, max_tokens: int) -> Without | None:
-    """Decode up to ``max_tokens`` of the answer; None where there is no room for one.
+async def decode_without(parts: Parts, asked: Asked, max_tokens: int | None) -> Without | None:
+    """Decode up to ``max_tokens`` of the answer (None: to its end); None where it has no room.
 
     Raises UpstreamError where the model server does not answer as it should.
     """
@@ -90,7 +77,7 @@ async def decode_without(parts: Parts, asked: Asked, max_tokens: int) -> Without
     if parts.channel is not None and asked.capabilities.engine:
         capture = parts.channel.follow()
     try:
-        if asked.way is Way.MASK:
+        if asked.capabilities.way is Way.MASK:
             return await _masked(parts, asked, max_tokens, tokens, capture)
         return await _without_tools(parts, asked, max_tokens, tokens, capture)
     finally:
@@ -101,7 +88,7 @@ async def decode_without(parts: Parts, asked: Asked, max_tokens: int) -> Without
 async def _masked(
     parts: Parts,
     asked: Asked,
-    max_tokens: int,
+    max_tokens: int | None,
     tokens: ChoiceTokens,
     capture: RequestCapture | None,
 ) -> Without | None:
@@ -115,7 +102,8 @@ async def _masked(
     if body is None:
         return None
     body["stream"] = False
-    body["max_tokens"] = min(max_tokens, body["max_tokens"])
+    if max_tokens is not None:
+        body["max_tokens"] = min(max_tokens, body["max_tokens"])
     if "min_tokens" in body:
         body["min_tokens"] = min(body["min_tokens"], body["max_tokens"])
     if capture is not None:
@@ -142,7 +130,7 @@ async def _masked(
 async def _without_tools(
     parts: Parts,
     asked: Asked,
-    max_tokens: int,
+    max_tokens: int | None,
     tokens: ChoiceTokens,
     capture: RequestCapture | None,
 ) -> Without | None:
@@ -163,11 +151,13 @@ async def _without_tools(
         tokens.add_chat(choice.token_ids, choice.logprobs, raw)
     else:
         await _take_captured(tokens, capture, answer.usage)
+    text, finish = choice.message.content or "", choice.finish_reason or None
     return Without(
         way=Way.NO_TOOLS,
-        text=choice.message.content or "",
-        finish_reason=choice.finish_reason or None,
+        text=text,
+        finish_reason=finish,
         tokens=tokens,
+        part=CompletionChoice(text=text, finish_reason=finish, token_ids=choice.token_ids),
     )
 
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from entrogate.types import Estimator
+
+_NO_MASK = (
+    "a call is suppressed by asking again without tools, and only where nothing was said before it"
+)
+
+
+class Way(StrEnum):
+    """How a model is kept from calling: for suppressions, drafts and shadow answers."""
+
+    MASK = "mask"  # it goes on from its own tokens, with the one that opens a call masked
+    NO_TOOLS = "no_tools"  # it is asked again without its tools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +60,22 @@ class Capabilities:
         return Estimator.TOPK if self.capture else None
 
     @property
-    def can_suppress(self) -> bool:
-        """Can a call be held back, and the turn go on without it?"""
-        return self.tool_call_token_id is not None and self.capture and self.completions
+    def way(self) -> Way:
+        """How this model is kept from calling."""
+        masks = self.tool_call_token_id is not None and self.capture and self.completions
+        return Way.MASK if masks else Way.NO_TOOLS
 
     @property
     def gate_points(self) -> tuple[str, ...]:
         """Where a call can be held back: before its first token is sampled, or once it is made."""
-        if not self.can_suppress:
+        return ("engine", "gateway") if self.engine and self.way is Way.MASK else ("gateway",)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """What a policy can decide by: statistics of the segment before a call, of a draft."""
+        if not self.capture:
             return ()
-        return ("engine", "gateway") if self.engine else ("gateway",)
+        return ("segment", "draft") if self.tool_call_token_id is not None else ("draft",)
 
     def problems(self) -> tuple[str, ...]:
         """What does not work with this upstream, one sentence each."""
@@ -69,14 +87,14 @@ class Capabilities:
         if self.top_logprobs == 0 and not self.engine:
             found.append("the upstream returns no log-probs: entropy cannot be measured")
         if not self.completions:
-            found.append("the upstream has no /v1/completions: calls cannot be suppressed")
+            found.append(f"the upstream has no /v1/completions: {_NO_MASK}")
         if not self.tokenizer:
             found.append(
                 "the upstream has no /tokenize: the tokens that mark reasoning and calls are"
-                " unknown, calls cannot be suppressed"
+                f" unknown; {_NO_MASK}"
             )
         elif self.tool_call_token_id is None:
-            found.append("the tool-call marker is not one token: calls cannot be suppressed")
+            found.append(f"the tool-call marker is not one token: {_NO_MASK}")
         if not self.usage:
             found.append("the upstream refuses stream_options: streams are recorded with a gap")
         return tuple(found)

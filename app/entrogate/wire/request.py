@@ -90,14 +90,13 @@ class ChatRequest:
         """The same request for another model."""
         return replace(self, model=model, body={**self.body, "model": model})
 
-    def without_tools(self, max_tokens: int) -> ChatRequest:
+    def without_tools(self, max_tokens: int | None) -> ChatRequest:
         """The same question to a model that has no tools: one whole answer, no longer than that."""
         body = {name: value for name, value in self.body.items() if name not in _OF_TOOLS}
-        limit = body.pop("max_tokens", None)
-        limit = body.get("max_completion_tokens") or limit
-        body["max_completion_tokens"] = (
-            min(limit, max_tokens) if isinstance(limit, int) else max_tokens
-        )
+        asked = (body.pop(name, None) for name in ("max_completion_tokens", "max_tokens"))
+        limits = [limit for limit in (*asked, max_tokens) if isinstance(limit, int)]
+        if limits:
+            body["max_completion_tokens"] = min(limits)
         body |= {"stream": False, "n": 1}
         return replace(self, body=body, stream=False, n=1, tool_choice="none", has_tools=False)
 

@@ -216,7 +216,8 @@ class ScriptedUpstream:
     def _sample(self, body: dict[str, Any], prompt: str, *, chat: bool) -> list[Turn]:
         """What is said, choice by choice."""
         choices, partial = position_in(prompt)
-        masked = self._masked(body)
+        # Without tools a model does not call: it says what it would say with the token masked.
+        masked = self._masked(body) or (chat and not body.get("tools"))
         n = body.get("n") or 1
         if n > _MOST_CHOICES:
             raise ValueError(f"n must be at most {_MOST_CHOICES}, got {n}.")

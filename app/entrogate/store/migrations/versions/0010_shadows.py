@@ -16,6 +16,24 @@ depends_on = None
 
 
 def upgrade() -> None:
+    _create_shadows()
+    op.create_table(
+        "fuses",
+        sa.Column("policy_version", sa.Text(), nullable=False),
+        sa.Column("tool", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("armed_at", sa.Double(), nullable=False),
+        sa.Column("armed_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.Column("n", sa.Integer(), nullable=False),
+        sa.Column("losses", sa.Integer(), nullable=False),
+        sa.Column("lower", sa.Double()),
+        sa.Column("upper", sa.Double()),
+        sa.PrimaryKeyConstraint("policy_version", "tool", name=op.f("pk_fuses")),
+    )
+
+
+def _create_shadows() -> None:
     op.create_table(
         "shadows",
         sa.Column("turn_id", sa.Text(), nullable=False),
@@ -58,20 +76,6 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_shadows_trajectory_id"), "shadows", ["trajectory_id"])
     op.create_index(op.f("ix_shadows_purpose_judged_at"), "shadows", ["purpose", "judged_at"])
-    op.create_table(
-        "fuses",
-        sa.Column("policy_version", sa.Text(), nullable=False),
-        sa.Column("tool", sa.Text(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("armed_at", sa.Double(), nullable=False),
-        sa.Column("armed_sequence", sa.BigInteger(), nullable=False),
-        sa.Column("changed_at", sa.Double(), nullable=False),
-        sa.Column("n", sa.Integer(), nullable=False),
-        sa.Column("losses", sa.Integer(), nullable=False),
-        sa.Column("lower", sa.Double()),
-        sa.Column("upper", sa.Double()),
-        sa.PrimaryKeyConstraint("policy_version", "tool", name=op.f("pk_fuses")),
-    )
 
 
 def losses(connection: sa.Connection) -> list[str]:

@@ -1,0 +1,105 @@
+"""Drafts: the beginning of the answer without the call, decoded before the decision on it.
+
+If the call is suppressed the draft is the beginning of the answer; if not, its tokens are the price
+of the decision, and counted. After TARG (arXiv 2511.09803).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from entrogate.entropy.statistics import draft_stats
+from entrogate.errors import UpstreamError
+from entrogate.turn.choice import Choice
+from entrogate.turn.without import Asked, Without, decode_without
+from entrogate.types import Capture, SegmentStats
+from entrogate.upstream.capabilities import Way
+
+if TYPE_CHECKING:
+    from entrogate.turn.session import Session
+    from entrogate.turn.state import Turn
+
+_HALF_CHARACTER = "�"  # the text of a token that is only a part of a character
+# Rules over the text or the tokens of a whole answer: a request for the rest would begin them anew.
+_OVER_ALL = ("stop", "presence_penalty", "frequency_penalty")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """Of one choice. ``measured`` is None where its capture has a gap."""
+
+    without: Without
+    measured: Capture | None
+
+    @property
+    def n_tokens(self) -> int:
+        """Sampled tokens: what it costs if the call is made after all."""
+        return len(self.without.tokens.ids)
+
+    @property
+    def whole(self) -> bool:
+        """Is it the whole answer?"""
+        return self.without.ended or self.without.way is Way.NO_TOOLS
+
+    def stats(self, n_tokens: int) -> SegmentStats | None:
+        """Statistics of its first tokens; None where they were not measured."""
+        if self.measured is None:
+            return None
+        return draft_stats(self.measured, n_tokens, ended=self.without.ended)
+
+    def begins_answer(self, body: dict[str, Any]) -> bool:
+        """Can the answer to the request ``body`` go on from here, token by token?"""
+        if self.whole:
+            return True
+        return not any(body.get(name) for name in _OVER_ALL) and not self.without.text.endswith(
+            _HALF_CHARACTER
+        )
+
+
+async def draft(session: Session, choice: Choice) -> Draft | None:
+    """Decode the draft of ``choice`` for the decision on its calls; None where there can be none.
+
+    A fault of the model server is counted, and the calls go through as they would without a draft.
+    """
+    turn = session.turn
+    begin = _asked(session, choice)
+    if begin is None:
+        return None
+    masks = begin.capabilities.way is Way.MASK
+    length = turn.judge.draft_tokens(choice) if masks else None
+    try:
+        found = await decode_without(session.parts, begin, length)
+    except UpstreamError as error:
+        turn.guard.failed_open(f"no draft: {error}")
+        return None
+    if found is None:
+        return None
+    complete = found.tokens.gap is None
+    made = Draft(without=found, measured=found.capture() if complete else None)
+    choice.tokens.drafted += made.n_tokens
+    return made
+
+
+def _asked(session: Session, choice: Choice) -> Asked | None:
+    turn = session.turn
+    position = choice.tokens.call_position()
+    if turn.capabilities.way is Way.NO_TOOLS:
+        if any(choice.content) or any(choice.reasoning):
+            return None  # the client has it, and another answer cannot go on from there
+        position = 0
+    elif position is None or choice.tokens.gap is not None:
+        return None
+    return Asked(
+        request=turn.leg.request,
+        capabilities=turn.capabilities,
+        prompt_token_ids=turn.leg.prompt_token_ids,
+        kept_token_ids=choice.tokens.ids[:position],
+        headers=session.headers,
+    )
+
+
+def rest_seed(turn: Turn, draft: Draft | None) -> int | None:
+    """Another seed for the rest of an answer than its draft had; None where there was none."""
+    seed = turn.leg.request.body.get("seed")
+    return seed + 1 if draft is not None and isinstance(seed, int) and seed < 2**63 - 1 else None
