@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from entrogate.upstream.capabilities import Way
 from tests.integration.conftest import Start
 from tests.integration.harness import CHAT, Running, error_of
 from tests.integration.raw_upstream import (
@@ -80,7 +81,7 @@ async def test_chat_alone_and_no_unknown_fields(start: Start, status: int) -> No
             assert each.json.keys() <= KNOWN - {"top_logprobs", "logprobs"}
         found = await gateway.gateway.capabilities()
         assert (found.completions, found.tokenizer, found.token_ids) == (False, False, False)
-        assert (found.estimator, found.gate_points, found.can_suppress) == (None, (), False)
+        assert (found.estimator, found.way, found.signals) == (None, Way.NO_TOOLS, ())
         said = "\n".join(found.problems())
         for missing in ("/v1/completions", "/tokenize", "token ids", "log-probs"):
             assert missing in said

@@ -6,55 +6,16 @@ of the decision, and counted. After TARG (arXiv 2511.09803).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from entrogate.entropy.statistics import draft_stats
 from entrogate.errors import UpstreamError
 from entrogate.turn.choice import Choice
-from entrogate.turn.without import Asked, Without, decode_without
-from entrogate.types import Capture, SegmentStats
+from entrogate.turn.without import Asked, Draft, decode_without
 from entrogate.upstream.capabilities import Way
 
 if TYPE_CHECKING:
     from entrogate.turn.session import Session
     from entrogate.turn.state import Turn
-
-_HALF_CHARACTER = "�"  # the text of a token that is only a part of a character
-# Rules over the text or the tokens of a whole answer: a request for the rest would begin them anew.
-_OVER_ALL = ("stop", "presence_penalty", "frequency_penalty")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
-    """Of one choice. ``measured`` is None where its capture has a gap."""
-
-    without: Without
-    measured: Capture | None
-
-    @property
-    def n_tokens(self) -> int:
-        """Sampled tokens: what it costs if the call is made after all."""
-        return len(self.without.tokens.ids)
-
-    @property
-    def whole(self) -> bool:
-        """Is it the whole answer?"""
-        return self.without.ended or self.without.way is Way.NO_TOOLS
-
-    def stats(self, n_tokens: int) -> SegmentStats | None:
-        """Statistics of its first tokens; None where they were not measured."""
-        if self.measured is None:
-            return None
-        return draft_stats(self.measured, n_tokens, ended=self.without.ended)
-
-    def begins_answer(self, body: dict[str, Any]) -> bool:
-        """Can the answer to the request ``body`` go on from here, token by token?"""
-        if self.whole:
-            return True
-        return not any(body.get(name) for name in _OVER_ALL) and not self.without.text.endswith(
-            _HALF_CHARACTER
-        )
 
 
 async def draft(session: Session, choice: Choice) -> Draft | None:

@@ -18,8 +18,8 @@ from entrogate.gate.reasons import Reason
 from entrogate.gate.schema import Signal
 from entrogate.segments.spans import Markers, call_gap, find_spans, reasoning_ranges
 from entrogate.turn.choice import Choice, ProposedCall
-from entrogate.turn.drafting import Draft
 from entrogate.turn.ids import mint_call
+from entrogate.turn.without import Draft
 from entrogate.types import (
     Action,
     CallRecord,

@@ -21,11 +21,12 @@ import msgspec
 
 from entrogate.errors import EntrogateError, UpstreamError, UpstreamProtocol
 from entrogate.turn.choice import Choice
-from entrogate.turn.drafting import Draft, draft, rest_seed
+from entrogate.turn.drafting import draft, rest_seed
 from entrogate.turn.events import said_failure
 from entrogate.turn.form import Form
 from entrogate.turn.session import Session
 from entrogate.turn.state import Leg
+from entrogate.turn.without import Draft
 from entrogate.types import Action, CallRecord, TurnRecord
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.capabilities import Way
@@ -259,6 +260,7 @@ class Machine:
         turn.judge.replays += 1
         parent = turn.heads[-1] if turn.heads else leg.parent
         request = replace(leg.request, messages=messages, body=body)
+        turn.judge.parent = parent
         turn.legs.append(Leg(request=request, parent=parent))
         self.form.begin_leg(calls_only=False)
         self._recorded = False

@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 
 from entrogate.engine.frames import REQUEST_ARGUMENT
+from entrogate.entropy.statistics import draft_stats
 from entrogate.errors import UpstreamProtocol
 from entrogate.turn.ids import mint_answer
 from entrogate.turn.parts import Parts
 from entrogate.turn.tokens import ChoiceTokens
-from entrogate.types import Capture
+from entrogate.types import Capture, SegmentStats
 from entrogate.upstream.capabilities import Capabilities, Way
 from entrogate.upstream.captures import RequestCapture
 from entrogate.upstream.resume import resume_request
@@ -29,6 +30,9 @@ from entrogate.wire.request import ChatRequest
 _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _REQUEST_ID_HEADER = "x-request-id"
 _MOST_DETAIL = 300
+_HALF_CHARACTER = "�"  # the text of a token that is only a part of a character
+# Rules over the text or the tokens of a whole answer: a request for the rest would begin them anew.
+_OVER_ALL = ("stop", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,38 @@ class Without:
         except ValueError:
             self.tokens.mark("capture_fault")
             return self.tokens.unknown_capture()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """Of one choice. ``measured`` is None where its capture has a gap."""
+
+    without: Without
+    measured: Capture | None
+
+    @property
+    def n_tokens(self) -> int:
+        """Sampled tokens: what it costs if the call is made after all."""
+        return len(self.without.tokens.ids)
+
+    @property
+    def whole(self) -> bool:
+        """Is it the whole answer?"""
+        return self.without.ended or self.without.way is Way.NO_TOOLS
+
+    def stats(self, n_tokens: int) -> SegmentStats | None:
+        """Statistics of its first tokens; None where they were not measured."""
+        if self.measured is None:
+            return None
+        return draft_stats(self.measured, n_tokens, ended=self.without.ended)
+
+    def begins_answer(self, body: dict[str, Any]) -> bool:
+        """Can the answer to the request ``body`` go on from here, token by token?"""
+        if self.whole:
+            return True
+        return not any(body.get(name) for name in _OVER_ALL) and not self.without.text.endswith(
+            _HALF_CHARACTER
+        )
 
 
 async def decode_without(parts: Parts, asked: Asked, max_tokens: int | None) -> Without | None:
