@@ -378,4 +378,6 @@ class Policy(_Part):
             return ToolRule(side_effects=True, normalise=rule.normalise, polling=rule.polling)
         values = {name: getattr(self.defaults, name) for name in Defaults.model_fields}
         own = {name: getattr(rule, name) for name in rule.model_fields_set}
+        if rule.polling:  # it asks the same again on purpose, unless it says otherwise itself
+            values["on_repeat"] = OnRepeat.ALLOW
         return ToolRule.model_validate(values | own)
