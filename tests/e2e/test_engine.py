@@ -68,10 +68,10 @@ KILLERS: list[dict[str, Any]] = [
     {"entrogate": "x/y/99999999"},
     {"entrogate": f"{NAME}/99999999"},
     {"entrogate": f"{NAME}/9999999"},  # admission does not know the vocabulary
-    {"entrogate": f"{NAME}/32", "entrogate_gate": [2, 99999999, 6, 7, 0, 0.0, 0, 0, 0, 0.0, -1, 0]},
+    {"entrogate": f"{NAME}/32", "entrogate_gate": [3, 99999999, 6, 7, 0, 0.0, 0, 0, 0, 0.0, -1, 0]},
     {
         "entrogate": f"{NAME}/9999999",
-        "entrogate_gate": [2, 9999999, 6, 7, 0, 0.0, 0, 0, 0, 0.0, -1, 0],
+        "entrogate_gate": [3, 9999999, 6, 7, 0, 0.0, 0, 0, 0, 0.0, -1, 0],
     },
     {"entrogate": f"{NAME}/32", "entrogate_gate": ["a"] * 10},
     {"entrogate": 1.5, "entrogate_gate": []},

@@ -45,7 +45,7 @@ from tests.integration.test_engine_processor import (
     received,
 )
 
-BAD_GATE = [2, 99999999, 6, 7, 0, 0.0, 0, False, False, 0.0, -1, 0]
+BAD_GATE = [3, 99999999, 6, 7, 0, 0.0, 0, False, False, 0.0, -1, 0]
 NUMBERS = st.one_of(
     st.integers(-(2**63), 2**64 - 1),
     st.floats(),
