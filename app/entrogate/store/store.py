@@ -43,6 +43,7 @@ from entrogate.store.read.slices import SlicedTokens, TokenSlice, read_token_sli
 from entrogate.store.read.trajectory import get_trajectory
 from entrogate.store.shadows import ShadowStore
 from entrogate.store.write.feedback import Feedback, add_feedback
+from entrogate.store.write.fuses import FuseRecords
 from entrogate.store.write.models import remember_model
 from entrogate.store.write.policies import remember_policy
 from entrogate.store.write.weights import (
@@ -86,6 +87,7 @@ class Store:
             database, write=self._write, read=self._read, forget=self._heads.clear
         )
         self.shadows = ShadowStore(write=self._write, read=self._read)
+        self.fuses = FuseRecords(write=self._write, read=self._read)
         self._watching = AsyncExitStack()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="entrogate-read")
 

@@ -38,6 +38,8 @@ class Act(StrEnum):
     SHARE = "weights.share"
     ROLL_BACK = "weights.roll_back"
     POLICY = "policy.use"
+    BLOW_FUSE = "fuse.blow"
+    ARM_FUSE = "fuse.arm"
     CREATE_KEY = "key.create"
     REVOKE_KEY = "key.revoke"
 
