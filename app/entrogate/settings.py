@@ -77,11 +77,15 @@ class StoreSettings(_Branch):
 
 
 class GateSettings(_Branch):
-    """Which policy decides, and whether its decisions are carried out."""
+    """Which policy decides, and whether its decisions are carried out.
+
+    ``fuse_interval_seconds``: how often the audits of a policy with an `audit` are looked at.
+    """
 
     policy: str = "observe"  # a bundled name or the path of a YAML file
     mode: Mode | None = None  # overrides the policy's own mode
     allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
+    fuse_interval_seconds: float = Field(default=5.0, gt=0)
 
 
 class ShadowSettings(_Branch):

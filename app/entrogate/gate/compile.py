@@ -21,13 +21,15 @@ def compile_gate(
     *,
     blank_ids: frozenset[int],
     may_force: bool = True,
+    observed: frozenset[str] = frozenset(),
 ) -> GateNumbers | None:
     """What the engine is to do about a call of any of the offered tools; None: nothing.
 
     ``features`` are those of a first call of each offered tool as far as they are known before a
     token is sampled. The engine does not see which tool is called, so it acts only where all of
     them are treated alike; the rest is decided in the gateway, by the same policy. What it would
-    do is found by asking `decide_turn` on either side of the threshold.
+    do is found by asking `decide_turn` on either side of the threshold. Calls of the tools in
+    ``observed`` are not to be touched, whatever the mode.
     """
     if mode is Mode.OBSERVE or markers.call_open is None or not features:
         return None
@@ -38,7 +40,10 @@ def compile_gate(
     if statistic not in STATISTICS or any(other != signal for other in signals):
         return None
     threshold, certain, uncertain = _suppression(policy, mode, signal, features)
-    forces = may_force and policy.force is not None and policy.force.tool in tools
+    if not observed.isdisjoint(tools):
+        certain = uncertain = None
+    forced = policy.force.tool if may_force and policy.force is not None else None
+    forces = forced in tools and forced not in observed
     if certain is not Action.SUPPRESS and uncertain is not Action.SUPPRESS and not forces:
         return None
     return GateNumbers(

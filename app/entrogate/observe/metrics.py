@@ -19,6 +19,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
 from entrogate import __version__
+from entrogate.observe.fuses import FuseMetrics
 from entrogate.observe.labels import BoundedLabel
 from entrogate.observe.shadows import ShadowMetrics
 from entrogate.types import CallRecord, EntropyChange, Mode, TurnRecord
@@ -64,6 +65,7 @@ class Metrics:
         self._server_metrics()
         self._request_metrics()
         self.shadows = ShadowMetrics(self._counter, self._gauge)
+        self.fuses = FuseMetrics(self._gauge, self._tool)
 
     def _turn_metrics(self) -> None:
         self._turns = self._counter("turns", "Assistant turns recorded.", "mode")

@@ -157,6 +157,7 @@ async def _running(
                 keyring.running(),
                 gateway.grading.running(),
                 gateway.shadows.running(),
+                gateway.fuses.running(),
             ):
                 yield
             if gateway.background:

@@ -128,6 +128,7 @@ async def _turn(
         tool_choice=parsed.tool_choice,
         earlier=earlier,
         parent=linked.parent,
+        blown=gateway.fuses.blown(gateway.policy),
         can_replay=parsed.n == 1,
         now=gateway.clock.now,
     )

@@ -14,6 +14,7 @@ from entrogate.gate.policy import Policy
 from entrogate.model_hashes import ModelHashes
 from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
+from entrogate.serve.fuses import Fuses
 from entrogate.serve.graders import Grader
 from entrogate.serve.grading import Grading
 from entrogate.serve.shadows import Shadows
@@ -56,8 +57,15 @@ class Gateway:
     watch: UpstreamWatch = field(init=False)
     grading: Grading = field(init=False)
     shadows: Shadows = field(init=False)
+    fuses: Fuses = field(init=False)
 
     def __post_init__(self) -> None:
+        self.fuses = Fuses(
+            records=self.store.fuses,
+            policies=lambda: (self.policy,),
+            metrics=self.metrics.fuses,
+            interval_seconds=self.settings.gate.fuse_interval_seconds,
+        )
         self.watch = UpstreamWatch(
             ask=self._ask_capabilities,
             glance=lambda: ask_identity(self.client),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import orjson
@@ -45,6 +45,7 @@ class Judge:
     markers: Markers
     tool_choice: str
     earlier: CallHistory
+    blown: frozenset[str] = frozenset()  # tools whose fuse is blown: they are only observed
     starts_in_reasoning: bool = False
     parent: TurnHead | None = None  # the turn before this one
     can_replay: bool = True
@@ -66,7 +67,11 @@ class Judge:
     def gates(self, name: str) -> bool:
         """Does the policy name the tool at all, and allow it to be gated?"""
         rule = self.policy.rule(name)
-        return rule is not None and not rule.side_effects
+        return rule is not None and not rule.side_effects and name not in self.blown
+
+    def mode_for(self, names: Iterable[str]) -> Mode:
+        """The mode in which a turn is decided that calls these tools."""
+        return self.mode if self.blown.isdisjoint(names) else Mode.OBSERVE
 
     def draw_for(self, choice: Choice, fresh: float) -> None:
         """Fix a choice's random draw, in [0, 1). The first one stands, also after a resume."""
@@ -103,7 +108,7 @@ class Judge:
             applied=Action.ALLOW,
             reason=Reason.GATE_FAULT,
             propensity=1.0,
-            mode=self.mode,
+            mode=self.mode_for(call.name for call in choice.proposed()),
             policy_name=self.policy.name,
             policy_version=self.policy.version,
         )
@@ -147,6 +152,7 @@ class Judge:
             self.markers,
             blank_ids=blank_ids,
             may_force=may_force,
+            observed=self.blown,
         )
 
     def decide_unsampled(self, choice: Choice, tools: list[str]) -> tuple[CallRecord, ...]:
@@ -220,7 +226,8 @@ class Judge:
             self._features(choice, call, segment, parallel, seen)
             for call, seen in zip(calls, looked, strict=True)
         ]
-        decisions: tuple[Decision, ...] = decide_turn(self.policy, self.mode, features)
+        mode = self.mode_for(call.name for call in calls)
+        decisions: tuple[Decision, ...] = decide_turn(self.policy, mode, features)
         self.seconds += time.perf_counter() - started
         return tuple(
             CallRecord(

@@ -83,3 +83,28 @@ def test_force_only_where_its_tool_is_offered_and_the_turn_allows_it() -> None:
     assert both is not None
     assert both.suppress_certain
     assert both.force_above == math.inf
+
+
+def test_a_tool_that_is_only_observed_is_not_touched() -> None:
+    rules = policy("{lookup: , search: }", "force: {tool: lookup, threshold: 4.0}\n")
+    offered = [features(tool, segment=None) for tool in ("lookup", "search")]
+
+    def numbers(*observed: str):
+        return compile_gate(
+            rules,
+            Mode.ENFORCE,
+            offered,
+            MARKERS,
+            blank_ids=BLANKS,
+            observed=frozenset(observed),
+        )
+
+    both = numbers()
+    assert both is not None
+    assert both.suppress_certain
+    other = numbers("search")  # any call might be one of it
+    assert other is not None
+    assert not other.suppress_certain
+    assert other.force_above == 4.0
+    assert numbers("lookup") is None
+    assert numbers("elsewhere") == both

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, select
 
 from entrogate.gate.reasons import AUDITED, Reason
 from entrogate.store.commits import database_time
@@ -164,6 +163,6 @@ def _lost(outcome: float | None, score: float | None) -> bool | None:
     return outcome >= RIGHT > score
 
 
-def _fuse(row: Mapping[str, Any]) -> Fuse:
+def _fuse(row: RowMapping) -> Fuse:
     values: dict[str, Any] = {**row, "state": FuseState(row["state"])}
     return Fuse(**values)
