@@ -21,6 +21,7 @@ from tests.integration.harness import (
 POLICY: dict[str, Any] = {
     "defaults": {"threshold": 1.5, "on_repeat": "replay"},
     "tools": {"lookup": None},
+    "audit": {"share": 0.01},
 }
 
 

@@ -65,6 +65,8 @@ SCOPES: dict[str, Scope | None] = {
     "/ui/login": OPEN,
     "/ui/logout": OPEN,
     "/ui/static/{name}": OPEN,
+    "/admin/fuses": Scope.ADMIN,
+    "/admin/fuses/{tool:path}/arm": Scope.ADMIN,
     "/admin/weights": Scope.ADMIN,
     "/admin/weights/{version}": Scope.ADMIN,
     "/admin/weights/{version}/share": Scope.ADMIN,

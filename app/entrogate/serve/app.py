@@ -28,6 +28,7 @@ from entrogate.serve.door import CHAT_DOOR, MESSAGES_ROUTE, RESPONSES_ROUTE, env
 from entrogate.serve.drain import Drain
 from entrogate.serve.erasing import router as erasing
 from entrogate.serve.exporting import PeriodicExport, check_export
+from entrogate.serve.fuses_admin import fuse_routes
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.graders import Grader, load_grader
 from entrogate.serve.keyring import Keyring
@@ -179,8 +180,8 @@ def add_routes(app: FastAPI) -> None:
     )
     # Not include_router: FastAPI 0.137 and later keeps what it includes as one object without a
     # path, and access control has to see every route.
-    documented = (router.routes, erasing.routes, status_routes.routes, admin_routes.routes)
-    for part in (doors, VIEWER, DOCS, *documented):
+    documented = (router, erasing, status_routes, admin_routes, fuse_routes)
+    for part in (doors, VIEWER, DOCS, *(each.routes for each in documented)):
         app.router.routes.extend(part)
     check_routes(app.routes)
     describe_api(app)

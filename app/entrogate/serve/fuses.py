@@ -79,6 +79,7 @@ class Fuses:
         self._metrics = metrics
         self._interval_seconds = interval_seconds
         self._standings: dict[str, tuple[Standing, ...]] = {}  # by policy version
+        self._refreshing = asyncio.Lock()
         self._fault = ""  # of the last refresh
 
     @property
@@ -114,10 +115,11 @@ class Fuses:
 
     async def refresh(self) -> None:
         """Compute how the fuses of the policies in use stand, and store what has changed."""
-        for policy in self._policies():
-            if policy.audit is not None:
-                await self._refresh(policy, policy.audit)
-        self._metrics.set([each.figures() for each in self.standings])
+        async with self._refreshing:
+            for policy in self._policies():
+                if policy.audit is not None:
+                    await self._refresh(policy, policy.audit)
+            self._metrics.set([each.figures() for each in self.standings])
 
     async def arm(
         self, tool: str, version: str | None, *, actor: str, tenant: str

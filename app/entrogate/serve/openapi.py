@@ -15,7 +15,12 @@ from entrogate.serve.access import SCOPES
 
 _WRITTEN = Path(__file__).with_name("openapi.yaml")
 _METHODS = ("get", "post", "put", "patch", "delete")
-_TAGS = {"/v1/": "Records", "/admin/": "Weights", "/": "Status"}
+_TAGS = {
+    "/v1/": "Records",
+    "/admin/fuses": "Fuses",
+    "/admin/": "Weights",
+    "/": "Status",
+}
 # OpenAPI writes no kind behind the name of a part of the path.
 _SCOPES = {re.sub(r":\w+}", "}", path): scope for path, scope in SCOPES.items()}
 _ERROR = {"$ref": "#/components/responses/Error"}
