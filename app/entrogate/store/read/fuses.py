@@ -11,9 +11,8 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, sele
 from entrogate.gate.reasons import AUDITED, Reason
 from entrogate.store.commits import database_time
 from entrogate.store.schema import calls, fuses, shadows, trajectories, turns
-from entrogate.types import Action, Mode
+from entrogate.types import Action, Mode, ShadowPurpose
 
-AUDIT = "audit"  # the purpose of a shadow that was made for an audited turn
 RIGHT = 0.5  # from this outcome or score on an answer counts as right
 
 
@@ -113,7 +112,7 @@ def read_audits(connection: Connection, version: str) -> Audits:
         .join(trajectories, trajectories.c.id == turns.c.trajectory_id)
         .join(calls, calls.c.turn_id == turns.c.id)
         .where(
-            shadows.c.purpose == AUDIT,
+            shadows.c.purpose == ShadowPurpose.AUDIT.value,
             calls.c.policy_version == version,
             calls.c.mode == Mode.ENFORCE.value,
             calls.c.action == Action.SUPPRESS.value,
