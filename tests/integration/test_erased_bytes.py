@@ -14,7 +14,7 @@ from entrogate.cli import command_line
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
 from entrogate.store.admin.erasure import ToErase
-from tests.unit.store.made import allowed_call, turn
+from tests.unit.store.made import allowed_call, shadow, turn
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ async def store(store_url: str) -> AsyncIterator[Store]:
 
 
 def marks(name: str) -> list[str]:
-    return [f"{name}-{where}-{'z' * 30}" for where in ("said", "tools", "note", "params")]
+    return [f"{name}-{where}-{'z' * 30}" for where in ("said", "tools", "note", "params", "shadow")]
 
 
 async def fill(store: Store, n: int) -> list[str]:
@@ -34,7 +34,7 @@ async def fill(store: Store, n: int) -> list[str]:
     rng = random.Random(3)
     names = [f"person{number:04}" for number in range(n)]
     for name in names:
-        said, tools, note, params = marks(name)
+        said, tools, note, params, instead = marks(name)
         long = said * rng.choice((1, 5, 40, 300))
         record = turn(
             name,
@@ -44,6 +44,7 @@ async def fill(store: Store, n: int) -> list[str]:
             calls=allowed_call(),
         )
         await store.commit_turns([record])
+        await store.shadows.add(shadow(record, content=instead))
         await store.add_feedback(trajectory_id=name, score=0.5, comment=note)
     return names
 
@@ -59,7 +60,7 @@ async def test_nothing_is_left_in_the_file(
 ) -> None:
     names = await fill(store, 120)
     gone, kept = names[::3], [name for name in names if name not in names[::3]]
-    assert len(found(tmp_path, names)) == 4 * len(names)
+    assert len(found(tmp_path, names)) == 5 * len(names)
     if by == "gateway":
         for name in gone:
             await store.admin.erase(ToErase.trajectory(name), actor="key_a")
@@ -68,4 +69,4 @@ async def test_nothing_is_left_in_the_file(
         done = await asyncio.to_thread(CliRunner().invoke, command_line(), command)
         assert done.exit_code == 0, done.output
     assert found(tmp_path, gone) == []
-    assert len(found(tmp_path, kept)) == 4 * len(kept)
+    assert len(found(tmp_path, kept)) == 5 * len(kept)

@@ -22,7 +22,7 @@ from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.read.settled import Settling
 from entrogate.store.schema import metadata
 from tests.integration.stored import trajectory_json
-from tests.unit.store.made import allowed_call, change, turn
+from tests.unit.store.made import allowed_call, change, shadow, turn
 
 pytestmark = pytest.mark.both_stores
 
@@ -41,6 +41,7 @@ async def add(store: Store, name: str, *, score: float | None = None, **more: An
     """A trajectory of two turns with rows in most tables; of 2023 unless said otherwise."""
     first = turn(name, calls=allowed_call(), **more)
     (head,) = await store.commit_turns([first])
+    await store.shadows.add(shadow(first))
     await store.commit_turns([turn(name, parent=first, head=head, change=change(True), **more)])
     if score is not None:
         await store.add_feedback(trajectory_id=name, score=score)

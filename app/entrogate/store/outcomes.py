@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, select
 
-from entrogate.store.paths import judged_path
+from entrogate.store.paths import TurnRow, judged_path
 from entrogate.store.schema import feedback, turns
 from entrogate.wire.body import from_json
 
@@ -41,14 +42,14 @@ def read_judged(connection: Connection, trajectory_id: str) -> Judged | None:
         .order_by(feedback.c.id.desc())
     ).all()
     rows = connection.execute(
-        select(turns.c.id, turns.c.parent_id)
+        select(turns.c.id, turns.c.parent_id, turns.c.has_calls)
         .where(turns.c.trajectory_id == trajectory_id)
         .order_by(turns.c.turn_index)
     ).all()
     if not given or not rows:
         return None
     golden = next((each for each in given if each.gold is not None), None)
-    path = judged_path(rows, given[0].turn_id if golden is None else golden.turn_id)
+    path = _path(rows, given[0].turn_id if golden is None else golden.turn_id)
     return Judged(
         outcome=given[0].score,
         final=text_of(connection, path[-1].id),
@@ -56,6 +57,14 @@ def read_judged(connection: Connection, trajectory_id: str) -> Judged | None:
         answer="" if golden is None else golden.answer,
         gold=() if golden is None else tuple(from_json(golden.gold)),
     )
+
+
+def _path(rows: Sequence[TurnRow], turn_id: str | None) -> Sequence[TurnRow]:
+    """The turns that an outcome of this turn speaks of: up to it where it is an answer, and on to
+    the end (`judged_path`) where it called."""
+    path = judged_path(rows, turn_id)
+    at = next((index for index, row in enumerate(path) if row.id == turn_id), None)
+    return path if at is None or path[at].has_calls else path[: at + 1]
 
 
 def text_of(connection: Connection, turn_id: str) -> str:

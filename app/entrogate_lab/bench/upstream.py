@@ -2,8 +2,7 @@
 
 ``python -m entrogate_lab.bench.upstream --port P`` or, in a test, ``ScriptedUpstream``. What it
 says is written in the request (see script.py), so one server serves every test, and the answers
-to equal bodies are rendered once. ``GET /_stats`` tells what it has seen, ``POST /_reset`` forgets
-it.
+to equal bodies are rendered once. ``GET /_stats`` tells what it saw, ``POST /_reset`` forgets it.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class ScriptedUpstream:
         self.stats = Stats()
         self.url = ""
         self.refuse_completions = False  # answers /v1/completions with an error of the engine
-        self.completions = asyncio.Event()  # cleared: answers to /v1/completions wait for it
+        self.completions = asyncio.Event()  # answers to /v1/completions wait until it is set
         self.completions.set()
         self.go_on = asyncio.Event()  # ends the fault `stall`: the rest of the answer is sent
         self.adapters: dict[str, str] = {}  # the folders of the LoRAs that are loaded, by name
@@ -165,14 +164,12 @@ class ScriptedUpstream:
                 self._engine.end(following, whole=whole)
 
     async def _completion_fault(self, path: str) -> web.Response | None:
-        """What befalls a request for ``/v1/completions`` as the attributes want it."""
-        if path != "/v1/completions":
-            return None
-        await self.completions.wait()
-        if not self.refuse_completions:
-            return None
-        error = dialect.error_body("EngineCore died", "InternalServerError", 500)
-        return json_response(error, 500)
+        if path == "/v1/completions":
+            await self.completions.wait()
+            if self.refuse_completions:
+                error = dialect.error_body("EngineCore died", "InternalServerError", 500)
+                return json_response(error, 500)
+        return None
 
     def _unauthorised(self, request: web.Request) -> web.Response | None:
         expected = self._api_key

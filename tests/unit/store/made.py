@@ -25,6 +25,8 @@ from entrogate.types import (
     Interval,
     Mode,
     SegmentStats,
+    ShadowPurpose,
+    ShadowRecord,
     Span,
     SpanKind,
     ToolResult,
@@ -197,6 +199,27 @@ def turn(
     )
     record = replace(record, **changed)
     return replace(record, sequence_hash=sequence_hash(sequence(record)))
+
+
+def shadow(of: TurnRecord, **changed: Any) -> ShadowRecord:
+    """What the model would have said in place of the calls of a turn."""
+    record = ShadowRecord(
+        turn_id=of.turn_id,
+        trajectory_id=of.trajectory_id,
+        purpose=ShadowPurpose.SAMPLE,
+        way="mask",
+        created_at=1_700_000_000.0,
+        duration_seconds=0.25,
+        model="almanac",
+        weight_version="base",
+        finish_reason="stop",
+        called=False,
+        content="Es ist Köln.",
+        capture=capture(7, seed=5),
+        capture_gap=None,
+        n_kept=3,
+    )
+    return replace(record, **changed)
 
 
 def sequence(record: TurnRecord) -> IntArray:
