@@ -22,6 +22,7 @@ from entrogate.types import (
     ShadowRecord,
     TurnRecord,
 )
+from entrogate.upstream.capabilities import Way
 from entrogate.wire.spelled import spells_call
 
 _HASHES = 2.0**64
@@ -99,7 +100,7 @@ def request_shadow(
     choice = leg.choices.get(record.choice_index)
     if choice is None:
         return None
-    masked = turn.capabilities.can_suppress
+    masked = turn.capabilities.way is Way.MASK
     position = choice.tokens.call_position() if masked else 0
     known = record.capture_gap is None and bool(leg.prompt_token_ids)
     if position is None or (masked and not known):
