@@ -154,6 +154,7 @@ class Features:
     result_failed: bool = False  # that result was an error
     called_since: tuple[str, ...] = ()  # tools called after that result, sorted, at most 64
     circle_rounds: int = 0  # complete rounds that the calls, this one included, go in a circle
+    p_sampled: float | None = None  # of a call that the engine masked: else it had been sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +180,15 @@ class CallRecord:
     arguments: str  # as the model wrote them
     features: Features
     decision: Decision
+
+    @property
+    def likely(self) -> bool:
+        """Was it sampled, or would it have been, more likely than not, had it not been masked?
+
+        Only such calls are counted. The others are kept for estimates from logged propensities.
+        """
+        p_sampled = self.features.p_sampled
+        return p_sampled is None or p_sampled >= 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ class Runner:
         free = sorted(self.batch.index(request) for request in finished)
         added, moved = [], []
         for request in fresh:
-            params = SamplingParams(extra_args=request.extra)
+            params = SamplingParams(extra_args=request.extra, temperature=request.temperature)
             index = free.pop(0) if free else len(self.batch)
             self.batch[index : index + 1] = [request]
             added.append((index, params, [1, 2, OPEN], request.output))
@@ -256,6 +256,34 @@ def test_a_certain_call_is_masked_and_reported(
     assert event.p_tool_call == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_a_masked_call_is_reported_with_the_probability_of_being_sampled(
+    processor: EntrogateProcessor, socket: zmq.Socket, temperature: float
+) -> None:
+    runner = Runner(processor, 1)
+    extra = captured("a", entrogate_gate=gate())
+    request = Request(key="a", extra=extra, temperature=temperature, prefill=2)
+    runner.update([], [request])
+    for _ in range(2):
+        runner.step(likely(CALL))  # a part of the prompt was read: no token is sampled here
+        runner.update([], [])
+    runner.step(likely(20))
+    runner.update([], [])
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, CALL], logits[0, 30] = 3.0, 4.0
+    scaled = logits.double() / temperature
+    runner.step(logits)
+    runner.update(list(runner.batch), [])
+
+    (event,) = received(socket)["a"][1]
+
+    assert event.position == 1
+    assert event.p_tool_call == pytest.approx(
+        (scaled * temperature).softmax(-1)[0, CALL].item(), rel=1e-5
+    )
+    assert event.p_sampled == pytest.approx(scaled.softmax(-1)[0, CALL].item(), rel=1e-5)
+
+
 def test_the_only_possible_token_is_not_masked(processor: EntrogateProcessor) -> None:
     runner = Runner(processor, 0)
     runner.update([], [Request(key="a", extra=captured("a", entrogate_gate=gate()))])
@@ -286,6 +314,7 @@ def test_an_uncertain_answer_becomes_a_call(
     (event,) = received(socket)["a"][1]
     assert (event.action, event.position) == ("force", 2)
     assert event.value == pytest.approx(np.log(3), rel=1e-5)
+    assert np.isnan(event.p_sampled)
 
 
 def test_a_grammar_that_forbids_calls_is_obeyed(processor: EntrogateProcessor) -> None:

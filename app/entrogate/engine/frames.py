@@ -9,6 +9,8 @@ request names its gateway, itself and the tool-call token (-1: none) in ``vllm_x
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 
@@ -43,7 +45,9 @@ class Began(msgspec.Struct, array_like=True, frozen=True):
 class Gated(msgspec.Struct, array_like=True, frozen=True):
     """The gate acted on a choice: at ``position`` (of the sampled tokens) it masked or forced.
 
-    ``p_tool_call`` is the probability of the tool-call token before that.
+    ``p_tool_call`` is the probability of the tool-call token before that, under the raw
+    distribution; ``p_sampled`` the probability that it would have been sampled, so after
+    temperature, top-k and top-p: nan where it was forced, and from an engine that does not say.
     """
 
     stream: int
@@ -52,6 +56,7 @@ class Gated(msgspec.Struct, array_like=True, frozen=True):
     value: float  # of the statistic
     n_tokens: int  # of the segment
     p_tool_call: float
+    p_sampled: float = math.nan
 
 
 class Ended(msgspec.Struct, array_like=True, frozen=True):
@@ -91,6 +96,8 @@ def check(message: Message) -> None:
         counts = 0 <= gated.position < MOST and 0 <= gated.n_tokens < MOST
         if not counts or gated.action not in ACTIONS:
             raise ValueError("an unknown action of the gate, or a position that there is not")
+        if gated.p_sampled < 0.0 or gated.p_sampled > 1.0:
+            raise ValueError("a probability that is none")
     for ended in message.ended:
         if not -1 <= ended.n_tokens < MOST:
             raise ValueError("a choice that ended with a number of tokens that there is not")

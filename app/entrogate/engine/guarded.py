@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,22 @@ class GuardedSender(Sender):
         self._guard(self.inner.tokens, streams, token_ids, logprobs, measured)
 
     def gated(
-        self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
+        self,
+        stream: Stream,
+        gate: GateState,
+        *,
+        position: int,
+        action: str,
+        p_tool_call: float,
+        p_sampled: float = math.nan,
     ) -> None:
         """The gate's action stands even if a fault keeps it from being sent."""
-        event: dict[str, Any] = {"position": position, "action": action, "p_tool_call": p_tool_call}
+        event: dict[str, Any] = {
+            "position": position,
+            "action": action,
+            "p_tool_call": p_tool_call,
+            "p_sampled": p_sampled,
+        }
         self._guard(self.inner.gated, stream, gate, **event)
 
     def ended(self, stream: Stream, n_tokens: int) -> None:

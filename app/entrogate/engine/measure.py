@@ -17,6 +17,7 @@ from torch import Tensor
 
 _FLOOR = -1e4  # below it exp is 0 in float32; keeps 0 * -inf out of the sum
 COULD_BE_SAMPLED = 1e-3  # probability; a call less likely is left to the gate in the gateway
+GREEDY = 1e-5  # vLLM takes the likeliest token below this temperature
 SMALL = 2**18  # logits; below, the overhead of torch's operators is most of their time
 
 
@@ -88,6 +89,26 @@ def small_sampled_logprobs(
     chosen_B = processed_BV[np.arange(len(token_ids)), token_ids]
     top_B = processed_BV.max(axis=1)
     return chosen_B - top_B - np.log(np.exp(processed_BV - top_B[:, None]).sum(axis=1))
+
+
+def masked_probabilities(
+    call_logits_B: Tensor, temperatures_B: Tensor, processed_BV: Tensor
+) -> Tensor:
+    """With which probability a token would have been sampled that a gate masked, row by row.
+
+    ``call_logits_B`` are its logits before that, ``temperatures_B`` those of the requests (0:
+    greedy), ``processed_BV`` the logits of the others after temperature and top-k/top-p. Where the
+    tail was cut off, a token that is less likely than all that was kept is taken for cut off, too;
+    that the masked one may have pushed the last of the others out is left aside.
+    """
+    greedy_B = temperatures_B < GREEDY
+    scaled_B = call_logits_B / temperatures_B.masked_fill(greedy_B, 1.0)
+    kept_BV = ~torch.isneginf(processed_BV)
+    least_B = processed_BV.masked_fill(~kept_BV, torch.inf).amin(dim=-1)
+    others_B = torch.logsumexp(processed_BV, dim=-1)
+    sampled_B = torch.sigmoid(scaled_B - others_B).masked_fill_(scaled_B < least_B, 0.0)
+    largest_B = processed_BV.amax(dim=-1)
+    return torch.where(greedy_B, (call_logits_B > largest_B).to(sampled_B.dtype), sampled_B)
 
 
 def sampled_logprobs(processed_BV: Tensor, token_ids_B: Tensor) -> Tensor:

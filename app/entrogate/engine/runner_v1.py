@@ -10,6 +10,7 @@ the distribution that was sampled from.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from entrogate.engine.gate import GateState
 from entrogate.engine.measure import (
     COULD_BE_SAMPLED,
     SMALL,
+    masked_probabilities,
     row_statistics,
     sampled_logprobs,
     small_row_statistics,
@@ -29,8 +31,20 @@ from entrogate.engine.measure import (
 )
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
+
     from entrogate.engine.faults import Faults
     from entrogate.engine.sender import Sender, Stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Act:
+    """What the gate did to a row in a step; ``call_logit`` is the tool-call token's before that."""
+
+    gate: GateState
+    action: str
+    p_tool_call: float
+    call_logit: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,7 +55,9 @@ class _Row:
     output: list[int]  # vLLM's own list, which grows as it keeps tokens
     n_tokens: int
     call_id: int  # the tool-call token, -1 where none is known
+    temperature: float
     gate: GateState | None
+    act: _Act | None = None  # of the step under way
     broken: bool = False  # it grew in a way that the captured rows do not explain
 
     def leave_alone(self) -> None:
@@ -89,7 +105,7 @@ class RunnerV1:
             self._end(index)
         for index, params, prompt, output in batch_update.added:
             self._end(index)
-            self._begin(index, params.extra_args, prompt, output)
+            self._begin(index, params, prompt, output)
         for first, second, direction in batch_update.moved:
             self._move(first, second, swap=direction is MoveDirectionality.SWAP)
         if before or self._rows:
@@ -111,6 +127,7 @@ class RunnerV1:
             measured = torch.stack(columns).cpu().numpy()
             largest_B = found.largest_B.cpu().numpy()
         for index, row in rows:
+            row.act = None
             if row.gate is None:
                 continue
             self._faults.guard(
@@ -152,6 +169,7 @@ class RunnerV1:
             chosen = torch.tensor(token_ids, device=processed.device)
             logprobs = sampled_logprobs(processed, chosen).cpu().numpy()
         rows = dict(step.rows)
+        self._report(step, [rows[index] for index in kept], kept)
         for index, token_id, logprob in zip(kept, token_ids, logprobs, strict=True):
             gate = rows[index].gate
             if gate is not None:
@@ -179,28 +197,51 @@ class RunnerV1:
         if p_tool_call >= COULD_BE_SAMPLED and gate.suppresses(p_tool_call):
             if float(measured[1]) == float("inf") and largest == call_id:
                 return
+            call_logit = float(logits_BV[index, call_id])
             logits_BV[index, call_id] = -torch.inf
             action = "suppress"
         elif (
             gate.may_force()
             and largest != call_id
             and largest not in gate.numbers.blank_ids
-            and (value := float(logits_BV[index, call_id])) != -torch.inf
+            and (call_logit := float(logits_BV[index, call_id])) != -torch.inf
         ):
             logits_BV[index] = -torch.inf
-            logits_BV[index, call_id] = value
+            logits_BV[index, call_id] = call_logit
             action = "force"
         else:
             return
-        self._sender.gated(
-            row.stream, gate, position=row.n_tokens, action=action, p_tool_call=p_tool_call
-        )
+        row.act = _Act(gate=gate, action=action, p_tool_call=p_tool_call, call_logit=call_logit)
+
+    def _report(self, step: _Step, rows: list[_Row], places: list[int]) -> None:
+        """Say what the gate did before the tokens that were just counted, with the probability of
+        the call under the distribution that they were sampled from."""
+        for place, row in zip(places, rows, strict=True):
+            act = row.act
+            if act is None:
+                continue
+            p_sampled = math.nan
+            if act.action == "suppress":
+                found = masked_probabilities(
+                    torch.tensor([act.call_logit]),
+                    torch.tensor([row.temperature]),
+                    step.logits_BV[place : place + 1].cpu(),
+                )
+                p_sampled = float(found[0])
+            self._sender.gated(
+                row.stream,
+                act.gate,
+                position=row.n_tokens - 1,
+                action=act.action,
+                p_tool_call=act.p_tool_call,
+                p_sampled=p_sampled,
+            )
 
     def _begin(
-        self, index: int, extra_args: Any, prompt: list[int] | None, output: list[int]
+        self, index: int, params: SamplingParams, prompt: list[int] | None, output: list[int]
     ) -> None:
         try:
-            asked = read_arguments(extra_args, self._vocab_size)
+            asked = read_arguments(params.extra_args, self._vocab_size)
         except ValueError as error:
             self._faults.refuse(error)
             return
@@ -217,6 +258,7 @@ class RunnerV1:
             output=output,
             n_tokens=len(output),
             call_id=-1 if asked.call_id is None else asked.call_id,
+            temperature=params.temperature,
             gate=gate,
         )
 

@@ -13,6 +13,7 @@ methods of vLLM are wrapped: `Sampler._sample_random`, `RequestState.add_request
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +24,12 @@ import torch
 
 from entrogate.engine.arguments import read_arguments
 from entrogate.engine.gate import GateState
-from entrogate.engine.measure import COULD_BE_SAMPLED, row_statistics, sampled_logprobs
+from entrogate.engine.measure import (
+    COULD_BE_SAMPLED,
+    masked_probabilities,
+    row_statistics,
+    sampled_logprobs,
+)
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -53,17 +59,27 @@ class _Row:
         self.gate = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Calls:
+    """Of every row of a step: the tool-call token's logit before the gate, and the temperature."""
+
+    logits_B: torch.Tensor
+    temperatures_B: torch.Tensor
+
+
 @dataclass(slots=True, kw_only=True)
 class _Step:
     """What was measured in a step, on its way to the host.
 
-    ``measured`` has shape (6, captured rows): entropy, margin, p(tool call), what the gate did,
-    log-prob and id of the sampled token (exact in float32 up to 2**24).
+    ``measured`` has shape (7, captured rows): entropy, margin, p(tool call), what the gate did,
+    log-prob and id of the sampled token (exact in float32 up to 2**24), and the probability with
+    which a call would have been sampled that the gate masked.
     """
 
     rows: list[_Row]
     index_R: torch.Tensor | None  # their places among the logits; None: all, in order
     measured: torch.Tensor
+    calls: _Calls | None  # None: no row has a gate
     copied: torch.cuda.Event | None = None
 
 
@@ -98,6 +114,7 @@ class RunnerV2:
         self._call_ids = torch.full(
             (states.max_num_reqs,), -1, dtype=torch.int64, device=states.device
         )
+        self._temperatures = torch.ones(states.max_num_reqs, device=states.device)
 
     def give_up(self) -> None:
         """Something failed: the captures and gates under way end, new requests begin anew."""
@@ -129,6 +146,7 @@ class RunnerV2:
         numbers = None if resumed else asked.gate
         gate = None if numbers is None else GateState.begin(numbers, prompt)
         self._call_ids[slot] = -1 if asked.call_id is None else asked.call_id
+        self._temperatures[slot] = params.temperature
         self._rows[slot] = _Row(
             stream=self._sender.began(
                 asked.gateway, asked.request, asked.choice, prompt, resumed=resumed
@@ -166,6 +184,12 @@ class RunnerV2:
         self._sender.step()
         call_ids_B = self._call_ids.index_select(0, context.expanded_idx_mapping)
         found = self._measure(logits_BV, call_ids_B)
+        calls: _Calls | None = None
+        if any(row.gate is not None for row in rows):
+            calls = _Calls(
+                logits_B=logits_BV.gather(1, call_ids_B.clamp(min=0)[:, None])[:, 0].float(),
+                temperatures_B=self._temperatures.index_select(0, context.expanded_idx_mapping),
+            )
         acted_B = torch.zeros_like(found.entropy_B)
         for place, row in zip(places, rows, strict=True):
             if row.gate is None or row.finished:
@@ -176,7 +200,7 @@ class RunnerV2:
         measured = torch.stack((found.entropy_B, found.margin_B, found.p_tool_call_B, acted_B))
         everyone = len(places) == len(logits_BV)
         index_R = None if everyone else _to_device(places, logits_BV.device)
-        self._step = _Step(rows=rows, index_R=index_R, measured=measured)
+        self._step = _Step(rows=rows, index_R=index_R, measured=measured, calls=calls)
         return logits_BV
 
     def sampled(
@@ -198,7 +222,13 @@ class RunnerV2:
         chosen_B = token_ids_B.view(-1)
         logprobs_B = sampled_logprobs(processed_BV, chosen_B)
         columns = (step.measured, logprobs_B[None], chosen_B[None].to(torch.float32))
-        measured = torch.cat(columns)
+        calls = step.calls
+        masked_B = (
+            torch.full_like(logprobs_B, torch.nan)
+            if calls is None
+            else masked_probabilities(calls.logits_B, calls.temperatures_B, processed_BV)
+        )
+        measured = torch.cat((*columns, masked_B[None]))
         if step.index_R is not None:
             measured = measured.index_select(1, step.index_R)
         if measured.device.type == "cuda":
@@ -289,12 +319,14 @@ class RunnerV2:
         """What the gate did before the token that is about to be counted."""
         if row.gate is None:  # it failed after this
             return
+        suppressed = values[3] == _SUPPRESSED
         self._sender.gated(
             row.stream,
             row.gate,
             position=row.n_tokens,
-            action="suppress" if values[3] == _SUPPRESSED else "force",
+            action="suppress" if suppressed else "force",
             p_tool_call=float(values[2]),
+            p_sampled=float(values[6]) if suppressed else math.nan,
         )
 
 

@@ -8,6 +8,7 @@ loses messages, and the gap in their sequence tells it so.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -97,9 +98,16 @@ class Sender(Protocol):
         """One token each of n streams; ``measured``, (3, n): entropy, margin, p(tool call)."""
 
     def gated(
-        self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
+        self,
+        stream: Stream,
+        gate: GateState,
+        *,
+        position: int,
+        action: str,
+        p_tool_call: float,
+        p_sampled: float = math.nan,
     ) -> None:
-        """``gate`` acted before the token at ``position``."""
+        """``gate`` acted before the token at ``position``; the numbers are those of `Gated`."""
 
     def ended(self, stream: Stream, n_tokens: int) -> None:
         """A choice left the batch with so many tokens (-1: not known)."""
@@ -197,7 +205,14 @@ class CaptureSender(Sender):
             self._grow(gateway, outgoing, mine.nbytes)
 
     def gated(
-        self, stream: Stream, gate: GateState, *, position: int, action: str, p_tool_call: float
+        self,
+        stream: Stream,
+        gate: GateState,
+        *,
+        position: int,
+        action: str,
+        p_tool_call: float,
+        p_sampled: float = math.nan,
     ) -> None:
         """Keep what the gate saw and did, for the stream's gateway."""
         outgoing = self._of(stream)
@@ -211,6 +226,7 @@ class CaptureSender(Sender):
                 value=gate.value(p_tool_call),
                 n_tokens=gate.n_tokens,
                 p_tool_call=p_tool_call,
+                p_sampled=p_sampled,
             )
         )
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from entrogate.engine.gate import STATISTICS, GateNumbers
-from entrogate.gate.decide import decide_turn
 from entrogate.gate.schema import Policy, Signal
+from entrogate.gate.unseen import settled
 from entrogate.segments.spans import Markers
 from entrogate.types import Action, Estimator, Features, Interval, Mode, SegmentStats
 
@@ -26,10 +26,10 @@ def compile_gate(
     """What the engine is to do about a call of any of the offered tools; None: nothing.
 
     ``features`` are those of a first call of each offered tool as far as they are known before a
-    token is sampled. The engine does not see which tool is called, so it acts only where all of
-    them are treated alike; the rest is decided in the gateway, by the same policy. What it would
-    do is found by asking `decide_turn` on either side of the threshold. Calls of the tools in
-    ``observed`` are not to be touched, whatever the mode.
+    token is sampled. The engine sees neither which tool is called nor the arguments, so it acts
+    only where all calls are treated alike; the rest is decided in the gateway, by the same policy.
+    What it would do is found by asking `decide_turn` on either side of the threshold. Calls of the
+    tools in ``observed`` are not to be touched, whatever the mode.
     """
     if mode is Mode.OBSERVE or markers.call_open is None or not features:
         return None
@@ -81,12 +81,8 @@ def _suppression(
 def _outcome(
     policy: Policy, mode: Mode, features: Sequence[Features], segment: SegmentStats
 ) -> Action | None:
-    """What is done about a call of any of the tools after ``segment``."""
-    applied = {
-        decision.applied
-        for each in features
-        for decision in decide_turn(policy, mode, [replace(each, segment=segment)])
-    }
+    """What is done about any call of any of the tools after ``segment``."""
+    applied = {settled(policy, mode, replace(each, segment=segment)) for each in features}
     return applied.pop() if len(applied) == 1 else None
 
 

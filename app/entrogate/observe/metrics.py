@@ -205,6 +205,8 @@ class Metrics:
                 self._tool_nats.labels(tool, sign).inc(abs(change.delta.midpoint))
 
     def _record_call(self, call: CallRecord) -> None:
+        if not call.likely:
+            return
         decision = call.decision
         self._calls.labels(self._tool(call.name), decision.applied.value, decision.reason).inc()
 

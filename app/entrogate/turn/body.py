@@ -174,8 +174,8 @@ class BodyForm:
     @property
     def decision(self) -> str | None:
         """What was done about the calls of the turn; None where none was proposed."""
-        decided = self.turn.leg.decided.values()
-        applied = [record.decision.applied for records in decided for record in records]
+        records = [record for some in self.turn.leg.decided.values() for record in some]
+        applied = [record.decision.applied for record in records if record.likely]
         replays = [Action.REPLAY] * (len(self.turn.legs) - 1)
         return ",".join([*replays, *applied]) or None
 

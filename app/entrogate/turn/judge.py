@@ -16,6 +16,7 @@ from entrogate.gate.loops import UNSEEN, Loops, Seen
 from entrogate.gate.policy import Policy
 from entrogate.gate.reasons import Reason
 from entrogate.gate.schema import Signal
+from entrogate.gate.unseen import settled
 from entrogate.segments.spans import Markers, call_gap, find_spans, reasoning_ranges
 from entrogate.turn.choice import Choice, ProposedCall
 from entrogate.turn.ids import mint_call
@@ -33,7 +34,7 @@ from entrogate.types import (
 from entrogate.wire.history import CallHistory
 
 UNSAMPLED = "(unsampled)"  # stands for the name of a tool that the engine never let be named
-_LIKELY = 0.5  # from here on a masked tool-call token counts as a suppressed call
+_LIKELY = 0.5  # from here on a masked tool-call token is kept as a suppressed call in any mode
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +61,12 @@ class Judge:
         self.loops = Loops(self.policy, self.earlier)
 
     @property
+    def _by_chance(self) -> bool:
+        """Does what is done about a call depend on the draw?"""
+        audits = self.mode is Mode.ENFORCE and self.policy.audit is not None
+        return audits or self.mode is Mode.EXPLORE
+
+    @property
     def acts(self) -> bool:
         """Could a call of this request be held back at all?"""
         return self.mode is not Mode.OBSERVE and self.tool_choice == "auto"
@@ -83,7 +90,8 @@ class Judge:
         Empty unless no argument could change that: then the rest of the call need not be decoded.
         """
         records = self._decide(choice, choice.proposed()[:1], complete=False)
-        return records if records[0].decision.applied is Action.SUPPRESS else ()
+        done = settled(self.policy, self.mode, records[0].features)
+        return records if done is Action.SUPPRESS else ()
 
     def decide(self, choice: Choice) -> tuple[CallRecord, ...]:
         """The decisions on all calls of ``choice``, in order."""
@@ -158,11 +166,17 @@ class Judge:
     def decide_unsampled(self, choice: Choice, tools: list[str]) -> tuple[CallRecord, ...]:
         """The decision that the engine took before a call was sampled.
 
-        Empty where a call was unlikely anyway. The tool is not known: the features name the first
+        Where the mode leaves something to chance every such decision is kept, with the probability
+        that a call would have been sampled: estimates weigh it with that (docs/evaluation.md). Else
+        only those where a call was likely. The tool is not known: the features name the first
         one on offer, for the policy treats all of them alike (`compile_gate`).
         """
         gated = choice.tokens.gated
-        if gated is None or gated.action != "suppress" or gated.p_tool_call < _LIKELY:
+        if gated is None or gated.action != "suppress":
+            return ()
+        p_sampled = choice.tokens.p_masked
+        kept = self._by_chance and p_sampled > 0.0
+        if not kept and gated.p_tool_call < _LIKELY:
             return ()
         if choice.tokens.gap is not None:
             return ()  # what the engine saw did not arrive: no features to store
@@ -172,7 +186,7 @@ class Judge:
             choice.tokens.capture(), reasoning_ranges(spans), decision_at=gated.position
         )
         call = _unsampled(tools[0], mint_call(self.now()))
-        features = self._features(choice, call, segment, 1)
+        features = replace(self._features(choice, call, segment, 1), p_sampled=p_sampled)
         decision = decide_turn(self.policy, self.mode, [features])[0]
         self.seconds += time.perf_counter() - started
         return (

@@ -258,6 +258,7 @@ class Machine:
         messages = [*leg.request.messages, message, *results]
         body = {**leg.request.body, "messages": messages}
         turn.judge.replays += 1
+        turn.judge.draws.clear()  # chance decides anew about every answer of the model
         parent = turn.heads[-1] if turn.heads else leg.parent
         request = replace(leg.request, messages=messages, body=body)
         turn.judge.parent = parent

@@ -97,7 +97,8 @@ def _measured(turn: Turn, choice: Choice) -> _Measured:
             return _Measured(capture=capture)
         spans = turn.judge.spans(choice)
         calls = turn.leg.decided.get(choice.index, ())
-        segment = calls[0].features.segment if calls else turn.judge.segment(choice, spans)
+        called = calls and calls[0].likely
+        segment = calls[0].features.segment if called else turn.judge.segment(choice, spans)
         return _Measured(capture=capture, spans=spans, segment=segment)
     choice.tokens.mark("statistics_fault")
     return _Measured(capture=capture)

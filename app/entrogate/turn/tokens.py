@@ -33,7 +33,8 @@ class ChoiceTokens:
         self.drafted = 0  # sampled for a draft and not used
         self.resumes_at: int | None = None  # set when a call was suppressed
         self.exact: NDArray[np.void] | None = None  # of dtype `frames.TOKEN`: the engine's capture
-        self.gated: Gated | None = None  # what the gate in the engine did
+        self.gated: Gated | None = None  # what the gate in the engine did, where that mattered most
+        self._acts: list[Gated] = []  # all that it did
         self._top_k = capabilities.top_logprobs
         self._vocab_size = capabilities.vocab_size
         self._builder: CaptureBuilder | None = None
@@ -123,7 +124,8 @@ class ChoiceTokens:
             self.altered.append((start, start + 1))
         for gated in captured.gated:
             self.altered.append((start + gated.position, start + gated.position + 1))
-            self.gated = self.gated or gated
+        self._acts += captured.gated
+        self.gated = _foremost(self._acts)
         self.exact = tokens if self.exact is None else np.concatenate((self.exact, tokens))
         self.ids = self.exact["token_id"].tolist()
         self._call_at, self._searched = None, 0
@@ -150,6 +152,21 @@ class ChoiceTokens:
             estimator=Estimator.TOPK if self.exact is None else Estimator.EXACT,
             top_k=self._top_k if self.exact is None else None,
         )
+
+    @property
+    def p_masked(self) -> float:
+        """With which probability a call would have been sampled where the engine masked it.
+
+        Of all places with the segment of `gated`: there every policy decides alike.
+        """
+        if self.gated is None:
+            return 0.0
+        alike = {
+            act.position: _p_sampled(act)
+            for act in self._acts
+            if act.action == "suppress" and act.n_tokens == self.gated.n_tokens
+        }
+        return 1.0 - math.prod(1.0 - p for p in alike.values())
 
     def call_position(self) -> int | None:
         """Position of the token that opens the first call; None when it is not there."""
@@ -200,6 +217,18 @@ class ChoiceTokens:
             self.mark("logprobs_missing")
         elif n_logprobs != len(token_ids):
             self.mark("count_mismatch")
+
+
+def _foremost(acts: list[Gated]) -> Gated | None:
+    """A forced call, else the masked one that was the most likely to be sampled."""
+    forced = next((act for act in acts if act.action == "force"), None)
+    return forced or max(acts, key=_p_sampled, default=None)
+
+
+def _p_sampled(act: Gated) -> float:
+    """Of the call that was masked; by the raw distribution where the engine did not say."""
+    p_sampled = act.p_tool_call if math.isnan(act.p_sampled) else act.p_sampled
+    return 0.0 if math.isnan(p_sampled) else min(max(p_sampled, 0.0), 1.0)
 
 
 def _exact_capture(tokens: NDArray[np.void]) -> Capture:

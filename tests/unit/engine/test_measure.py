@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from entrogate.engine.measure import (  # noqa: E402
+    masked_probabilities,
     row_statistics,
     sampled_logprobs,
     small_row_statistics,
@@ -103,6 +104,44 @@ def test_sampled_logprobs_are_those_of_what_was_left_to_sample() -> None:
     logits = torch.tensor([[1.0, 2.0, -torch.inf, 0.5]])
     expected = np.log(np.exp(1.0) / np.exp([1.0, 2.0, 0.5]).sum())
     assert sampled_logprobs(logits, torch.tensor([0])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def masked(logits: torch.Tensor, call_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token's logit, and the logits with it masked, for a batch of one."""
+    others = logits[None].clone()
+    others[0, call_id] = -torch.inf
+    return logits[call_id][None], others
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.8, 1.0, 2.0])
+@pytest.mark.parametrize("call_id", [0, 3, 7])
+def test_a_masked_token_would_have_been_sampled_with_its_probability(
+    temperature: float, call_id: int
+) -> None:
+    logits = torch.tensor([2.0, 1.0, 0.5, 1.9, -1.0, -30.0, 0.0, -2.0])
+    call, others = masked(logits, call_id)
+    scaled = logits.double() / temperature
+    found = masked_probabilities(call, torch.tensor([temperature]), others / temperature)
+    assert found.item() == pytest.approx(scaled.softmax(-1)[call_id].item(), rel=1e-5)
+
+
+def test_greedy_decoding_samples_the_likeliest_token_alone() -> None:
+    logits = torch.tensor([2.0, 1.0, 1.9])
+    for call_id, expected in ((0, 1.0), (1, 0.0), (2, 0.0)):
+        call, others = masked(logits, call_id)
+        assert masked_probabilities(call, torch.tensor([0.0]), others).item() == expected
+
+
+@pytest.mark.parametrize(("call_id", "sampled"), [(0, True), (3, True), (7, False)])
+def test_what_top_k_cuts_off_is_never_sampled(call_id: int, sampled: bool) -> None:
+    """The masked token takes no other's place, which is right up to the least likely one."""
+    logits = torch.tensor([2.0, 1.0, 0.5, 1.9, -1.0, -30.0, 0.0, -2.0])
+    call, others = masked(logits, call_id)
+    kept = others.topk(4).values[0, -1]
+    cut = others.masked_fill(others < kept, -torch.inf)
+    found = masked_probabilities(call, torch.tensor([1.0]), cut).item()
+    full = torch.cat((cut[0], call)).double().softmax(-1)[-1].item()
+    assert found == pytest.approx(full if sampled else 0.0, rel=1e-5)
 
 
 def test_each_row_has_a_tool_call_token_of_its_own() -> None:

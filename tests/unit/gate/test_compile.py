@@ -108,3 +108,32 @@ def test_a_tool_that_is_only_observed_is_not_touched() -> None:
     assert other.force_above == 4.0
     assert numbers("lookup") is None
     assert numbers("elsewhere") == both
+
+
+EXPLORE = "mode: explore\nexplore: {epsilon: 1.0}\n"  # the alternative, always
+
+
+@pytest.mark.parametrize("on_repeat", ["replay", "suppress"])
+def test_a_call_that_may_be_a_repeat_is_left_to_the_gateway_where_that_matters(
+    on_repeat: str,
+) -> None:
+    """Exploring suppresses an uncertain call, but lets a repeat through."""
+    found = policy(f"{{lookup: {{on_repeat: {on_repeat}}}}}", EXPLORE)
+    first = compiled(found, "lookup", mode=Mode.EXPLORE)
+    assert first is not None
+    assert (first.suppress_certain, first.suppress_uncertain) == (False, True)
+    later = {"calls_before": 2, "tool_calls_before": 1}
+    assert compiled(found, "lookup", mode=Mode.EXPLORE, **later) is None
+    other = {"calls_before": 2, "tool_calls_before": 0}
+    assert compiled(found, "lookup", mode=Mode.EXPLORE, **other) == first
+    enforced = compiled(found, "lookup", **later)
+    assert enforced is not None
+    assert (enforced.suppress_certain, enforced.suppress_uncertain) == (True, False)
+
+
+def test_a_repeat_that_the_policy_does_not_mind_changes_nothing() -> None:
+    found = policy("{lookup: }", EXPLORE)
+    later = {"calls_before": 2, "tool_calls_before": 1}
+    numbers = compiled(found, "lookup", mode=Mode.EXPLORE, **later)
+    assert numbers is not None
+    assert numbers.suppress_uncertain

@@ -58,3 +58,39 @@ def test_numbers_that_no_database_holds_are_refused(number: int) -> None:
     ):
         with pytest.raises(ValueError, match="that there is not"):
             check(wrong)
+
+
+def act(position: int, p_sampled: float, *, n_tokens: int = 5, action: str = "suppress") -> Gated:
+    return Gated(0, position, action, 0.5, n_tokens, 0.25, p_sampled)
+
+
+def acted(*acts: Gated) -> ChoiceTokens:
+    """A choice of eight tokens on which the engine's gate did this."""
+    tokens = np.zeros(8, TOKEN)
+    captured = ChoiceCapture(parts=[tokens.tobytes()], n_tokens=8, n_ended=8, gated=list(acts))
+    choice = ChoiceTokens(CAPABILITIES, None)
+    choice.take_captured(captured, None)
+    return choice
+
+
+def test_of_several_masked_calls_the_likeliest_stands_for_all() -> None:
+    tokens = acted(act(1, 0.01, n_tokens=1), act(5, 0.3), act(6, 0.2), act(6, 0.2))
+    assert tokens.gated == act(5, 0.3)
+    assert tokens.p_masked == pytest.approx(1 - 0.7 * 0.8)  # of one segment, each place once
+    assert tokens.altered == [(1, 2), (5, 6), (6, 7), (6, 7)]
+
+
+def test_an_engine_that_does_not_say_has_the_raw_probability() -> None:
+    assert acted(act(5, math.nan)).p_masked == 0.25
+    assert acted().p_masked == 0.0
+
+
+def test_a_forced_call_comes_first() -> None:
+    assert acted(act(2, 0.9), act(4, math.nan, action="force")).gated.action == "force"
+
+
+@pytest.mark.parametrize("p_sampled", [-0.1, 1.1, math.inf])
+def test_a_probability_that_is_none_is_refused(p_sampled: float) -> None:
+    with pytest.raises(ValueError, match="probability"):
+        check(Message(VERSION, 1, 0, [], b"", [act(1, p_sampled)], []))
+    check(Message(VERSION, 1, 0, [], b"", [act(1, math.nan)], []))

@@ -70,8 +70,8 @@ def send(sender: CaptureSender, *pairs: tuple[Stream, int]) -> None:
 
 async def test_a_request_arrives_whole(sender: CaptureSender, channel: CaptureChannel) -> None:
     gate = GateState(GATE, starts=True)
-    gate.take(9, 0.5, 1.0)
-    gate.take(9, 0.25, 1.0)
+    gate.take(9, 0.5, 1.0, -0.1)
+    gate.take(9, 0.25, 1.0, -0.1)
     with channel.follow() as request:
         assert channel.argument(request, 5) == f"{channel.gateway}/{request.key}/5"
         stream = begin(sender, channel, request.key)
@@ -79,7 +79,7 @@ async def test_a_request_arrives_whole(sender: CaptureSender, channel: CaptureCh
         send(sender, (stream, 11))
         sender.flush()
         send(sender, (stream, 12))
-        sender.gated(stream, gate, position=2, action="suppress", p_tool_call=0.9)
+        sender.gated(stream, gate, position=2, action="suppress", p_tool_call=0.9, p_sampled=0.75)
         sender.ended(stream, 3)
         sender.step()
         assert await request.complete(1)
@@ -90,7 +90,13 @@ async def test_a_request_arrives_whole(sender: CaptureSender, channel: CaptureCh
     assert np.frombuffer(choice.prompt_token_ids, dtype="<i4").tolist() == [7, 8, 9]
     (gated,) = choice.gated
     assert gated == Gated(
-        stream=stream.number, position=2, action="suppress", value=0.5, n_tokens=2, p_tool_call=0.9
+        stream=stream.number,
+        position=2,
+        action="suppress",
+        value=0.5,
+        n_tokens=2,
+        p_tool_call=0.9,
+        p_sampled=0.75,
     )
 
 

@@ -122,7 +122,7 @@ def change_rows(record: TurnRecord) -> Iterable[Row]:
 
 def trajectory_row(record: TurnRecord, place: Place, sequence: int) -> Row:
     """What one turn adds to its trajectory: a row to insert or to add to the stored one."""
-    applied = [call.decision.applied for call in record.calls]
+    applied = [call.decision.applied for call in record.calls if call.likely]
     return {
         "id": record.trajectory_id,
         "schema_version": SCHEMA_VERSION,
