@@ -84,6 +84,12 @@ class Judge:
         """Fix a choice's random draw, in [0, 1). The first one stands, also after a resume."""
         self.draws.setdefault(choice.index, fresh)
 
+    def note_replay(self) -> None:
+        """A result was replayed: what follows is another answer, with a draw and a draft anew."""
+        self.replays += 1
+        self.draws.clear()
+        self.drafts.clear()
+
     def decide_early(self, choice: Choice) -> tuple[CallRecord, ...]:
         """The decision to suppress the first call by its name and the entropy alone.
 

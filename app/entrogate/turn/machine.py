@@ -257,8 +257,7 @@ class Machine:
         results = [self._earlier_result(record) for record in leg.decided[choice.index]]
         messages = [*leg.request.messages, message, *results]
         body = {**leg.request.body, "messages": messages}
-        turn.judge.replays += 1
-        turn.judge.draws.clear()  # chance decides anew about every answer of the model
+        turn.judge.note_replay()
         parent = turn.heads[-1] if turn.heads else leg.parent
         request = replace(leg.request, messages=messages, body=body)
         turn.judge.parent = parent
