@@ -96,7 +96,7 @@ class Judge:
         Empty unless no argument could change that: then the rest of the call need not be decoded.
         """
         records = self._decide(choice, choice.proposed()[:1], complete=False)
-        done = settled(self.policy, self.mode, records[0].features)
+        done = settled(self.policy, records[0].decision.mode, records[0].features)
         return records if done is Action.SUPPRESS else ()
 
     def decide(self, choice: Choice) -> tuple[CallRecord, ...]:
