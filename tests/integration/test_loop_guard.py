@@ -228,6 +228,22 @@ async def test_a_result_is_replayed_for_its_time(
     assert age == pytest.approx(waited + max(jump, 0), abs=0.002)
 
 
+async def test_a_replayed_result_is_as_old_as_it_was(start: Start, folder: Path) -> None:
+    gateway = await start(policy=policy_file(folder, **FRESH))
+    times = Times()
+    gateway.gateway.clock = times.clock()
+
+    def tool(name: str, entity: str) -> str:
+        times.wait(40)
+        return "Berlin"
+
+    agent = Agent(gateway, "chat", tool)
+    await agent.run(*[calling("Ada")] * 3)
+    assert agent.reasons == ["no_rule", "repeat", "repeat"]
+    ages = [t["calls"][0]["features"]["result_age_seconds"] for t in agent.trajectory["turns"][1:3]]
+    assert ages == pytest.approx([40, 40], abs=0.002)
+
+
 async def test_another_process_with_an_earlier_clock_replays_nothing(
     start: Start, folder: Path
 ) -> None:

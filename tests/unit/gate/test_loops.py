@@ -105,6 +105,12 @@ def test_an_age_that_cannot_be_is_unknown(change: Any, age: float | None) -> Non
     assert talk.look(rules({"find": REPLAY}), ("find", 1))[0].result_age_seconds == age
 
 
+def test_a_call_of_a_time_that_has_not_come_has_no_age() -> None:
+    talk = Talk().call(("find", 1), at=NOW + 0.001)
+    assert talk.look(rules({"find": REPLAY}), ("find", 1))[0].result_age_seconds is None
+    assert talk.look(rules({"find": REPLAY}), ("find", 1), now=NOW + 1)[0].result_age_seconds
+
+
 def test_calls_of_one_message_are_of_one_moment() -> None:
     """Their ids may be minted in any order: that is no clock that was set back."""
     talk = Talk().call(("find", 1), ("find", 2), at=NOW - 40)
