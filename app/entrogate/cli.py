@@ -80,6 +80,10 @@ COMMANDS: Mapping[str, LazyCommand] = {
         help="Check a policy file, or replay one over the store.",
         children={"replay": "entrogate.store.read.cli:replay"},
     ),
+    "calibrate": LazyCommand(
+        target="entrogate.calibrate.cli:calibrate",
+        help="Choose a signal and certify a threshold from stored trajectories with shadows.",
+    ),
     "trajectories": LazyCommand(
         target="entrogate.store.read.cli:trajectories",
         help="List, show and erase recorded trajectories.",

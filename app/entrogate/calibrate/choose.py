@@ -23,16 +23,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from entrogate.calibrate.crossings import Crossings, cross, curve, joined, taken, thresholds
+from entrogate.calibrate.crossings import (
+    Crossings,
+    cross,
+    curve,
+    joined,
+    saved_calls,
+    taken,
+    thresholds,
+)
 from entrogate.calibrate.learned import Fit, fit
 from entrogate.calibrate.paired import Sample, split, under
-from entrogate.calibrate.result import NEARLY, Calibrated, Judged, Options, Row, Total
+from entrogate.calibrate.result import NEARLY, Calibrated, Judged, Options, Row, Share, Total
 from entrogate.calibrate.rules import certified_policy, gated_tools
 from entrogate.gate.schema import Policy, Signal, Statistic
 from entrogate.risk.auc import Auc, auc
 from entrogate.risk.ltt import certify, samples_needed, upper_bound
 
 _Numbers = NDArray[np.int64]
+_TWO_SIDED = 1.959964  # 95 % of a normal distribution lie within so many deviations
 
 
 class Pool:
@@ -118,6 +127,7 @@ class _Candidate:
 
     signal: Signal
     choosing: Auc | None
+    crossings: Crossings  # on the certifying part
     judged: Judged
 
 
@@ -175,6 +185,7 @@ class _Work:
             losses=int(found.losses[at]),
             upper=upper_bound(int(found.losses[at]), n, delta),
             gains=int(found.gains[at]),
+            saved=_saved(best.crossings, float(found.thresholds[at])),
             needs=0 if index is not None else self._further(needed),
         )
 
@@ -202,6 +213,7 @@ class _Work:
         return _Candidate(
             signal=signal,
             choosing=_auc(choosing),
+            crossings=certifying,
             judged=Judged(
                 signal=signal,
                 auc=_auc(certifying),
@@ -282,13 +294,17 @@ def _auc(crossings: Crossings) -> Auc | None:
     )
 
 
+def _saved(crossings: Crossings, level: float) -> Share:
+    """The calls saved at one level."""
+    return _share(saved_calls(crossings, level), crossings.calls.astype(np.float64))
+
+
 def total(policy: Policy, samples: Sequence[Sample], delta: float) -> Total:
     """What ``policy`` does to ``samples``, by the gate's own decisions."""
     ended = [under(policy, sample) for sample in samples]
     calls = np.array([sample.n_calls for sample in samples], dtype=np.float64)
     saved = np.array([each.saved for each in ended], dtype=np.float64)
     losses = sum(each.loss for each in ended)
-    share, low, high = _ratio(saved, calls)
     return Total(
         n=len(samples),
         losses=losses,
@@ -298,16 +314,15 @@ def total(policy: Policy, samples: Sequence[Sample], delta: float) -> Total:
         right_before=sum(sample.is_right for sample in samples),
         right_after=sum(each.right for each in ended),
         calls=int(calls.sum()),
-        saved=share,
-        saved_interval=(low, high),
+        saved=_share(saved, calls),
     )
 
 
-def _ratio(parts: np.ndarray, wholes: np.ndarray) -> tuple[float, float, float]:
+def _share(parts: NDArray[np.float64], wholes: NDArray[np.float64]) -> Share:
     """Σ parts / Σ wholes with a 95 % interval by linearisation over trajectories."""
     share = float(parts.sum() / wholes.sum())
     if len(parts) < 2:
-        return share, 0.0, 1.0
+        return Share(value=share, lower=0.0, upper=1.0)
     error = (parts - share * wholes).std(ddof=1) / (math.sqrt(len(parts)) * wholes.mean())
-    reach = 1.959964 * float(error)
-    return share, max(0.0, share - reach), min(1.0, share + reach)
+    reach = _TWO_SIDED * float(error)
+    return Share(value=share, lower=max(0.0, share - reach), upper=min(1.0, share + reach))

@@ -165,6 +165,15 @@ def curve(crossings: Crossings, levels: NDArray[np.float64]) -> Curve:
     )
 
 
+def saved_calls(crossings: Crossings, level: float) -> NDArray[np.float64]:
+    """For each sample, the calls that are saved at one threshold."""
+    first = (crossings.level < level) & (level <= crossings.before)
+    own = np.where(first, crossings.saved, 0).astype(np.float64)
+    return np.minimum(
+        np.bincount(crossings.trajectory, weights=own, minlength=crossings.n), crossings.calls
+    ).astype(np.float64)
+
+
 def taken(crossings: Crossings, numbers: NDArray[np.int64]) -> Crossings:
     """The crossings of some of the samples, in the order of ``numbers``."""
     ends = np.append(crossings.starts[1:], len(crossings.level))

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 from entrogate.gate.decide import decide_turn
 from entrogate.gate.schema import Policy
+from entrogate.label.shadows import RIGHT
 from entrogate.types import Action, Features, Mode
-
-RIGHT = 0.5
-"""From this score on an answer is right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

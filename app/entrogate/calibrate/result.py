@@ -40,6 +40,18 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A share of all calls with its 95 % interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+NOTHING = Share(value=0.0, lower=0.0, upper=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """What thresholds do to some samples; each array has one item a threshold."""
 
@@ -86,6 +98,7 @@ class Row:
     losses: int = 0
     upper: float = 1.0
     gains: int = 0
+    saved: Share = NOTHING
 
     @property
     def certified(self) -> bool:
@@ -95,7 +108,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Total:
-    """The whole policy on the certifying part; intervals are 95 %."""
+    """The whole policy on the certifying part, by the gate's own decisions."""
 
     n: int
     losses: int
@@ -105,8 +118,7 @@ class Total:
     right_before: int
     right_after: int
     calls: int
-    saved: float
-    saved_interval: tuple[float, float]
+    saved: Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

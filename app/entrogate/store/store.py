@@ -38,6 +38,7 @@ from entrogate.store.read.decisions import (
 from entrogate.store.read.harvest import Harvest, HarvestOptions
 from entrogate.store.read.listing import Page, list_trajectories
 from entrogate.store.read.overview import read_overview
+from entrogate.store.read.paired import PairedTrajectory, iter_paired
 from entrogate.store.read.rows import Overview, Trajectory
 from entrogate.store.read.slices import SlicedTokens, TokenSlice, read_token_slices
 from entrogate.store.read.trajectory import get_trajectory
@@ -319,6 +320,10 @@ class Store:
             if len(found) < batch:
                 return
             last = (found[-1].trajectory_id, found[-1].turn_index)
+
+    def iter_paired(self, wanted: TrajectoryFilter = EVERY) -> Iterator[PairedTrajectory]:
+        """Every trajectory with calls, beside its shadows. Blocks."""
+        return iter_paired(self._database, wanted)
 
     def settled(self, options: HarvestOptions) -> Harvest:
         """Trajectories that have settled, in the order of commits. Iterating over it blocks."""

@@ -95,6 +95,8 @@ def test_the_signal_that_saves_most_is_chosen_and_the_useless_ones_are_not():
     assert found.total is not None
     assert (found.total.losses, found.total.gains) == (row.losses, row.gains)
     assert found.total.upper == row.upper <= 0.05
+    assert found.total.saved == row.saved
+    assert row.saved.lower < row.saved.value < row.saved.upper
     areas = {each.signal.statistic: each.auc for each in row.judged}
     mean, margin = areas[Statistic.ENTROPY_MEAN], areas[Statistic.MARGIN_MEAN]
     assert mean is not None
@@ -206,7 +208,7 @@ def test_a_model_that_needs_every_call_is_told_so():
     assert all(each.auc is None for each in row.judged)  # one class only
     # Almost nothing may be suppressed; what was certified holds on the certifying part.
     assert row.upper <= 0.05 or not row.certified
-    assert found.total is None or found.total.saved < 0.05
+    assert found.total is None or found.total.saved.value < 0.05
 
 
 def test_a_shadow_that_calls_again_is_wrong_and_counted():

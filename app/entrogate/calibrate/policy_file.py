@@ -1,0 +1,82 @@
+"""The policy file that a calibration writes: the rules, and a block that says what they promise."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from entrogate.calibrate.result import Calibrated
+from entrogate.calibrate.rules import with_fields
+from entrogate.calibrate.samples import Log
+from entrogate.errors import ConfigError
+from entrogate.gate.calibrated import calibration_hash
+from entrogate.gate.policy import parse_policy
+from entrogate.gate.schema import Calibration, Policy
+
+
+def with_calibration(found: Calibrated, log: Log, date: str) -> Policy:
+    """The certified policy with its block; ``date`` as YYYY-MM-DD.
+
+    Raises ValueError where nothing was certified.
+    """
+    if found.policy is None or log.origin is None:
+        raise ValueError("nothing was certified: there is no policy to write")
+    tools = tuple(row.tool for row in found.rows if row.certified and row.tool is not None)
+    block = Calibration(
+        model=log.origin.model,
+        weights=log.origin.weights,
+        tokenizer=log.origin.tokenizer or None,
+        n=found.certified_on,
+        max_loss=found.options.max_loss,
+        delta=found.options.delta,
+        tools=tools,
+        date=date,
+        data=log.data_hash,
+        hash="",
+    )
+    signed = block.model_copy(update={"hash": calibration_hash(found.policy, block)})
+    return with_fields(found.policy, calibration=signed)
+
+
+def policy_yaml(policy: Policy, found: Calibrated) -> str:
+    """The policy as YAML, with a comment that says what it promises.
+
+    What is read from it again is the same policy: raises ValueError where it is not.
+    """
+    options = found.options
+    content = policy.model_dump(mode="json", exclude_unset=True, exclude_none=False)
+    content["calibration"] = policy.model_dump(mode="json")["calibration"]
+    head = (
+        f"# Written by `entrogate calibrate` from {found.n} trajectories, of which"
+        f" {found.certified_on} certified the thresholds.\n"
+        "# Promise: a trajectory is right with its calls and wrong without a suppressed one in at\n"
+        f"# most {options.max_loss:.4g} of all cases, with confidence {1 - options.delta:.4g},"
+        " as long as the\n"
+        "# trajectories are like those of the log. `name`, `mode`, `explore` and `audit` may be\n"
+        "# changed; a change of anything else voids the promise, and the server says so.\n"
+    )
+    text = head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if parse_policy(text, "written policy") != policy:
+        raise ValueError("the policy does not survive being written: please report this")
+    return text
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it.
+
+    Raises ConfigError where the folder cannot be written.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from None

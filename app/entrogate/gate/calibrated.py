@@ -1,0 +1,81 @@
+"""Whether a policy's promise holds: its `calibration` block against its rules and the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from enum import StrEnum
+
+from entrogate.gate.schema import Calibration, Policy
+
+_FREE = {"name", "mode", "explore", "audit", "calibration"}
+"""What may be changed after calibration: none of it decides what is suppressed."""
+
+
+class CalibrationState(StrEnum):
+    """What a `calibration` block is worth for the model that answers."""
+
+    VALID = "valid"
+    NONE = "none"  # thresholds typed by hand
+    EDITED = "edited"  # the rules or the block are not what was certified
+    OTHER_MODEL = "other_model"
+    OTHER_WEIGHTS = "other_weights"
+    OTHER_TOKENIZER = "other_tokenizer"
+
+    @property
+    def told(self) -> str:
+        """What is wrong, for a log line."""
+        return _TOLD[self]
+
+
+_TOLD = {
+    CalibrationState.VALID: "the policy is calibrated for this model",
+    CalibrationState.NONE: "the policy has no calibration: its thresholds are guesses",
+    CalibrationState.EDITED: "the policy was changed after calibration: its promise is void",
+    CalibrationState.OTHER_MODEL: "the policy was calibrated for another model",
+    CalibrationState.OTHER_WEIGHTS: "the policy was calibrated for other weights",
+    CalibrationState.OTHER_TOKENIZER: "the policy was calibrated for another tokenizer",
+}
+
+
+def calibration_hash(policy: Policy, calibration: Calibration | None = None) -> str:
+    """Hash over the rules of ``policy`` and its block (or ``calibration``), without the hash in it.
+
+    Name, mode, exploration and audit are left out: they may change and the promise stays.
+    """
+    block = policy.calibration if calibration is None else calibration
+    content = {
+        "rules": policy.model_dump(mode="json", exclude=_FREE),
+        "calibration": None if block is None else block.model_dump(mode="json", exclude={"hash"}),
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def calibration_state(
+    policy: Policy, *, models: Collection[str], weights: str, tokenizer: str = ""
+) -> CalibrationState:
+    """What the promise of ``policy`` is worth for the model that answers.
+
+    ``models`` are its names, ``weights`` their version, ``tokenizer`` the hash of its tokenizer. An
+    unknown hash ("" here, None in the block) is not compared, nor are two that were found in
+    different ways (of a file, or by asking a server).
+    """
+    block = policy.calibration
+    if block is None:
+        return CalibrationState.NONE
+    if block.hash != calibration_hash(policy):
+        return CalibrationState.EDITED
+    if block.model not in models:
+        return CalibrationState.OTHER_MODEL
+    if block.weights != weights:
+        return CalibrationState.OTHER_WEIGHTS
+    if _differ(block.tokenizer or "", tokenizer):
+        return CalibrationState.OTHER_TOKENIZER
+    return CalibrationState.VALID
+
+
+def _differ(one: str, other: str) -> bool:
+    comparable = one.startswith("probe-") is other.startswith("probe-")
+    return bool(one and other) and comparable and one != other
