@@ -223,6 +223,20 @@ async def test_without_a_call_token_what_was_said_before_lets_the_call_through(
     assert all("tools" in json.loads(b) for b in upstream.stats.bodies if b"Let me see" in b)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_draft_that_spells_the_call_decides_nothing(
+    start: Start, upstream: ScriptedUpstream, folder: Path, stream: bool
+) -> None:
+    gateway = await begin(start, upstream, drafting(folder, ABOVE, draft_tokens=64))
+    spelled = '{"name": "lookup", "arguments": {"entity": "Ada"}}'
+    body = ask(calling("Ada", masked=spelled, reasoning=None))
+    response, message, finish = await answered(gateway, body, stream=stream)
+    assert (len(message["tool_calls"]), finish) == (1, "tool_calls")
+    (turn,) = (await gateway.trajectory(response))["turns"]
+    assert turn["calls"][0]["decision"]["reason"] == "no_draft"
+    assert turn["wasted_tokens"] > 4
+
+
 async def test_decisions_with_drafts_replay(
     start: Start, upstream: ScriptedUpstream, folder: Path
 ) -> None:

@@ -12,6 +12,7 @@ from entrogate.errors import UpstreamError
 from entrogate.turn.choice import Choice
 from entrogate.turn.without import Asked, Draft, decode_without
 from entrogate.upstream.capabilities import Way
+from entrogate.wire.spelled import spells_call
 
 if TYPE_CHECKING:
     from entrogate.turn.session import Session
@@ -36,10 +37,11 @@ async def draft(session: Session, choice: Choice) -> Draft | None:
         return None
     if found is None:
         return None
+    choice.tokens.drafted += len(found.tokens.ids)
+    if spells_call(found.text, turn.request.tool_names):
+        return None  # it is no answer, but the call again
     complete = found.tokens.gap is None
-    made = Draft(without=found, measured=found.capture() if complete else None)
-    choice.tokens.drafted += made.n_tokens
-    return made
+    return Draft(without=found, measured=found.capture() if complete else None)
 
 
 def _asked(session: Session, choice: Choice) -> Asked | None:

@@ -79,11 +79,6 @@ class Draft:
     measured: Capture | None
 
     @property
-    def n_tokens(self) -> int:
-        """Sampled tokens: what it costs if the call is made after all."""
-        return len(self.without.tokens.ids)
-
-    @property
     def whole(self) -> bool:
         """Is it the whole answer?"""
         return self.without.ended or self.without.way is Way.NO_TOOLS
