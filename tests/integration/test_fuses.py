@@ -118,6 +118,10 @@ async def test_a_shifted_world_blows_the_fuse(
     assert await gateway.metric("entrogate_fuse_audits", **labels) == blown["audits"]
     assert await gateway.metric("entrogate_fuse_loss_rate_lower", **labels) == blown["lower"]
     assert await gateway.metric("entrogate_fuse_max_loss", **labels) == AUDIT["max_loss"]
+    overview = (await gateway.client.get("/ui")).text
+    assert '<li class="problem"><strong>lookup</strong> blown: its calls are only obs' in overview
+    assert f"{blown['losses']} of {blown['audits']} audits lost" in overview
+    assert "<li><strong>search</strong> armed under test" in overview
     entries = (await gateway.client.get("/v1/audit?action=fuse.blow")).json()["data"]
     assert [(entry["actor"], entry["target"]) for entry in entries] == [("gateway", "lookup")]
     assert entries[0]["detail"]["losses"] == blown["losses"]

@@ -28,6 +28,7 @@ from entrogate.store.read.replay import replay_turns
 from entrogate.store.read.rows import Call, Trajectory, Turn
 from entrogate.store.read.slices import SlicedTokens, TokenSlice
 from entrogate.ui.charts import bands
+from entrogate.ui.fuses import fuse_lines
 from entrogate.ui.overview import sections
 from entrogate.ui.pages import HEADERS, page
 from entrogate.ui.paging import Part, pages_of
@@ -55,6 +56,7 @@ async def overview(request: Request) -> Response:
         window=len(rows),
         since=rows[-1].created_at if rows else None,
         sections=sections(found),
+        fuses=fuse_lines([each.figures() for each in _gateway(request).fuses.standings]),
     )
 
 
