@@ -108,10 +108,7 @@ async def _turn(
 ) -> Turn:
     mode = gateway.mode_for(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
-    large = large_history(parsed.size_bytes)
-    earlier = await worked_out(
-        partial(CallHistory.of, failed=parsed.failed_results), parsed.messages, large=large
-    )
+    earlier = await _earlier(parsed)
     tenant, recorded = caller.tenant, is_recorded(parsed.recorded, headers)
     if recorded:
         linked = await link(gateway.store, parsed, headers, earlier, follows=follows, tenant=tenant)
@@ -148,6 +145,11 @@ async def _turn(
         recorded=recorded,
         key_id=caller.key_id,
     )
+
+
+async def _earlier(parsed: ChatRequest) -> CallHistory:
+    read = partial(CallHistory.of, failed=parsed.failed_results)
+    return await worked_out(read, parsed.messages, large=large_history(parsed.size_bytes))
 
 
 class _TurnResponse:
