@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,7 @@ import pytest
 
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
-from tests.integration.doors import MESSAGES, RESPONSES, ask_messages, ask_responses
 from tests.integration.harness import (
-    SURE,
-    TOOLS,
-    UNSURE,
     Running,
     ask,
     calling,
@@ -28,7 +22,6 @@ from tests.integration.harness import (
     policy_file,
     same_bytes,
 )
-from tests.integration.publishing import POLL, VERSION, lora, publish, table
 from tests.integration.shadowed import busy, completions, settled, start_shadowing, turns_of
 
 ALWAYS: dict[str, Any] = {"defaults": {"threshold": 9.0}, "tools": {"lookup": None}}
@@ -332,34 +325,6 @@ async def test_replayed_turns_have_one_too(
     assert said == ["It is Berlin.", "Again: Berlin.", None]
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize(("door", "body"), [(MESSAGES, ask_messages), (RESPONSES, ask_responses)])
-async def test_behind_every_door(start: Start, door: str, body: Any, stream: bool) -> None:
-    gateway = await start_shadowing(start)
-    answer = await gateway.client.post(door, json=body(BERLIN, stream=stream))
-    assert answer.status_code == 200, answer.text
-    (turn,) = await turns_of(gateway, answer)
-    assert turn["shadow"]["content"].strip() == "It is Berlin."
-
-
-async def test_the_weights_of_the_turn_decode_it(
-    upstream: ScriptedUpstream, start: Start, folder: Path
-) -> None:
-    """And keep loaded for it: they are not unloaded while a shadow runs."""
-    gateway = await start_shadowing(start, weights=POLL)
-    published = await publish(gateway, lora(folder / "a", "a"), share=1.0)
-    upstream.completions.clear()
-    answer = await gateway.chat(ask(BERLIN))
-    assert answer.headers[VERSION] == published["version"]
-    (entry,) = [e for v, e in (await table(gateway)).items() if v == published["version"]]
-    assert entry["in_flight"] == 1
-    upstream.completions.set()
-    (turn,) = await turns_of(gateway, answer)
-    assert turn["shadow"]["weight_version"] == published["version"]
-    (resumed,) = completions(upstream)
-    assert resumed["model"] == published["name"]
-
-
 async def test_erased_turns_get_none(upstream: ScriptedUpstream, start: Start) -> None:
     gateway = await start_shadowing(start, shadow={"busy_turns": 1})
     async with busy(gateway, upstream):
@@ -369,20 +334,3 @@ async def test_erased_turns_get_none(upstream: ScriptedUpstream, start: Start) -
     await settled(gateway)
     error_of(await gateway.client.get(f"/v1/trajectories/{id_}"), 410)
     assert await shadows_counted(gateway) == {"unstored": 1}
-
-
-async def test_many_at_a_time_do_not_mix(start: Start) -> None:
-    async with ScriptedUpstream(engine=True) as upstream:
-        capture = {"capture": upstream.captures}
-        gateway = await start_shadowing(start, url=upstream.url, upstream=capture)
-        confidences = itertools.cycle((SURE, UNSURE))
-
-        async def one(number: int) -> None:
-            masked = "word " * number + str(number)
-            step = calling("Ada", masked=masked, confidence=next(confidences))
-            answer = await gateway.chat(ask(step) | {"tools": TOOLS[:1]})
-            (turn,) = await turns_of(gateway, answer, tokens="true")
-            assert turn["shadow"]["content"].strip() == masked
-            assert turn["shadow"]["capture_gap"] is None
-
-        await asyncio.gather(*(one(number) for number in range(24)))
