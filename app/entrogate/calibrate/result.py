@@ -115,7 +115,6 @@ class Total:
     upper: float
     gains: int
     called_again: int
-    skipped: int  # trajectories in which a call was suppressed
     right_before: int
     right_after: int
     calls: int

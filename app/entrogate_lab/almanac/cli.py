@@ -11,6 +11,7 @@ from typing import Any, cast
 import click
 
 from entrogate.errors import EntrogateError
+from entrogate_lab.almanac.promise.cli import promise
 from entrogate_lab.almanac.tasks import Split
 
 _BASE_URL = "http://127.0.0.1:8000/v1"
@@ -19,6 +20,9 @@ _BASE_URL = "http://127.0.0.1:8000/v1"
 @click.group()
 def almanac() -> None:
     """The Almanac, a model organism: build its model, ask it, evaluate it."""
+
+
+almanac.add_command(promise)
 
 
 @almanac.command()
@@ -132,6 +136,13 @@ def ask(
     help="Runs of each task, for groups.",
 )
 @click.option("--body", help="Fields of every request as a JSON object, such as a logit_bias.")
+@click.option(
+    "--shift",
+    type=click.FloatRange(0.0, 1.0),
+    default=0.0,
+    show_default=True,
+    help="The share of what the model knows that has changed since it was taught.",
+)
 def evaluation(
     *,
     base_url: str,
@@ -149,6 +160,7 @@ def evaluation(
     split: Split,
     repeats: int,
     body: str | None,
+    shift: float,
 ) -> None:
     """Run tasks through the agent and report accuracy, calls, tokens and latency."""
     from entrogate_lab.almanac.closed_book import closed_book as examine
@@ -176,6 +188,7 @@ def evaluation(
             split=split,
             repeats=repeats,
             body=_json_object(body),
+            shift=shift,
         )
     )
     if closed_book:

@@ -18,7 +18,7 @@ from entrogate_lab.almanac.intervals import mean, mean_interval, percentile, wil
 from entrogate_lab.almanac.scoring import JudgedCall, failure_cause, is_correct, judge_calls
 from entrogate_lab.almanac.tasks import DOMAINS, Split, Task, held_out_task, training_task
 from entrogate_lab.almanac.tools import DOMAIN_TOOLS
-from entrogate_lab.almanac.world import World, make_world
+from entrogate_lab.almanac.world import World, make_world, shifted
 
 # Of connecting, too: a server may share its two cores with much else.
 _TIMEOUT_SECONDS = 600.0
@@ -70,14 +70,16 @@ async def evaluate(
     split: Split = "held-out",
     repeats: int = 1,
     body: dict[str, Any] | None = None,
+    shift: float = 0.0,
 ) -> dict[str, Any]:
     """Run `tasks` tasks of a split in each mode, each `repeats` times, and summarise the runs.
 
     Besides what `summarise` returns for each mode, the result has `records`: for each mode the
     `TaskRecord`s as dictionaries. `world_seed` is the seed that the model was built with; the
-    fields of `body` go with every request.
+    fields of `body` go with every request. With `shift`, a share of the facts that the model knows
+    has changed since it was taught them (`world.shifted`): tools and gold answers are the new ones.
     """
-    world = make_world(world_seed)
+    world = shifted(make_world(world_seed), shift)
     summaries: dict[str, Any] = {}
     records: dict[str, Any] = {}
     async with connect(base_url, api_key) as client:

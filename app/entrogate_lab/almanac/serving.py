@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -34,12 +35,13 @@ def serving(
     waiting: Waiting,
     options: Sequence[str] = (),
     fresh: bool = True,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Generator[str]:
     """Serve ``model`` through a gateway under ``policy``; yields its URL without ``/v1``.
 
     The logs of gateway and vLLM and the store go to ``folder``; ``fresh`` begins a new store.
-    ``options`` are further ones of `entrogate serve`. Clients may choose the mode. Both processes
-    end with the block, and with this process however it ends.
+    ``options`` are further ones of `entrogate serve`, ``settings`` further variables. Clients may
+    choose the mode. Both processes end with the block, and with this process however it ends.
     """
     port = _free_port()
     store = folder / STORE
@@ -50,6 +52,7 @@ def serving(
     command += ["--model", str(model), "--served-model-name", name, "--policy", policy]
     command += ["--allow-mode-header", "--store", f"sqlite:///{store.resolve()}", *options]
     environment = os.environ | {"ENTROGATE_MANAGED__LOG_FILE": str((folder / "vllm.log").resolve())}
+    environment |= settings
     log = folder / "gateway.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(

@@ -7,10 +7,10 @@ occur in training at all. Places are known or unknown.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from entrogate_lab.almanac.library import FIRST_PAGE, LAST_PAGE, Entry, roll_entry
+from entrogate_lab.almanac.library import FIRST_PAGE, LAST_PAGE, Entry, other, roll_entry
 from entrogate_lab.almanac.words import ADJECTIVES, NOUNS, Words, invent_words
 
 RELATIONS = ("mentor", "partner")
@@ -154,6 +154,35 @@ def make_world(seed: int) -> World:
         known_entities=frozenset(known + places[:KNOWN_PLACES]),
         reserved=frozenset(people + places),
     )
+
+
+def shifted(world: World, share: float) -> World:
+    """The world after a change: of the facts that the model knows, a ``share`` is another now.
+
+    Names, and how the library tells each fact, stay. The model was taught the old facts, so what it
+    believes there is stale; 0 gives the same world. Raises ValueError for a share outside [0, 1].
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"the share of changed facts is {share}; want 0 … 1")
+    rng = random.Random(f"almanac-shift-{world.seed}")
+    facts, entries = dict(world.facts), dict(world.entries)
+    for (entity, attribute), value in world.facts.items():
+        drawn, pool = rng.random(), _others(world, entity, attribute)
+        now = other(rng, pool, value)
+        if not world.knows(entity, attribute) or drawn >= share:
+            continue
+        facts[entity, attribute] = now
+        entry = entries.get((entity, attribute))
+        if entry is not None:
+            entries[entity, attribute] = replace(entry, value=now)
+    return replace(world, facts=facts, entries=entries, pages=_pages(entries))
+
+
+def _others(world: World, entity: str, attribute: str) -> Sequence[str]:
+    """What another value of this fact may be."""
+    if attribute not in RELATIONS:
+        return values_of(world.words, attribute)
+    return [name for name in world.known_people if name != entity]
 
 
 def _distinct(rng: random.Random, words: Words, count: int) -> tuple[str, ...]:

@@ -1,10 +1,18 @@
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
 
 from entrogate_lab.almanac.tasks import HeldOutCast, Task, draw_task, held_out, held_out_task
 from entrogate_lab.almanac.tools import execute
-from entrogate_lab.almanac.world import ATTRIBUTES, PLACE_ATTRIBUTES, RELATIONS, World, make_world
+from entrogate_lab.almanac.world import (
+    ATTRIBUTES,
+    PLACE_ATTRIBUTES,
+    RELATIONS,
+    World,
+    make_world,
+    shifted,
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +127,36 @@ def test_oracle_calls_of_walks_equal_a_search_over_what_the_pages_name(world: Wo
         else:
             raise AssertionError(f"the fact is not within three calls: {task}")
     assert seen == {1, 2, 3}
+
+
+def test_a_shift_changes_what_the_model_knows_and_nothing_else(world: World):
+    changed = shifted(world, 1.0)
+    for fact, value in world.facts.items():
+        assert (changed.facts[fact] != value) == world.knows(*fact)
+    assert changed.entries.keys() == world.entries.keys()
+    for fact, entry in changed.entries.items():
+        assert entry.value == changed.facts[fact]
+        assert replace(entry, value=world.facts[fact]) == world.entries[fact]
+    assert changed.on_page(entry.page) == entry
+
+
+def test_no_shift_is_the_same_world_and_a_part_changes_a_part(world: World):
+    assert shifted(world, 0.0) == world
+    known = [fact for fact in world.facts if world.knows(*fact)]
+    share = sum(shifted(world, 0.3).facts[fact] != world.facts[fact] for fact in known) / len(known)
+    assert 0.2 < share < 0.4
+    with pytest.raises(ValueError, match=r"share of changed facts is 1\.5; want 0 … 1"):
+        shifted(world, 1.5)
+
+
+def test_tasks_of_a_shifted_world_ask_the_same_and_have_other_answers(world: World):
+    changed = shifted(world, 1.0)
+    pairs = [(held_out_task(world, 0, i), held_out_task(changed, 0, i)) for i in range(80)]
+    stale = 0
+    for before, after in pairs:
+        assert before.question == after.question
+        if before.domain == "sums":
+            assert before == after
+        elif before.known:
+            stale += before.gold != after.gold
+    assert stale > 20

@@ -1,0 +1,1 @@
+"""Does the promise of a calibrated policy hold? Experiments on the Almanac (docs/promise.md)."""

@@ -1,0 +1,208 @@
+"""`almanac promise collect|signals|hold|enforce`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from entrogate.calibrate.paired import Sample
+    from entrogate.calibrate.result import Options
+    from entrogate.gate.schema import Policy
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_JSON = click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="All figures."
+)
+_POLICY = click.option(
+    "--policy", default="balanced", show_default=True, help="A bundled name or a file."
+)
+
+
+@click.group()
+def promise() -> None:
+    """Does the promise of a calibrated policy hold? Experiments with a real server."""
+
+
+@promise.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--model", type=_FOLDER, help="A folder of `almanac build` (default: the bundled).")
+@click.option("--tasks", type=click.IntRange(min=1), default=1200, show_default=True)
+@click.option("--seed", type=int, default=100, show_default=True, help="Which held-out tasks.")
+@_POLICY
+def collect(*, out: Path, model: Path | None, tasks: int, seed: int, policy: str) -> None:
+    """Observe tasks, with a shadow of every turn with a call and the gold as feedback."""
+    from entrogate_lab.almanac.demo import BUNDLED_MODEL
+    from entrogate_lab.almanac.promise.collecting import Run, run, world_seed_of
+
+    folder = model or BUNDLED_MODEL
+    wanted = Run(
+        model=str(folder),
+        world_seed=world_seed_of(folder),
+        tasks=tasks,
+        seed=seed,
+        policy=policy,
+        mode="observe",
+    )
+    summary = run(wanted, out, shadows=True, say=_say)
+    click.echo(f"accuracy {summary['accuracy']:.1%}, {summary['calls_per_task']:.2f} calls a task")
+
+
+@promise.command()
+@click.argument("log", type=_FOLDER)
+@_POLICY
+@_JSON
+def signals(*, log: Path, policy: str, json_file: Path | None) -> None:
+    """Rank the signals by how well they tell where the answer without the call is right."""
+    from entrogate.calibrate.result import Options
+    from entrogate_lab.almanac.promise.ranking import rank
+
+    base = _policy(policy)
+    ranked = rank(_samples(log, base), base, Options())
+    click.echo(f"{'signal':<28}{'AUC':>7}{'95 %':>17}{'certified':>11}{'saves':>8}{'loses':>8}")
+    for row in ranked:
+        low, high = row["auc_ci"]
+        threshold = row["threshold"]
+        click.echo(
+            f"{row['signal']:<28}{row['auc']:>7.3f}{low:>9.3f}–{high:.3f} "
+            f"{'none' if threshold is None else f'{threshold:.4g}':>11}"
+            f"{row['saved']:>8.1%}{row['loss']:>8.1%}"
+        )
+    _write(json_file, {"signals": ranked})
+
+
+@promise.command()
+@click.argument("logs", type=_FOLDER, nargs=-1, required=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--size", type=click.IntRange(min=2), default=600, show_default=True)
+@click.option("--max-loss", type=float, default=0.05, show_default=True)
+@click.option("--delta", type=float, default=0.1, show_default=True)
+@click.option(
+    "--draw", type=click.Choice(["population", "split"]), default="population", show_default=True
+)
+@click.option("--signals", "names", help="Separated by commas (default: all).")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_POLICY
+@_JSON
+def hold(
+    *,
+    logs: tuple[Path, ...],
+    rounds: int,
+    size: int,
+    max_loss: float,
+    delta: float,
+    draw: str,
+    names: str | None,
+    seed: int,
+    policy: str,
+    json_file: Path | None,
+) -> None:
+    """Calibrate many times on samples of the LOGS and count the broken promises."""
+    from entrogate_lab.almanac.promise.holding import Draw
+    from entrogate_lab.almanac.promise.holding import hold as hold_all
+
+    base = _policy(policy)
+    pool = [sample for log in logs for sample in _samples(log, base)]
+
+    def report(done: int, total: int) -> None:
+        if done % 10 == 0 or done == total:
+            _say(f"  {done}/{total} calibrations")
+
+    try:
+        found = hold_all(
+            pool,
+            base,
+            _options(names, max_loss, delta),
+            draw=Draw(draw),
+            size=size,
+            rounds=rounds,
+            seed=seed,
+            report=report,
+        ).summary()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    low, high = found["exceeded_ci"]
+    click.echo(
+        f"{found['calibrations']} calibrations on {size} of {found['pool']} trajectories, "
+        f"{found['certified']} certified\n"
+        f"lost more than {max_loss:.0%}: {found['exceeded']} "
+        f"({found['exceeded'] / rounds:.1%}, 95 % {low:.1%} to {high:.1%}; allowed {delta:.0%})\n"
+        f"P(so many or more | {delta:.0%}) = {found['p_value']:.3f}: the promise "
+        f"{'holds' if found['holds'] else 'DOES NOT HOLD'}\n"
+        f"lost {found['loss']['mean']:.1%} (at most {found['loss']['max']:.1%}), "
+        f"gained {found['gain']:.1%}, calls saved {found['saved']:.1%}\n"
+        f"signals: {', '.join(f'{name} {count}' for name, count in found['signals'].items())}"
+    )
+    _write(json_file, found)
+
+
+@promise.command()
+@click.argument("log", type=_FOLDER)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@_POLICY
+@_JSON
+def enforce(*, log: Path, out: Path, policy: str, json_file: Path | None) -> None:
+    """Enforce a policy on the tasks of LOG and compare with it, and with what shadows foretell."""
+    from dataclasses import replace
+
+    from entrogate_lab.almanac.promise.collecting import read_records, read_run, run
+    from entrogate_lab.almanac.promise.comparing import compare
+
+    rules = _policy(policy)
+    wanted = replace(read_run(log), policy=policy, mode="enforce")
+    run(wanted, out, shadows=False, say=_say)
+    base = _policy("balanced")
+    found = compare(rules, _samples(log, base), read_records(log), read_records(out))
+    accuracy, calls = found["accuracy"], found["calls"]
+    click.echo(
+        f"accuracy: observed {accuracy['observed']:.1%}, foretold by shadows "
+        f"{accuracy['foretold']:.1%}, enforced {accuracy['enforced']:.1%}\n"
+        f"  enforced - observed {_interval(found['accuracy_against_observed'])}\n"
+        f"  enforced - foretold {_interval(found['accuracy_against_foretold'])}\n"
+        f"calls a task: observed {calls['observed']:.2f}, enforced {calls['enforced']:.2f} "
+        f"({calls['saved']:.1%} saved)\n"
+        f"lost {found['lost']:.1%}, gained {found['gained']:.1%} of {found['tasks']} tasks"
+    )
+    _write(json_file, found)
+
+
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["ci"]
+    return f"{found['mean']:+.1%} [{low:+.1%}, {high:+.1%}] on {found['n']} tasks"
+
+
+def _samples(log: Path, base: Policy) -> Sequence[Sample]:
+    from entrogate_lab.almanac.promise.reading import read_samples
+
+    return read_samples(log, base)
+
+
+def _policy(name: str) -> Policy:
+    from entrogate.gate.policy import load_policy
+
+    return load_policy(name)
+
+
+def _options(names: str | None, max_loss: float, delta: float) -> Options:
+    from entrogate.calibrate.result import SIGNALS, Options
+    from entrogate.gate.schema import Statistic
+
+    try:
+        chosen = tuple(Statistic(each.strip()) for each in names.split(",")) if names else SIGNALS
+        return Options(max_loss=max_loss, delta=delta, signals=chosen)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _write(path: Path | None, content: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1) + "\n")
