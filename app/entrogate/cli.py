@@ -77,8 +77,12 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "policy": LazyCommand(
         target="entrogate.gate.cli:policy",
-        help="Check a policy file, or replay one over the store.",
-        children={"replay": "entrogate.store.read.cli:replay"},
+        help="Check a policy file, replay one over the store, show those that were in force.",
+        children={
+            "replay": "entrogate.store.read.cli:replay",
+            "versions": "entrogate.store.read.policies_cli:versions",
+            "show": "entrogate.store.read.policies_cli:show",
+        },
     ),
     "calibrate": LazyCommand(
         target="entrogate.calibrate.cli:calibrate",

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from entrogate.types import Mode
@@ -77,15 +85,27 @@ class StoreSettings(_Branch):
 
 
 class GateSettings(_Branch):
-    """Which policy decides, and whether its decisions are carried out.
+    """Which policies decide, and whether their decisions are carried out.
 
     ``fuse_interval_seconds``: how often the audits of a policy with an `audit` are looked at.
     """
 
     policy: str = "observe"  # a bundled name or the path of a YAML file
-    mode: Mode | None = None  # overrides the policy's own mode
+    mode: Mode | None = None  # overrides the policies' own modes
     allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
     fuse_interval_seconds: float = Field(default=5.0, gt=0)
+    trial_policy: str | None = None  # a second one, for a share of the trajectories that begin
+    trial_share: float = Field(default=0.0, ge=0, le=1)
+    watch_policy: bool = False  # take up changes of the files
+    watch_interval_seconds: float = Field(default=2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _a_share_has_a_policy(self) -> Self:
+        if self.trial_share and self.trial_policy is None:
+            raise ValueError(
+                f"a trial_share of {self.trial_share:g} without a trial_policy: name the policy"
+            )
+        return self
 
 
 class ShadowSettings(_Branch):

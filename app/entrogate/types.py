@@ -250,6 +250,7 @@ class TurnHead:
     capture_complete: bool
     has_calls: bool
     weight_version: str = ""
+    policy_version: str = ""  # of its trajectory; "": not known (an earlier release recorded it)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +287,7 @@ class TurnRecord:
     sequence_hash: bytes
     replayed: bool = False  # an internal turn: its call was replayed, the client never saw it
     weight_version: str = ""  # of the weights that answered, `BASE_WEIGHTS` where no LoRA did
+    policy_version: str = ""  # of the policy that decided, or would have, had there been a call
     metadata: dict[str, str] | None = None
     error: str | None = None  # the turn broke off: the upstream failed or the client went away
     key_id: str | None = None  # of the API key that asked; None where none is needed

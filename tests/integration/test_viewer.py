@@ -130,7 +130,7 @@ async def test_a_policy_is_tried_and_nothing_changes(gateway: Running) -> None:
     assert re.search(r"lookup</th><td>allow</td><td>suppress</td><td class=\"n\">1<", page.text)
     assert f'href="/ui/trajectories/{id_}"' in page.text
     assert (await gateway.client.get(f"/v1/trajectories/{id_}")).json() == before
-    assert gateway.gateway.policy.name == "observe"
+    assert gateway.gateway.policies.main.name == "observe"
     for bad in ("", "nonsense: [", "schema_version: 1\nname: x\nmode: dance"):
         page = await gateway.client.post("/ui/policy", data={"policy": bad})
         with pytest.raises(ConfigError) as said:

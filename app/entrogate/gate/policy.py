@@ -42,7 +42,7 @@ def load_policy(name_or_path: str | Path, *, can_force: bool = False) -> Policy:
     ``can_force``: the backend can turn an answer into a call; without it a `force` rule is refused.
     Raises ConfigError with one `file:line:column: message` line per error.
     """
-    label, text = _read(name_or_path)
+    label, text = read_policy_text(name_or_path)
     return parse_policy(text, label, can_force=can_force)
 
 
@@ -80,7 +80,8 @@ def _policy_folder() -> Traversable:
     return installed if installed.is_dir() else Path(__file__).parents[3] / "policies"
 
 
-def _read(name_or_path: str | Path) -> tuple[str, str]:
+def read_policy_text(name_or_path: str | Path) -> tuple[str, str]:
+    """What errors call the policy, and its text. Raises ConfigError where it cannot be read."""
     label = str(name_or_path)
     bundled = bundled_policies() if isinstance(name_or_path, str) else {}
     source: Traversable = bundled.get(label, Path(label))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from prometheus_client import (
@@ -20,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 
 from entrogate import __version__
 from entrogate.observe.fuses import FuseMetrics
-from entrogate.observe.labels import BoundedLabel
+from entrogate.observe.labels import OTHER, BoundedLabel
 from entrogate.observe.shadows import ShadowMetrics
 from entrogate.types import CallRecord, EntropyChange, Mode, TurnRecord
 
@@ -41,8 +42,20 @@ _UPSTREAM_KINDS = (
     "UpstreamStatus",  # it answered with 500 or above
 )
 _STORE_KINDS = ("commit", "link", "lost")
+_RELOADS = ("changed", "failed")
 SEVERAL = "several"
 _SIGN = {True: "reduced", False: "raised", None: "unknown"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyInForce:
+    """A policy, and what it gets of the trajectories that begin, in [0, 1]."""
+
+    arm: str  # main or trial
+    name: str
+    version: str
+    mode: Mode
+    share: float
 
 
 class Metrics:
@@ -56,6 +69,7 @@ class Metrics:
         self._kind = BoundedLabel(MAX_KINDS)
         self._gap = BoundedLabel(MAX_KINDS)
         self._version = BoundedLabel(MAX_VERSIONS)
+        self._policy_version = BoundedLabel(MAX_VERSIONS)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._gauge("build_info", "Always 1: which Entrogate this is.", "version").labels(
@@ -63,6 +77,7 @@ class Metrics:
         ).set(1)
         self._turn_metrics()
         self._server_metrics()
+        self._policy_metrics()
         self._request_metrics()
         self.shadows = ShadowMetrics(self._counter, self._gauge)
         self.fuses = FuseMetrics(self._gauge, self._tool)
@@ -143,9 +158,6 @@ class Metrics:
             "store_queue_limit", "Turns that may wait; beyond it they are not kept."
         )
         self._gauge("tasks", "Tasks of the event loop.").set_function(_count_tasks)
-        self._policy = self._gauge(
-            "policy_info", "Always 1: the policy in force.", "policy", "version", "mode"
-        )
         self._upstream = self._gauge(
             "upstream_info", "Always 1: what answers behind this gateway.", "model", "estimator"
         )
@@ -153,6 +165,32 @@ class Metrics:
             self._upstream_errors.labels(self._kind(kind))
         for kind in _STORE_KINDS:
             self._store_errors.labels(self._kind(kind))
+
+    def _policy_metrics(self) -> None:
+        self._policy = self._gauge(
+            "policy_info", "Always 1: a policy in force.", "policy", "version", "mode", "arm"
+        )
+        self._policy_share = self._gauge(
+            "policy_share", "What a policy gets of new trajectories.", "policy", "version", "arm"
+        )
+        self._policy_reloads = self._counter(
+            "policy_reloads", "Times that policies were put in force or refused.", "result"
+        )
+        self._policy_problem = self._gauge(
+            "policy_reload_failed", "1 while the policy files cannot be put in force, else 0."
+        )
+        self._policy_turns = self._counter(
+            "policy_turns", "Assistant turns, by the policy that decided.", "policy", "version"
+        )
+        self._policy_calls = self._counter(
+            "policy_calls",
+            "Tool calls proposed, by the policy that decided and what was done.",
+            "policy",
+            "version",
+            "decision",
+        )
+        for result in _RELOADS:
+            self._policy_reloads.labels(result)
 
     def _request_metrics(self) -> None:
         self._refusals = self._counter(
@@ -169,11 +207,19 @@ class Metrics:
             _ANSWER_SECONDS,
         )
 
-    def record_turn(self, record: TurnRecord, *, mode: Mode, called: Collection[str] = ()) -> None:
+    def record_turn(
+        self, record: TurnRecord, *, mode: Mode, policy: str = "", called: Collection[str] = ()
+    ) -> None:
         """Count a turn and everything in it, once, when it is recorded.
 
-        ``called`` are the tools whose results this turn is the first to see.
+        ``policy`` is the name of the one that decided; ``called`` are the tools whose results this
+        turn is the first to see.
         """
+        version = self._policy_version(record.policy_version)
+        by = (policy if version != OTHER else OTHER, version)
+        self._policy_turns.labels(*by).inc()
+        for call in record.calls:
+            self._policy_calls.labels(*by, call.decision.applied.value).inc()
         self._turns.labels(mode.value).inc()
         self._prompt_tokens.inc(len(record.prompt_token_ids))
         self._sampled_tokens.inc(len(record.capture))
@@ -288,10 +334,21 @@ class Metrics:
         self._deferred.set_function(deferred)
         self._queue_limit.set(limit)
 
-    def set_policy(self, name: str, version: str, mode: Mode) -> None:
-        """The policy in force."""
+    def set_policies(self, in_force: Sequence[PolicyInForce]) -> None:
+        """The policies in force from now on."""
         self._policy.clear()
-        self._policy.labels(name, version, mode.value).set(1)
+        self._policy_share.clear()
+        for each in in_force:
+            self._policy.labels(each.name, each.version, each.mode.value, each.arm).set(1)
+            self._policy_share.labels(each.name, each.version, each.arm).set(each.share)
+
+    def record_policy_reload(self, result: str) -> None:
+        """Other policies are in force (``changed``), or could not be (``failed``)."""
+        self._policy_reloads.labels(result).inc()
+
+    def set_policy_problem(self, *, failed: bool) -> None:
+        """Whether the policy files are something that cannot be put in force."""
+        self._policy_problem.set(failed)
 
     def set_upstream(self, model: str, estimator: str) -> None:
         """What the upstream serves, and how its entropy is measured."""

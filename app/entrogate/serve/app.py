@@ -18,7 +18,6 @@ from entrogate import __version__
 from entrogate.engine.channel import default_address
 from entrogate.engine.environment import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
-from entrogate.gate.policy import load_policy
 from entrogate.observe.metrics import Metrics
 from entrogate.serve.access import AccessControl, check_routes
 from entrogate.serve.admin import admin_routes
@@ -35,6 +34,9 @@ from entrogate.serve.keyring import Keyring
 from entrogate.serve.messages import count_tokens, messages
 from entrogate.serve.openapi import describe_api
 from entrogate.serve.passthrough import PASSED, forward
+from entrogate.serve.policies import Policies
+from entrogate.serve.policies_admin import policy_routes
+from entrogate.serve.policy_files import PolicyFiles
 from entrogate.serve.responses import erase_response, response, responses
 from entrogate.serve.routing import Route
 from entrogate.serve.status import Checks, status_routes
@@ -105,7 +107,7 @@ def _gateway(settings: Settings, url: str, managed: ManagedVllm | None) -> Gatew
     """What every request uses. The store is opened last: nothing after it fails."""
     metrics = Metrics()
     channel = _channel(settings, url, managed, metrics)
-    policy = load_policy(settings.gate.policy, can_force=channel is not None)
+    files = PolicyFiles(settings.gate, can_force=channel is not None)
 
     def committed(seconds: float, _turns: int) -> None:
         metrics.observe_commit(seconds)
@@ -120,7 +122,7 @@ def _gateway(settings: Settings, url: str, managed: ManagedVllm | None) -> Gatew
         settings=settings,
         client=UpstreamClient(settings.upstream, url),
         store=store,
-        policy=policy,
+        policies=Policies(settings.gate, files=files, store=store, metrics=metrics),
         metrics=metrics,
         channel=channel,
         grader=grader,
@@ -130,7 +132,6 @@ def _gateway(settings: Settings, url: str, managed: ManagedVllm | None) -> Gatew
     metrics.watch_store_queue(
         lambda: store.queue_depth, lambda: store.deferred, limit=settings.store.queue_limit
     )
-    metrics.set_policy(policy.name, policy.version, gateway.mode)
     return gateway
 
 
@@ -144,8 +145,8 @@ async def _running(
     """Opens the parts with the server and closes them with it, the store last."""
     await gateway.store.start()
     try:
-        await _remember_policy(gateway)
         async with (
+            gateway.policies.running(),
             gateway.tracing or nullcontext(),
             gateway.client,
             gateway.channel or nullcontext(),
@@ -180,7 +181,8 @@ def add_routes(app: FastAPI) -> None:
     )
     # Not include_router: FastAPI 0.137 and later keeps what it includes as one object without a
     # path, and access control has to see every route.
-    documented = (router, erasing, status_routes, admin_routes, fuse_routes)
+    administered = (admin_routes, fuse_routes, policy_routes)
+    documented = (router, erasing, status_routes, *administered)
     for part in (doors, VIEWER, DOCS, *(each.routes for each in documented)):
         app.router.routes.extend(part)
     check_routes(app.routes)
@@ -260,14 +262,6 @@ def _publisher(gateway: Gateway, url: str) -> WeightsPublisher:
     )
 
 
-async def _remember_policy(gateway: Gateway) -> None:
-    """Keep the policy for replays, and say in the audit that it decides from now on."""
-    policy, store = gateway.policy, gateway.store
-    text = policy.model_dump_json(exclude_unset=True)
-    await store.remember_policy(policy.version, policy.name, policy.mode, text)
-    await store.admin.note_policy(policy.version, policy.name, gateway.mode)
-
-
 async def _greet(gateway: Gateway) -> None:
     """Ask the upstream what it can do; one that is not there yet is asked again later."""
     try:
@@ -296,7 +290,7 @@ def _explain_no_engine(gateway: Gateway) -> None:
             gateway.channel.address,
             ADDRESS_VARIABLE,
         )
-    if gateway.policy.force is not None:
+    if any(policy.force is not None for policy in gateway.policies.in_force()):
         _log.warning("upstream.limited `force` needs the gate inside the engine: it does nothing")
 
 

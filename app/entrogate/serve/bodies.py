@@ -54,6 +54,7 @@ class BodyRule:
 
 _TURN = BodyRule(media=Media.VLLM, limit_bytes=None)
 _DEFAULT = BodyRule(media=Media.JSON, limit_bytes=64 * KIB)
+_POLICY = BodyRule(media=Media.JSON, limit_bytes=1024 * KIB)
 _RULES = PathTable(
     {
         "/v1/chat/completions": _TURN,
@@ -65,6 +66,8 @@ _RULES = PathTable(
         "/tokenize": _TURN,
         "/detokenize": _TURN,
         "/v1/feedback": BodyRule(media=Media.JSON, limit_bytes=1024 * KIB),
+        "/admin/policies/main": _POLICY,
+        "/admin/policies/trial": _POLICY,
         "/ui/login": BodyRule(media=Media.FORM, limit_bytes=4 * KIB),
         "/ui/policy": BodyRule(media=Media.FORM, limit_bytes=256 * KIB),
         "/ui/{page}": BodyRule(media=Media.FORM, limit_bytes=16 * KIB),

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Send
 
 from entrogate.errors import EntrogateError
+from entrogate.gate.policy import Policy
 from entrogate.serve.access import Caller, caller_of
 from entrogate.serve.door import CHAT_DOOR, Door, translated
 from entrogate.serve.gateway import MODE_HEADER, Gateway, markers_of
@@ -28,7 +29,7 @@ from entrogate.turn.body import BodyForm
 from entrogate.turn.guard import Guard
 from entrogate.turn.ids import trace_id
 from entrogate.turn.judge import Judge
-from entrogate.turn.link import TRAJECTORY_HEADER, link, unlinked
+from entrogate.turn.link import TRAJECTORY_HEADER, Link, link, unlinked
 from entrogate.turn.machine import Machine
 from entrogate.turn.offloaded import large_history, worked_out
 from entrogate.turn.session import REQUEST_ID_HEADER, Session
@@ -106,7 +107,7 @@ async def _turn(
     follows: TurnHead | None,
     caller: Caller,
 ) -> Turn:
-    mode = gateway.mode_for(headers.get(MODE_HEADER))
+    wished = gateway.wished_mode(headers.get(MODE_HEADER))
     capabilities = await gateway.capabilities()
     earlier = await _earlier(parsed)
     tenant, recorded = caller.tenant, is_recorded(parsed.recorded, headers)
@@ -118,23 +119,23 @@ async def _turn(
     if linked.fault is not None:
         gateway.metrics.record_store_error("link")
         _log.error("turn.unlinked request=%s %s", request_id, linked.fault)
-    judge = Judge(
-        policy=gateway.policy,
-        mode=mode,
-        markers=markers_of(capabilities),
-        tool_choice=parsed.tool_choice,
-        earlier=earlier,
-        parent=linked.parent,
-        blown=gateway.fuses.blown(gateway.policy),
-        can_replay=parsed.n == 1,
-        now=gateway.clock.now,
-    )
+    policy = _policy(gateway, linked, recorded=recorded)
     return Turn(
         request=parsed,
         request_id=request_id,
         capabilities=capabilities,
         link=linked,
-        judge=judge,
+        judge=Judge(
+            policy=policy,
+            mode=wished or gateway.policies.mode_of(policy),
+            markers=markers_of(capabilities),
+            tool_choice=parsed.tool_choice,
+            earlier=earlier,
+            parent=linked.parent,
+            blown=gateway.fuses.blown(policy),
+            can_replay=parsed.n == 1,
+            now=gateway.clock.now,
+        ),
         guard=Guard(metrics=gateway.metrics, request_id=request_id),
         call_text=gateway.tool_call_token,
         draw=gateway.random.random,
@@ -150,6 +151,14 @@ async def _turn(
 async def _earlier(parsed: ChatRequest) -> CallHistory:
     read = partial(CallHistory.of, failed=parsed.failed_results)
     return await worked_out(read, parsed.messages, large=large_history(parsed.size_bytes))
+
+
+def _policy(gateway: Gateway, linked: Link, *, recorded: bool) -> Policy:
+    """The policy of a new turn; it keeps it to its end, whatever comes into force meanwhile."""
+    if not recorded:  # nothing tells its next turn which one it had
+        return gateway.policies.main
+    began_on = "" if linked.parent is None else linked.parent.policy_version
+    return gateway.policies.policy_for(linked.trajectory_id, began_on)
 
 
 class _TurnResponse:

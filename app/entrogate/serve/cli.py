@@ -26,6 +26,7 @@ from pydantic_settings import SettingsError
 from entrogate.errors import ConfigError
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.hangup import reloads_on_hangup
 from entrogate.serve.listening import listening
 from entrogate.serve.protocol import http_protocol
 from entrogate.serve.sites import is_loopback
@@ -46,6 +47,9 @@ _PLACES = {
     "tool_call_parser": ("managed", "tool_call_parser"),
     "vllm_args": ("managed", "extra_args"),
     "policy": ("gate", "policy"),
+    "trial_policy": ("gate", "trial_policy"),
+    "trial_share": ("gate", "trial_share"),
+    "watch_policy": ("gate", "watch_policy"),
     "mode": ("gate", "mode"),
     "allow_mode_header": ("gate", "allow_mode_header"),
     "shadow_share": ("shadow", "share"),
@@ -81,6 +85,9 @@ _PLACES = {
 @click.option("--tool-call-parser", help="Of the managed vLLM; 'none', or by the tokenizer.")
 @click.option("--vllm-arg", "vllm_args", multiple=True, help="Passed on to the managed vLLM.")
 @click.option("--policy", help="Bundled policy (observe, balanced, …) or a YAML file.")
+@click.option("--trial-policy", help="A second policy, for a share of new trajectories.")
+@click.option("--trial-share", type=click.FloatRange(0, 1), help="That share (default 0).")
+@click.option("--watch-policy", is_flag=True, default=None, help="Take up changes of the files.")
 @click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]), help="Overrides it.")
 @click.option("--allow-mode-header", is_flag=True, default=None, help="Clients may set the mode.")
 @click.option("--shadow-share", type=click.FloatRange(0, 1), help="Of trajectories (shadows).")
@@ -253,6 +260,7 @@ async def _serve_on(
         app.state.drain.begin(settings.serve.drain_seconds)
 
     server.on_leave = on_leave
+    reloads_on_hangup(gateway.policies.reload_soon)
     try:
         if managed is not None:
             await _start(managed)

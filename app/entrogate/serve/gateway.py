@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from entrogate.errors import RequestError, StoreError
-from entrogate.gate.policy import Policy
 from entrogate.model_hashes import ModelHashes
 from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
 from entrogate.serve.fuses import Fuses
 from entrogate.serve.graders import Grader
 from entrogate.serve.grading import Grading
+from entrogate.serve.policies import Policies
 from entrogate.serve.shadows import Shadows
 from entrogate.settings import Settings
 from entrogate.store import Store
@@ -44,7 +44,7 @@ class Gateway:
     settings: Settings
     client: UpstreamClient
     store: Store
-    policy: Policy
+    policies: Policies
     metrics: Metrics
     channel: CaptureChannel | None = None  # None: capture by log-probs only
     grader: Grader | None = None  # None: shadows are scored by gold and agreement alone
@@ -62,7 +62,7 @@ class Gateway:
     def __post_init__(self) -> None:
         self.fuses = Fuses(
             records=self.store.fuses,
-            policies=lambda: (self.policy,),
+            policies=self.policies.in_force,
             metrics=self.metrics.fuses,
             interval_seconds=self.settings.gate.fuse_interval_seconds,
         )
@@ -82,11 +82,6 @@ class Gateway:
         self.client.on_lost = self.watch.lost
         if self.channel is not None:
             self.channel.on_doubt = self.watch.suspect
-
-    @property
-    def mode(self) -> Mode:
-        """What the gate may do: the setting, where it is given, else the policy's own mode."""
-        return self.settings.gate.mode or self.policy.mode
 
     async def capabilities(self) -> Capabilities:
         """What the upstream can do, as far as is known; for the whole of one turn."""
@@ -112,10 +107,10 @@ class Gateway:
             _log.warning("upstream.limited %s", problem)
         self.metrics.set_upstream(found.model, found.estimator or "none")
 
-    def mode_for(self, wished: str | None) -> Mode:
-        """The mode of one request: the client's wish where the operator allows it."""
+    def wished_mode(self, wished: str | None) -> Mode | None:
+        """The client's wish for one request, where the operator allows it; None: it has none."""
         if wished is None:
-            return self.mode
+            return None
         if not self.settings.gate.allow_mode_header:
             raise RequestError(
                 f"this gateway does not let clients choose with {MODE_HEADER};"

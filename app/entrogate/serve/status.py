@@ -13,6 +13,7 @@ from entrogate.errors import EntrogateError
 from entrogate.serve.access import caller_of
 from entrogate.serve.drain import Drain
 from entrogate.serve.gateway import Gateway
+from entrogate.serve.policies import Policies
 from entrogate.upstream.handshake import ask_identity
 from entrogate.upstream.managed import ManagedVllm
 
@@ -63,8 +64,7 @@ class Checks:
     async def _look(self) -> tuple[int, dict[str, Any]]:
         gateway = self._gateway
         report: dict[str, Any] = {
-            "policy": {"name": gateway.policy.name, "version": gateway.policy.version},
-            "mode": gateway.mode,
+            **_in_force(gateway.policies),
             "store": {"queue": gateway.store.queue_depth, "deferred": gateway.store.deferred},
         }
         if self._managed is not None:
@@ -95,6 +95,25 @@ class Checks:
             "problems": found.problems(),
         }
         return 200, {"status": "ready"} | report
+
+
+def _in_force(policies: Policies) -> dict[str, Any]:
+    """The policies in force, and why they are not those of the files."""
+    main, trial = policies.main, policies.arms.trial
+    found: dict[str, Any] = {
+        "policy": {"name": main.name, "version": main.version},
+        "mode": policies.mode_of(main),
+    }
+    if trial is not None:
+        found["trial"] = {
+            "name": trial.name,
+            "version": trial.version,
+            "mode": policies.mode_of(trial),
+            "share": policies.arms.share,
+        }
+    if policies.problem is not None:
+        found["policy_problem"] = policies.problem
+    return found
 
 
 @status_routes.get("/metrics", response_class=PlainTextResponse)

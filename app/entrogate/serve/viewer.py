@@ -131,7 +131,7 @@ async def trajectory(request: Request) -> Response:
 async def policy(request: Request) -> Response:
     """What another policy would have decided of the latest calls."""
     if request.method == "GET":
-        shown = _gateway(request).policy.model_dump(mode="json", exclude_unset=True)
+        shown = _gateway(request).policies.main.model_dump(mode="json", exclude_unset=True)
         text = json.dumps(shown, indent=2, ensure_ascii=False)
         return _html("policy.html", request, text=text, problem=None, report=None, cut=False)
     text = (await _form(request)).get("policy", "")

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection, Row, Select, select
 
 from entrogate.store.codec import load_segment
-from entrogate.store.schema import calls, turns
+from entrogate.store.schema import calls, trajectories, turns
 from entrogate.types import Action, TurnHead, TurnRecord
 
 K = TypeVar("K", bound=Hashable)
@@ -90,6 +90,7 @@ def head_of_record(record: TurnRecord, turn_index: int, branch_index: int) -> Tu
         capture_complete=record.complete,
         has_calls=has_calls(record),
         weight_version=record.weight_version,
+        policy_version=record.policy_version,
     )
 
 
@@ -110,37 +111,41 @@ _HEAD = (
     turns.c.capture_gap,
     turns.c.has_calls,
     turns.c.weight_version,
+    trajectories.c.policy_version,
 )
+_TURNS = turns.join(trajectories, trajectories.c.id == turns.c.trajectory_id)
+_CALLS = _TURNS.join(calls, calls.c.turn_id == turns.c.id)
 
 
 def read_head_of_call(connection: Connection, call_id: str) -> TurnHead | None:
     """The turn that made the call ``call_id``; None where it is not stored."""
-    query = select(*_HEAD).join(calls, calls.c.turn_id == turns.c.id)
+    query = select(*_HEAD).select_from(_CALLS)
     return _first(connection, query.where(calls.c.id == call_id))
 
 
 def read_heads_of_calls(connection: Connection, call_ids: Sequence[str]) -> dict[str, TurnHead]:
     """The heads of those calls that are stored, by the call's id, in one statement."""
-    query = select(*_HEAD, calls.c.id.label("call_id")).join(calls, calls.c.turn_id == turns.c.id)
+    query = select(*_HEAD, calls.c.id.label("call_id")).select_from(_CALLS)
     rows = connection.execute(query.where(calls.c.id.in_(call_ids)))
     return {row.call_id: _head(row) for row in rows}
 
 
 def read_head_of_turn(connection: Connection, turn_id: str) -> TurnHead | None:
     """The turn ``turn_id`` as a head; None where it is not stored."""
-    return _first(connection, select(*_HEAD).where(turns.c.id == turn_id))
+    return _first(connection, select(*_HEAD).select_from(_TURNS).where(turns.c.id == turn_id))
 
 
 def read_head_of_fingerprint(connection: Connection, fingerprint: bytes) -> TurnHead | None:
     """The latest turn with this history."""
-    query = select(*_HEAD).where(turns.c.fingerprint == fingerprint)
+    query = select(*_HEAD).select_from(_TURNS).where(turns.c.fingerprint == fingerprint)
     latest = (turns.c.created_at.desc(), turns.c.turn_index.desc())
     return _first(connection, query.order_by(*latest).limit(1))
 
 
 def read_head_of_trajectory(connection: Connection, trajectory_id: str) -> TurnHead | None:
     """The latest turn that did not break off."""
-    query = select(*_HEAD).where(turns.c.trajectory_id == trajectory_id, turns.c.error.is_(None))
+    query = select(*_HEAD).select_from(_TURNS)
+    query = query.where(turns.c.trajectory_id == trajectory_id, turns.c.error.is_(None))
     return _first(connection, query.order_by(turns.c.turn_index.desc()).limit(1))  # clocks jump
 
 
@@ -162,4 +167,5 @@ def _head(row: Row[*tuple[Any, ...]]) -> TurnHead:
         capture_complete=row.capture_gap is None,
         has_calls=row.has_calls,
         weight_version=row.weight_version,
+        policy_version=row.policy_version,
     )

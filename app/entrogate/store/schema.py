@@ -27,7 +27,7 @@ from sqlalchemy import (
 SCHEMA_VERSION = 1
 """Stored with every trajectory and turn: what the columns of that record mean."""
 
-REVISION = "0010"
+REVISION = "0011"
 """The newest migration this code knows (a test compares it with the scripts)."""
 
 metadata = MetaData(
@@ -82,6 +82,8 @@ trajectories = Table(
     Column("incomplete_reason", Text),
     Column("outcome", Double),
     Column("sequence", BigInteger, nullable=False, server_default="0"),
+    Column("policy_version", Text, nullable=False, server_default=""),
+    Column("policy_changes", Integer, nullable=False, server_default="0"),
     Index(None, "sequence", "id"),
     Index(None, "created_at", "id"),
     Index(None, "task_id", "created_at", "id"),
@@ -206,6 +208,18 @@ policies = Table(
     Column("mode", Text, nullable=False),
     Column("content", Text, nullable=False),
     Column("created_at", Double, nullable=False),
+)
+
+# What an admin ordered for an arm, over what the gateways' settings give (gate.arms.Order).
+policy_orders = Table(
+    "policy_orders",
+    metadata,
+    Column("arm", Text, primary_key=True),
+    Column("schema_version", Integer, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("instead_of", Text, nullable=False),
+    Column("ordered_at", Double, nullable=False),
 )
 
 feedback = Table(

@@ -28,6 +28,7 @@ from entrogate.store.heads import (
     read_head_of_trajectory,
     read_heads_of_calls,
 )
+from entrogate.store.policies import PolicyRecords
 from entrogate.store.read.conversation import Conversation, read_answer, read_conversation
 from entrogate.store.read.decisions import (
     DecidedTurn,
@@ -89,6 +90,7 @@ class Store:
         )
         self.shadows = ShadowStore(write=self._write, read=self._read)
         self.fuses = FuseRecords(write=self._write, read=self._read)
+        self.policies = PolicyRecords(shared=database.shared, write=self._write, read=self._read)
         self._watching = AsyncExitStack()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="entrogate-read")
 

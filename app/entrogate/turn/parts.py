@@ -6,7 +6,6 @@ import random
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
-from entrogate.gate.policy import Policy
 from entrogate.observe.metrics import Metrics
 from entrogate.store import Store
 from entrogate.upstream.captures import CaptureChannel
@@ -28,11 +27,6 @@ class Parts(Protocol):
     @property
     def store(self) -> Store:
         """Where turns are committed and looked up."""
-        ...
-
-    @property
-    def policy(self) -> Policy:
-        """The policy in force; a turn keeps the one that it began with."""
         ...
 
     @property

@@ -144,6 +144,7 @@ def _record(
         sequence_hash=digest.digest(),
         replayed=not final,
         weight_version=_weight_version(turn, leg),
+        policy_version=turn.judge.policy.version,
         metadata=turn.request.metadata,
         error=leg.error,
         key_id=turn.key_id,

@@ -187,7 +187,9 @@ class Session:
         with turn.guard.around("metrics"):
             called = turn.judge.earlier.last_called()
             for record in records:
-                metrics.record_turn(record, mode=turn.judge.mode, called=called)
+                metrics.record_turn(
+                    record, mode=turn.judge.mode, policy=turn.judge.policy.name, called=called
+                )
             metrics.observe_gate(turn.judge.seconds)
             turn.judge.seconds = 0.0
 

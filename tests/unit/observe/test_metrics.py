@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from entrogate import __version__
 from entrogate.observe import Metrics
+from entrogate.observe.metrics import PolicyInForce
 from entrogate.types import (
     Action,
     CallRecord,
@@ -248,13 +249,15 @@ def test_faults_are_there_before_they_happen():
 
 def test_what_is_running_has_one_sample_each():
     metrics = Metrics()
-    metrics.set_policy("observe", "v1", Mode.OBSERVE)
-    metrics.set_policy("strict", "v2", Mode.ENFORCE)
+    for name, version, mode in (("observe", "v1", Mode.OBSERVE), ("strict", "v2", Mode.ENFORCE)):
+        only = PolicyInForce(arm="main", name=name, version=version, mode=mode, share=1.0)
+        metrics.set_policies([only])
     metrics.set_upstream("old", "topk")
     metrics.set_upstream("new", "exact")
     seen = samples(metrics)
     infos = {key[1:] for key in seen if key[0] == "entrogate_policy_info"}
-    assert infos == {("enforce", "strict", "v2")}
+    assert infos == {("main", "enforce", "strict", "v2")}
+    assert seen["entrogate_policy_share", "main", "strict", "v2"] == 1.0
     assert {k[1:] for k in seen if k[0] == "entrogate_upstream_info"} == {("exact", "new")}
     assert seen["entrogate_build_info", __version__] == 1
 

@@ -20,7 +20,6 @@ from entrogate.store.admin.audit import (
     AuditPage,
     Deed,
     note,
-    note_policy,
     read_audit,
 )
 from entrogate.store.admin.erasure import (
@@ -90,10 +89,6 @@ class Administration:
     async def note(self, *deeds: Deed) -> None:
         """Add to the audit."""
         await self._write(lambda connection: note(connection, *deeds))
-
-    async def note_policy(self, version: str, name: str, mode: str) -> None:
-        """Add to the audit that this policy decides, where that is news."""
-        await self._write(lambda connection: note_policy(connection, version, name, mode))
 
     async def audit(
         self, wanted: AuditFilter, *, limit: int = 50, before: int | None = None

@@ -40,6 +40,9 @@ class Act(StrEnum):
     POLICY = "policy.use"
     BLOW_FUSE = "fuse.blow"
     ARM_FUSE = "fuse.arm"
+    TRIAL = "policy.trial"
+    PROMOTE = "policy.promote"
+    WITHDRAW = "policy.withdraw"
     CREATE_KEY = "key.create"
     REVOKE_KEY = "key.revoke"
 
@@ -140,13 +143,26 @@ def read_audit(
     return AuditPage(entries=entries[:limit], next_before=entries[limit - 1].id if more else None)
 
 
-def note_policy(connection: Connection, version: str, name: str, mode: str) -> None:
-    """Add that this policy decides from now on, unless the latest entry says so already."""
+def note_policies(connection: Connection, main: Deed, trial: Deed | None) -> None:
+    """Add which policies decide from now on, so far as the latest entries do not say so already.
+
+    ``trial``: None where no policy is on trial, of which `main`'s actor is then the cause.
+    """
+    said = _latest(connection, Act.POLICY, Act.PROMOTE)
+    if said is None or said[1:] != (main.target, main.row()["detail"]):
+        note(connection, main)
+    said = _latest(connection, Act.TRIAL, Act.WITHDRAW, Act.PROMOTE)
+    if trial is not None:
+        if said != (trial.action.value, trial.target, trial.row()["detail"]):
+            note(connection, trial)
+    elif said is not None and said[0] == Act.TRIAL.value:
+        note(connection, Deed(actor=main.actor, action=Act.WITHDRAW, target=said[1]))
+
+
+def _latest(connection: Connection, *acts: Act) -> tuple[str, str, str | None] | None:
+    """Action, target and detail (JSON) of the latest entry of these."""
     columns = audit.c
-    latest = select(columns.target, columns.detail).where(columns.action == Act.POLICY.value)
-    row = connection.execute(latest.order_by(columns.id.desc()).limit(1)).first()
-    deed = Deed(
-        actor=GATEWAY, action=Act.POLICY, target=version, detail={"name": name, "mode": mode}
-    )
-    if row is None or (row.target, row.detail) != (version, deed.row()["detail"]):
-        note(connection, deed)
+    query = select(columns.action, columns.target, columns.detail)
+    query = query.where(columns.action.in_([act.value for act in acts]))
+    row = connection.execute(query.order_by(columns.id.desc()).limit(1)).first()
+    return None if row is None else (row.action, row.target, row.detail)

@@ -46,6 +46,8 @@ class TrajectorySummary:
     incomplete_reason: str | None  # None: complete
     outcome: float | None  # in [0, 1]; None: no feedback yet
     sequence: int  # of the commit that changed it last
+    policy_version: str  # of its latest turn; "": an earlier release recorded it
+    policy_changes: int  # times that it went on under another policy
     complete: bool
 
 

@@ -142,6 +142,8 @@ def trajectory_row(record: TurnRecord, place: Place, sequence: int) -> Row:
         "wasted_tokens": record.wasted_tokens,
         "incomplete_reason": _incomplete(record, place),
         "sequence": sequence,
+        "policy_version": record.policy_version,
+        "policy_changes": 0,
     }
 
 
@@ -163,4 +165,7 @@ def merge(first: Row, second: Row) -> Row:
     merged["updated_at"] = max(first["updated_at"], second["updated_at"])
     for name in ("incomplete_reason", "mode", "task_id", "metadata"):
         merged[name] = second[name] if first[name] is None else first[name]
+    changed = first["policy_version"] != second["policy_version"]
+    merged["policy_version"] = second["policy_version"]
+    merged["policy_changes"] = first["policy_changes"] + second["policy_changes"] + changed
     return first | merged

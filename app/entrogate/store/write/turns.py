@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Insert,
+    Integer,
     Select,
     Text,
     bindparam,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     cast,
     exists,
     func,
+    literal_column,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -273,4 +275,9 @@ def _upsert(insert: Any) -> Insert:
         update[name] = case((added[name] > stored[name], added[name]), else_=stored[name])
     for name in ("incomplete_reason", "mode", "task_id", "metadata"):
         update[name] = func.coalesce(stored[name], added[name])
+    # As parameters the two numbers would have no value.
+    one, zero = literal_column("1", Integer), literal_column("0", Integer)
+    changed = case((stored.policy_version != added.policy_version, one), else_=zero)
+    update["policy_version"] = added.policy_version
+    update["policy_changes"] = stored.policy_changes + added.policy_changes + changed
     return new.on_conflict_do_update(index_elements=["id"], set_=update)

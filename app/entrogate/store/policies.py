@@ -1,0 +1,34 @@
+"""The policies of an open store: which are kept, which are in force by an admin's order."""
+
+from __future__ import annotations
+
+from entrogate.gate.arms import Arm, Order
+from entrogate.store.admin.administration import Run
+from entrogate.store.read.decisions import read_policy
+from entrogate.store.read.policies import KeptPolicy, read_versions
+from entrogate.store.write.policies import PolicyChange, put_in_force, read_orders
+
+
+class PolicyRecords:
+    """``shared``: other gateways may order something on the same store."""
+
+    def __init__(self, *, shared: bool, write: Run, read: Run) -> None:
+        self.shared = shared
+        self._write = write
+        self._read = read
+
+    async def put_in_force(self, change: PolicyChange) -> None:
+        """Store the change; StoreError when it is not stored."""
+        await self._write(lambda connection: put_in_force(connection, change))
+
+    async def orders(self) -> dict[Arm, Order]:
+        """What admins ordered, by arm."""
+        return await self._read(read_orders)
+
+    async def versions(self) -> list[KeptPolicy]:
+        """All versions that are kept, the latest first."""
+        return await self._read(read_versions)
+
+    async def text(self, version: str) -> str | None:
+        """The policy of this version as YAML (JSON, which is YAML); None where it is not kept."""
+        return await self._read(lambda connection: read_policy(connection, version))
