@@ -33,7 +33,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _PRIOR = 0.5  # both parameters: Jeffreys' prior, whose regret is ½ ln n whatever the rate
-_STRETCH = 64  # a sequence begins with every so many outcomes
+STRETCH = 64
+"""A sequence of its own begins with every so many outcomes."""
+
 _STRETCHES = 256  # of the latest of them: what is older than 16,384 outcomes counts as a whole
 _BISECTIONS = 60
 _FRACTION_TERMS = 100_000
@@ -98,11 +100,11 @@ def watch(outcomes: Sequence[bool], delta: float) -> Watched:
 def _stretches(outcomes: Sequence[bool]) -> Iterator[tuple[int, int, float]]:
     """Where each but the whole begins, its losses and its share of δ; with ½ for the whole all
     shares together are at most 1."""
-    n_starts = max(0, len(outcomes) - 1) // _STRETCH
+    n_starts = max(0, len(outcomes) - 1) // STRETCH
     losses, end = 0, len(outcomes)
     for i in range(n_starts, max(0, n_starts - _STRETCHES), -1):
-        losses += sum(outcomes[i * _STRETCH : end])
-        end = i * _STRETCH
+        losses += sum(outcomes[i * STRETCH : end])
+        end = i * STRETCH
         yield end, losses, 0.5 / (i * (i + 1))  # 1/(i(i+1)) sums to 1 over all i >= 1
 
 

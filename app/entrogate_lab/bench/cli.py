@@ -1,4 +1,4 @@
-"""``entrogate bench``: the gateway's overhead, the gate against other ways to decide, an export."""
+"""``entrogate bench``: the gateway's overhead, the gate against other ways to decide, and more."""
 
 from __future__ import annotations
 
@@ -183,6 +183,32 @@ def train(
     )
     click.echo(
         "ratio to TRL (lowest, median, highest): {:.2f}, {:.2f}, {:.2f}".format(*result["ratio"])
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@bench.command("fuse")
+@click.option("--streams", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--length", type=click.IntRange(min=1001), default=2000, show_default=True)
+@click.option("--max-loss", type=click.FloatRange(0, 1, True, True), default=0.05)
+@click.option("--delta", type=click.FloatRange(0, 1, True, True), default=0.1)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def fuse(
+    *,
+    streams: int,
+    length: int,
+    max_loss: float,
+    delta: float,
+    seed: int,
+    json_file: Path | None,
+) -> None:
+    """False alarms of the fuse, and audits until it blows after a shift, by simulation."""
+    from entrogate_lab.bench.fuse import measure
+
+    result = measure(
+        streams=streams, length=length, limit=max_loss, delta=delta, seed=seed, say=click.echo
     )
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")

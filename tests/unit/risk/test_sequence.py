@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from entrogate.risk.sequence import exceeds, log_evidence, rate_bounds, watch
+from entrogate_lab.bench import fuse
 
 DELTA = 0.1
 LIMIT = 0.05
@@ -111,33 +112,12 @@ def test_bad_counts_and_rates() -> None:
             log_evidence(1, 2, rate)
 
 
-def fewest_losses(length: int, delta: float) -> NDArray[np.int64]:
-    """After 1 … ``length`` outcomes, the fewest losses that raise the alarm."""
-    fewest, found = 0, list[int]()
-    for n in range(1, length + 1):  # it never falls as n grows: every gain is evidence against
-        while fewest <= n and not exceeds(fewest, n, LIMIT, delta):
-            fewest += 1
-        found.append(fewest)
-    return np.array(found)
-
-
 def drawn(rates: NDArray[np.float64], seed: int) -> NDArray[np.bool_]:
     return np.random.default_rng(seed).random(rates.shape) < rates
 
 
 def alarms(losses: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """When `watch` puts its lower bound above LIMIT, 0 where it never does; a row a stream.
-
-    For all streams at once: one table of critical counts for each stretch.
-    """
-    sums = losses.cumsum(axis=1)
-    length = losses.shape[1]
-    above = sums >= fewest_losses(length, DELTA / 2)
-    for i in range(1, (length - 1) // 64 + 1):
-        start = 64 * i
-        since = sums[:, start:] - sums[:, start - 1 : start]
-        above[:, start:] |= since >= fewest_losses(length - start, DELTA / 2 / (i * (i + 1)))
-    return np.where(above.any(axis=1), above.argmax(axis=1) + 1, 0)
+    return fuse.alarms(losses, LIMIT, DELTA)
 
 
 def test_the_simulated_alarms_are_those_of_the_watch() -> None:
@@ -198,7 +178,7 @@ def test_a_long_good_time_does_not_hide_a_shift() -> None:
     rates = constant(0.15)
     rates[:, :1000] = 0.02
     losses = drawn(rates, seed=17)
-    whole = losses.cumsum(axis=1) >= fewest_losses(LENGTH, DELTA)
+    whole = losses.cumsum(axis=1) >= fuse.fewest_losses(LENGTH, LIMIT, DELTA)
     by_all = np.where(whole.any(axis=1), whole.argmax(axis=1) + 1, LENGTH)
     assert np.median(by_all) - 1000 > 400
     assert np.median(alarms(losses)) - 1000 < 250
