@@ -77,8 +77,9 @@ COMMANDS: Mapping[str, LazyCommand] = {
     ),
     "policy": LazyCommand(
         target="entrogate.gate.cli:policy",
-        help="Check a policy file, replay one over the store, show those that were in force.",
+        help="Check, replay or evaluate a policy over the store, show those that were in force.",
         children={
+            "evaluate": "entrogate.calibrate.evaluate_cli:evaluate_command",
             "replay": "entrogate.store.read.cli:replay",
             "versions": "entrogate.store.read.policies_cli:versions",
             "show": "entrogate.store.read.policies_cli:show",

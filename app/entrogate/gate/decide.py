@@ -54,6 +54,15 @@ def decide_turn(policy: Policy, mode: Mode, features: Sequence[Features]) -> tup
     )
 
 
+def probabilities(policy: Policy, mode: Mode, features: Sequence[Features]) -> dict[Action, float]:
+    """What may be done with the calls of a turn, and how probable each is over the draw.
+
+    The draw among ``features`` counts for nothing. Probabilities of 0 are left out.
+    """
+    found = {action: _propensity(policy, mode, features, action) for action in Action}
+    return {action: p for action, p in found.items() if p > 0.0}
+
+
 def sub_draw(draw: float, label: str) -> float:
     """A number in [0, 1) made from ``draw`` and ``label``; independent for different labels."""
     digest = hashlib.blake2b(struct.pack("<d", draw) + label.encode(), digest_size=8).digest()
@@ -113,7 +122,7 @@ def _flip_probability(policy: Policy, mode: Mode, turn: _Outcome) -> float:
 def _propensity(policy: Policy, mode: Mode, features: Sequence[Features], applied: Action) -> float:
     """Probability of ``applied`` over the draw."""
     if mode is Mode.OBSERVE:
-        return 1.0
+        return float(applied is Action.ALLOW)
     steps = _steps(policy, features)
     total = 0.0
     for low, high in itertools.pairwise(steps):

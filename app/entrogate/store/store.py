@@ -38,6 +38,7 @@ from entrogate.store.read.decisions import (
 )
 from entrogate.store.read.harvest import Harvest, HarvestOptions
 from entrogate.store.read.listing import Page, list_trajectories
+from entrogate.store.read.logged import LoggedTrajectory, iter_logged
 from entrogate.store.read.overview import read_overview
 from entrogate.store.read.paired import PairedTrajectory, iter_paired
 from entrogate.store.read.rows import Overview, Trajectory
@@ -326,6 +327,10 @@ class Store:
     def iter_paired(self, wanted: TrajectoryFilter = EVERY) -> Iterator[PairedTrajectory]:
         """Every trajectory with calls, beside its shadows. Blocks."""
         return iter_paired(self._database, wanted)
+
+    def iter_logged(self, wanted: TrajectoryFilter = EVERY) -> Iterator[LoggedTrajectory]:
+        """Every trajectory with its decisions and what they cost, by id. Blocks."""
+        return iter_logged(self._database, wanted)
 
     def settled(self, options: HarvestOptions) -> Harvest:
         """Trajectories that have settled, in the order of commits. Iterating over it blocks."""

@@ -84,13 +84,14 @@ def _decided(connection: Connection, page: Subquery, *order: Any) -> list[Decide
             trajectory_id=turn_rows[0].trajectory_id,
             turn_id=turn_id,
             turn_index=turn_rows[0].turn_index,
-            calls=tuple(_decided_call(row) for row in turn_rows),
+            calls=tuple(decided_call(row) for row in turn_rows),
         )
         for turn_id, turn_rows in grouped.items()
     ]
 
 
-def _decided_call(row: Row[*tuple[Any, ...]]) -> DecidedCall:
+def decided_call(row: Row[*tuple[Any, ...]]) -> DecidedCall:
+    """The call of this row of `calls`. ValueError where its features cannot be read."""
     return DecidedCall(
         call_id=row.id,
         name=row.name,

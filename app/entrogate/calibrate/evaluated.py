@@ -1,0 +1,121 @@
+"""What `entrogate policy evaluate` finds, as values and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, cast
+
+from entrogate.calibrate.by_shadows import Compared
+from entrogate.calibrate.by_weights import Estimates, Support
+from entrogate.risk.offpolicy import Estimate
+from entrogate.types import Mode
+
+SCHEMA_VERSION = 1
+LEAST_EFFECTIVE = 50.0
+
+
+class LeftOut(StrEnum):
+    """Why a trajectory belongs to no log; the first reason that holds."""
+
+    OTHER = "other_model"  # not the model or the weights that were asked for
+    UNREADABLE = "unreadable"  # decisions that are none: features, propensities, durations
+    BROKEN_OFF = "broken_off"  # a turn failed, or was not recorded
+    MIXED_WEIGHTS = "mixed_weights"  # several models or weights answered it
+    MIXED_MODES = "mixed_modes"  # some of its calls were enforced, some explored
+    ENFORCED = "enforced"  # all of its calls were: nothing was left to chance
+    CONTRADICTORY = "contradictory_outcomes"  # feedback calls it right and wrong
+    NO_CALLS = "no_calls"  # observed, and no call was proposed
+    NO_SHADOW = "no_shadow"  # observed, and a call that the policy suppresses has no shadow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is asked: the mode in which the policy is to run, and how sure to be."""
+
+    mode: Mode = Mode.ENFORCE
+    confidence: float = 0.95
+    least_effective: float = LEAST_EFFECTIVE
+    model: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explored:
+    """What an explored log says. ``refused`` is why it says nothing, with what it would take."""
+
+    n: int
+    n_outcomes: int
+    effective: float
+    support: Support
+    estimates: dict[str, Estimates]
+    refused: str | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What observed trajectories with shadows say; ``refused`` is why that is nothing."""
+
+    n: int
+    n_outcomes: int
+    compared: dict[str, Compared]
+    shares: dict[str, Estimate]
+    refused: str | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfModel:
+    """The logs of one model under one version of its weights; None: there is no such log."""
+
+    model: str
+    weights: str
+    explored: Explored | None
+    observed: Observed | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What `evaluate` found, by model."""
+
+    policy: str
+    version: str
+    mode: Mode
+    confidence: float
+    models: list[OfModel] = field(default_factory=list[OfModel])
+    left_out: Counter[LeftOut] = field(default_factory=Counter[LeftOut])
+
+    @property
+    def answered(self) -> bool:
+        """Did any log say anything?"""
+        return any(
+            log is not None and log.refused is None
+            for each in self.models
+            for log in (each.explored, each.observed)
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For other programs; a number that is not known is null."""
+        return _plain(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "policy": self.policy,
+                "policy_version": self.version,
+                "mode": self.mode.value,
+                "confidence": self.confidence,
+                "models": [asdict(each) for each in self.models],
+                "left_out": {reason.value: count for reason, count in self.left_out.items()},
+            }
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        named = cast("dict[str, Any]", value)
+        return {name: _plain(each) for name, each in named.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(each) for each in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
