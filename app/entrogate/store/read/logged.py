@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, select
 
-from entrogate.store.codec import unpack_floats, unpack_ints
 from entrogate.store.database import Database
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.read.decisions import DecidedCall, decided_call
+from entrogate.store.read.paired import AnyRow, grouped, shadow_capture
 from entrogate.store.schema import calls, feedback, shadows, trajectories, turns
-from entrogate.types import Capture, Estimator
-
-AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
+from entrogate.types import Capture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +94,12 @@ def _read(
     )
     rows = connection.execute(query).all()
     ids = [row.id for row in rows]
-    own = _grouped(connection, _turns(ids), "trajectory_id")
-    decided = _grouped(connection, _calls(ids), "turn_id")
-    beside = _grouped(connection, _shadows(ids), "turn_id")
+    own = grouped(connection, _turns(ids), "trajectory_id")
+    decided = grouped(connection, _calls(ids), "turn_id")
+    beside = grouped(connection, _shadows(ids), "turn_id")
     told = select(feedback.c.trajectory_id, feedback.c.score)
     told = told.where(feedback.c.trajectory_id.in_(ids)).order_by(feedback.c.id)
-    scores = _grouped(connection, told, "trajectory_id")
+    scores = grouped(connection, told, "trajectory_id")
     found: list[LoggedTrajectory] = []
     for row in rows:
         fault, made = None, ()
@@ -140,13 +137,6 @@ def _shadows(ids: Sequence[str]) -> Any:
     return select(shadows).where(shadows.c.trajectory_id.in_(ids))
 
 
-def _grouped(connection: Connection, query: Any, column: str) -> dict[str, list[AnyRow]]:
-    groups: defaultdict[str, list[AnyRow]] = defaultdict(list)
-    for row in connection.execute(query):
-        groups[getattr(row, column)].append(row)
-    return groups
-
-
 def _turn(
     row: AnyRow, decided: dict[str, list[AnyRow]], beside: dict[str, list[AnyRow]]
 ) -> LoggedTurn:
@@ -172,20 +162,5 @@ def _shadow(row: AnyRow) -> LoggedShadow:
         n_tokens=row.n_tokens,
         duration_seconds=row.duration_seconds,
         ended=row.finish_reason is not None and row.finish_reason != "length",
-        capture=_capture(row) if row.capture_gap is None else None,
-    )
-
-
-def _capture(row: AnyRow) -> Capture:
-    lower = unpack_floats(row.entropy_lower)
-    return Capture(
-        token_ids=unpack_ints(row.token_ids),
-        logprobs=unpack_floats(row.logprobs),
-        entropy_lower=lower,
-        entropy_upper=lower if row.entropy_upper is None else unpack_floats(row.entropy_upper),
-        margin=unpack_floats(row.margin),
-        tail_mass=unpack_floats(row.tail_mass),
-        p_tool_call=unpack_floats(row.p_tool_call),
-        estimator=Estimator(row.estimator),
-        top_k=row.top_k,
+        capture=shadow_capture(row) if row.capture_gap is None else None,
     )

@@ -139,10 +139,10 @@ class _Parts:
         told = told.where(feedback.c.trajectory_id.in_(ids)).order_by(feedback.c.id)
         beside = select(shadows).where(shadows.c.trajectory_id.in_(ids))
         return cls(
-            turns=_grouped(connection, own, "trajectory_id"),
-            calls=_grouped(connection, called, "turn_id"),
-            shadows=_grouped(connection, beside, "turn_id"),
-            feedback=_grouped(connection, told, "trajectory_id"),
+            turns=grouped(connection, own, "trajectory_id"),
+            calls=grouped(connection, called, "turn_id"),
+            shadows=grouped(connection, beside, "turn_id"),
+            feedback=grouped(connection, told, "trajectory_id"),
             served=list(connection.execute(select(models).order_by(models.c.sequence)).all()),
         )
 
@@ -184,7 +184,8 @@ class _Parts:
         )
 
 
-def _grouped(connection: Connection, query: Any, column: str) -> dict[str, list[AnyRow]]:
+def grouped(connection: Connection, query: Any, column: str) -> dict[str, list[AnyRow]]:
+    """The rows of ``query`` by the value in ``column``, in their order."""
     groups: defaultdict[str, list[AnyRow]] = defaultdict(list)
     for row in connection.execute(query):
         groups[getattr(row, column)].append(row)
@@ -197,11 +198,12 @@ def _shadow(row: AnyRow) -> StoredShadow:
         score=row.score,
         judged_by=row.judged_by,
         ended=row.finish_reason is not None and row.finish_reason != "length",
-        capture=_capture(row) if row.capture_gap is None else None,
+        capture=shadow_capture(row) if row.capture_gap is None else None,
     )
 
 
-def _capture(row: AnyRow) -> Capture:
+def shadow_capture(row: AnyRow) -> Capture:
+    """What was captured of the shadow in this row of `shadows`."""
     lower = unpack_floats(row.entropy_lower)
     return Capture(
         token_ids=unpack_ints(row.token_ids),
