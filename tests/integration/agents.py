@@ -41,6 +41,7 @@ class Agent:
     door: str
     tool: Callable[[str, str], str]
     stream: bool = False
+    stored: bool = False  # Responses: each request names the one before and sends what is new
     remember: Callable[[str], str] = lambda call_id: call_id
     calls: list[str] = field(default_factory=list[str])
     decided: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
@@ -55,7 +56,7 @@ class Agent:
             headers, text, calls = await self._ask()
             if not calls:
                 break
-            self._go_on([self.tool(name, entity) for _, name, entity in calls])
+            self._go_on([(call_id, self.tool(name, entity)) for call_id, name, entity in calls])
             self.calls += [entity for _, _, entity in calls]
         else:
             raise AssertionError("the agent never stopped")
@@ -120,12 +121,15 @@ class Agent:
         return text, [(use["id"], use["name"], _entity(use["input"])) for use in uses]
 
     def _take_response(self, answer: Json) -> tuple[str, list[tuple[str, str, str]]]:
-        if isinstance(self.body["input"], str):
+        if self.stored:
+            self.body |= {"input": [], "previous_response_id": answer["id"]}
+        elif isinstance(self.body["input"], str):
             self.body["input"] = [{"role": "user", "content": self.body["input"]}]
         items = [item for item in answer["output"] if item["type"] == "function_call"]
         for item in items:
             item["call_id"] = self.remember(item["call_id"])
-        self._add("input", *answer["output"])
+        if not self.stored:
+            self._add("input", *answer["output"])
         texts = [item for item in answer["output"] if item["type"] == "message"]
         text = "".join(part.get("text", "") for item in texts for part in item["content"])
         return text, [(i["call_id"], i["name"], _entity(json.loads(i["arguments"]))) for i in items]
@@ -133,28 +137,25 @@ class Agent:
     def _add(self, where: str, *items: Json) -> None:
         self.body = {**self.body, where: [*self.body[where], *items]}
 
-    def _go_on(self, results: list[str]) -> None:
-        """Send ``results`` with the next request, one for each call of the last answer."""
+    def _go_on(self, results: list[tuple[str, str]]) -> None:
+        """Send ``results`` with the next request, each with the id of its call."""
         if self.door == "chat":
-            calls = self.body["messages"][-1]["tool_calls"]
-            for call, said in zip(calls, results, strict=True):
-                self._add("messages", {"role": "tool", "tool_call_id": call["id"], "content": said})
+            for call_id, said in results:
+                self._add("messages", {"role": "tool", "tool_call_id": call_id, "content": said})
         elif self.door == "messages":
-            uses = [b for b in self.body["messages"][-1]["content"] if b["type"] == "tool_use"]
             blocks = [
                 {
                     "type": "tool_result",
-                    "tool_use_id": use["id"],
+                    "tool_use_id": call_id,
                     "content": said.removeprefix(FAILED),
                     "is_error": said.startswith(FAILED),
                 }
-                for use, said in zip(uses, results, strict=True)
+                for call_id, said in results
             ]
             self._add("messages", {"role": "user", "content": blocks})
         else:
-            calls = [i for i in self.body["input"] if i.get("type") == "function_call"]
-            for call, said in zip(calls[-len(results) :], results, strict=True):
-                item = {"type": "function_call_output", "call_id": call["call_id"], "output": said}
+            for call_id, said in results:
+                item = {"type": "function_call_output", "call_id": call_id, "output": said}
                 self._add("input", item)
 
 

@@ -49,6 +49,19 @@ async def test_a_loop_stops(start: Start, folder: Path, door: str, stream: bool)
     assert features["circle_rounds"] == 3
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_loop_stops_that_the_client_does_not_repeat(
+    start: Start, folder: Path, stream: bool
+) -> None:
+    """Each request names the one before: the history is the stored one."""
+    gateway = await start(policy=policy_file(folder, **CIRCLE))
+    agent = Agent(gateway, "responses", same, stream, stored=True)
+    said = await agent.run(*[calling("Ada"), calling("Bo", name="search")] * 10)
+    assert said == MASKED
+    assert agent.calls == ["Ada", "Bo", "Ada", "Bo", "Ada"]
+    assert agent.reasons[-1] == "circle"
+
+
 @every_door
 async def test_calls_that_bring_something_new_go_on(
     start: Start, folder: Path, door: str, stream: bool
@@ -173,6 +186,13 @@ async def test_a_near_duplicate_gets_the_earlier_result(start: Start, folder: Pa
     features = replayed["calls"][0]["features"]
     assert (features["repeats"], features["near_repeats"]) == (0, 1)
     assert agent.trajectory["turns"][2]["messages"][-1]["content"] == "lookup of Ada: 0 %"
+
+
+async def test_a_result_that_the_client_cleared_is_not_replayed(start: Start, folder: Path) -> None:
+    gateway = await start(policy=policy_file(folder, **REPLAY))
+    agent = Agent(gateway, "chat", lambda *_: "[Old tool result content cleared]")
+    await agent.run(calling("Ada"), calling("Ada"))
+    assert agent.reasons == ["no_rule", "result_missing"]
 
 
 async def test_parallel_near_duplicates_are_replayed_together(start: Start, folder: Path) -> None:

@@ -1,7 +1,9 @@
-"""Which results of tools were errors: what says so itself, or begins as errors do.
+"""Which results of tools are none: errors, and what a client wrote where a result had been.
 
-The list is short on purpose. A result that is wrongly taken for an error costs one call that is
-made again; an error that is not recognised is replayed like any other result.
+An error is what says so itself, or begins as errors do.
+
+The list of beginnings is short on purpose. A result that is wrongly taken for an error costs one
+call that is made again; an error that is not recognised is replayed like any other result.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ _BEGINS = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _LONGEST_BEGINNING = 2048
+_CLEARED = "[Old tool result content cleared"
 
 
 def is_failure(result: str) -> bool:
@@ -43,3 +46,8 @@ def is_failure(result: str) -> bool:
         return False
     stated = cast("dict[str, Any]", said)  # it begins with a brace
     return bool(stated.get("error")) or any(stated.get(flag) is True for flag in _FLAGS)
+
+
+def is_cleared(result: str) -> bool:
+    """Did the client drop ``result`` to save room, and leave the usual note in its place?"""
+    return result.startswith(_CLEARED)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from entrogate.gate.circles import WINDOW, circle_rounds
-from entrogate.gate.failures import is_failure
+from entrogate.gate.failures import is_cleared, is_failure
 from entrogate.gate.normalise import Normaliser
 from entrogate.gate.schema import OnRepeat, Policy, ToolRule
 from entrogate.wire.history import CallHistory, EarlierCall, call_key
 from entrogate.wire.minted import minted_at
 
 MAX_CALLED_SINCE = 64
+NEAR_WINDOW = 1024  # among so many of the latest calls near-duplicates are looked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +125,11 @@ class Loops:
         if self._table is None or len(self._table.forms) != len(self._history):
             rule, calls = self._policy.rule, self._history.calls
             # The latest calls come first: what is read of them all is bounded.
-            forms = [self._form(rule(call.name), call.key) for call in reversed(calls)]
-            self._table = _Table(calls, forms[::-1])
+            late = [
+                self._form(rule(call.name), call.key) for call in reversed(calls[-NEAR_WINDOW:])
+            ]
+            early = [self._forms.get(call.key, call.key) for call in calls[:-NEAR_WINDOW]]
+            self._table = _Table(calls, early + late[::-1])
         return self._table
 
     def _called_since(
@@ -177,14 +181,18 @@ class Loops:
                 continue
             rule = self._policy.rule(call.name)
             if rule is None or not rule.polling:
-                steps.append((form, call.result))
+                steps.append((form, _result(call)))
                 continue
-            if call.result is None:
-                continue
-            if polled.setdefault(form, call.result) != call.result:
+            result = _result(call)
+            if result is not None and polled.setdefault(form, result) != result:
                 steps.clear()
-                polled[form] = call.result
+                polled[form] = result
         return steps
+
+
+def _result(call: EarlierCall) -> str | None:
+    """The result of ``call``; None where the history does not have it, or not any more."""
+    return None if call.result is None or is_cleared(call.result) else call.result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +215,7 @@ class _Table:
         self._times: list[float | None] | None = None
         for position, form in enumerate(forms):
             self.repeats[form] = self.repeats.get(form, 0) + 1
-            if calls[position].result is not None:
+            if _result(calls[position]) is not None:
                 self.answered[form] = position
 
     def age(self, position: int, now: float) -> float | None:

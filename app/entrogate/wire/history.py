@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 from entrogate.wire.body import to_json
@@ -124,7 +124,7 @@ def _read(messages: Sequence[Json], failed: Container[str]) -> tuple[list[Earlie
     """The `earlier_calls`, and the run of what is called next."""
     canonical = Canonical()
     run, answered_in_text = 0, False
-    calls: list[EarlierCall] = []
+    calls: list[tuple[str, str, bytes, int, int]] = []
     asked: dict[str, _Asked] = {}
     answered: dict[int, Content] = {}
     for turn, message in enumerate(messages):
@@ -139,27 +139,14 @@ def _read(messages: Sequence[Json], failed: Container[str]) -> tuple[list[Earlie
             if call_id:
                 _ask(asked, call_id, turn, len(calls), answered)
             key = call_key(name, arguments, canonical)
-            calls.append(
-                EarlierCall(
-                    call_id=call_id,
-                    name=name,
-                    key=key,
-                    result=None,
-                    turn=turn,
-                    failed=bool(call_id) and call_id in failed,
-                    run=run,
-                )
-            )
+            calls.append((call_id, name, key, turn, run))
         if message.get("role") == "tool" and (
             open_ := asked.get(message.get("tool_call_id") or "")
         ):
             open_.results.append(message.get("content") or "")
     for waiting in asked.values():
         waiting.settle(answered)
-    joined = [
-        call if position not in answered else _with_result(call, answered[position])
-        for position, call in enumerate(calls)
-    ]
+    joined = [_joined(call, answered.get(position), failed) for position, call in enumerate(calls)]
     return joined, run
 
 
@@ -189,8 +176,21 @@ def _ask(
     asked[call_id] = _Asked(turn=turn, positions=[position], results=[])
 
 
-def _with_result(call: EarlierCall, content: Content) -> EarlierCall:
-    return replace(call, result=text_of(content), content=content)
+def _joined(
+    call: tuple[str, str, bytes, int, int], content: Content | None, failed: Container[str]
+) -> EarlierCall:
+    """A call with its result; with ``content`` None there is none."""
+    call_id, name, key, turn, run = call
+    return EarlierCall(
+        call_id=call_id,
+        name=name,
+        key=key,
+        result=None if content is None else text_of(content),
+        turn=turn,
+        content=content,
+        failed=call_id != "" and call_id in failed,
+        run=run,
+    )
 
 
 def last_assistant(messages: Sequence[Json]) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from entrogate.gate.loops import MAX_CALLED_SINCE, Loops, Seen
+from entrogate.gate.loops import MAX_CALLED_SINCE, NEAR_WINDOW, Loops, Seen
 from entrogate.gate.normalise import Normaliser
 from entrogate.gate.schema import Policy
 from entrogate.wire.history import CallHistory
@@ -17,6 +17,7 @@ from entrogate.wire.minted import minted_call
 Json = dict[str, Any]
 NOW = 1_795_000_000.0
 REPLAY: Json = {"on_repeat": "replay"}
+CIRCLE: Json = {"circle": {"rounds": 3}}
 
 
 def rules(tools: Json, **fields: Any) -> Policy:
@@ -146,6 +147,33 @@ def test_failures_by_their_text_and_by_their_mark() -> None:
     assert not talk.look(policy, ("find", 1))[0].result_failed
 
 
+CLEARED = "[Old tool result content cleared]"
+
+
+def test_a_result_that_the_client_cleared_is_none() -> None:
+    policy = rules({"a": REPLAY, "b": {}}, **CIRCLE)
+    talk = Talk().call(("a", 1), results=CLEARED)
+    assert talk.look(policy, ("a", 1))[0].known is None
+    for _ in range(2):
+        talk.call(("b", 2), results=CLEARED).call(("a", 1), results=CLEARED)
+    assert circle(policy, talk, ("b", 2)) == [0]  # nobody knows whether anything was new
+    talk.call(("b", 2), results="late").call(("a", 1), results="news")
+    (seen,) = talk.look(policy, ("a", 1))
+    assert seen.known is not None
+    assert seen.known.result == "news"
+
+
+def test_near_duplicates_are_looked_for_among_the_latest_calls() -> None:
+    policy = rules({"a": {**REPLAY, "normalise": {"case": True}}})
+    talk = Talk().call(("a", "ROME"), results="near").call(("a", "Rome"), results="identical")
+    for number in range(NEAR_WINDOW):
+        talk.call(("a", number))
+    (seen,) = talk.look(policy, ("a", "rome"))
+    assert (seen.near_repeats, seen.known) == (0, None)
+    (seen,) = talk.look(policy, ("a", "Rome"))
+    assert (seen.near_repeats, seen.known and seen.known.result) == (1, "identical")
+
+
 def test_what_was_called_since() -> None:
     policy = rules({"read": REPLAY})
     talk = Talk().call(("write", 0)).call(("read", 1), ("beside", 1)).call(("list", 1))
@@ -173,9 +201,6 @@ def test_of_too_many_tools_those_that_matter_are_kept() -> None:
 
 def circle(policy: Policy, talk: Talk, *calls: tuple[str, Any]) -> list[int]:
     return [seen.circle_rounds for seen in talk.look(policy, *calls)]
-
-
-CIRCLE: Json = {"circle": {"rounds": 3}}
 
 
 def test_a_circle_of_calls_and_results() -> None:

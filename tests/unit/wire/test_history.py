@@ -47,6 +47,40 @@ HISTORY: list[Json] = [
 ]
 
 
+def test_results_that_are_marked_as_errors() -> None:
+    messages = [_calls(_call("a"), _call("b"), _call("")), _result("a", "x"), _result("b", "y")]
+    history = CallHistory.of(messages, {"b", "", "other"})
+    assert [call.failed for call in history] == [False, True, False]
+    assert not any(call.failed for call in earlier_calls(messages))
+
+
+@pytest.mark.parametrize(
+    ("spoken", "runs", "now"),
+    [
+        ("u c r c r", [0, 0], 0),
+        ("u c r a u c r", [0, 1], 1),
+        ("u c r a u", [0], 1),
+        ("u a u a u c r", [2], 2),
+        ("u c r u c r", [0, 0], 0),  # the model has not answered between them
+        ("u c r a", [0], 0),  # what is to be continued
+        ("u c r a a u u c r", [0, 1], 1),
+        ("s u c r a s u c r", [0, 1], 1),
+        ("u a c r", [0], 0),
+    ],
+)
+def test_where_an_agent_began_anew(spoken: str, runs: list[int], now: int) -> None:
+    said = {
+        "s": {"role": "system", "content": "mind"},
+        "u": {"role": "user", "content": "and?"},
+        "a": {"role": "assistant", "content": "so."},
+        "c": _calls(_call("x")),
+        "r": _result("x", "y"),
+    }
+    history = CallHistory.of([said[letter] for letter in spoken.split()])
+    assert [call.run for call in history] == runs
+    assert history.run == now
+
+
 def test_calls_are_joined_with_their_results() -> None:
     a, b, c = earlier_calls(HISTORY)
     assert (a.name, a.result, a.content, a.turn) == ("f", "there", "there", 1)
