@@ -60,7 +60,7 @@ class Plan:
         return fields
 
 
-DIRECT_PLAN = Plan(pools=88, batch_tokens=2560, reasoning=False)
+DIRECT_PLAN = Plan(batch_tokens=2560, reasoning=False)
 """The plan of a model that calls and answers straight away."""
 
 
