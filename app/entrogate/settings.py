@@ -87,12 +87,15 @@ class StoreSettings(_Branch):
 class GateSettings(_Branch):
     """Which policies decide, and whether their decisions are carried out.
 
-    ``fuse_interval_seconds``: how often the audits of a policy with an `audit` are looked at.
+    ``require_calibration``: a turn whose policy is not calibrated for what answers it is only
+    observed. ``fuse_interval_seconds``: how often the audits of a policy with an `audit` are looked
+    at.
     """
 
     policy: str = "observe"  # a bundled name or the path of a YAML file
     mode: Mode | None = None  # overrides the policies' own modes
     allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
+    require_calibration: bool = False
     fuse_interval_seconds: float = Field(default=5.0, gt=0)
     trial_policy: str | None = None  # a second one, for a share of the trajectories that begin
     trial_share: float = Field(default=0.0, ge=0, le=1)

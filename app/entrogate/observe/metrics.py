@@ -20,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
 from entrogate import __version__
+from entrogate.observe.calibration import CalibrationMetrics
 from entrogate.observe.fuses import FuseMetrics
 from entrogate.observe.labels import OTHER, BoundedLabel
 from entrogate.observe.shadows import ShadowMetrics
@@ -80,6 +81,7 @@ class Metrics:
         self._policy_metrics()
         self._request_metrics()
         self.shadows = ShadowMetrics(self._counter, self._gauge)
+        self.calibration = CalibrationMetrics(self._gauge, self._counter)
         self.fuses = FuseMetrics(self._gauge, self._tool)
 
     def _turn_metrics(self) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from entrogate.errors import RequestError, StoreError
+from entrogate.gate.schema import Policy
 from entrogate.model_hashes import ModelHashes
 from entrogate.observe.metrics import Metrics
 from entrogate.segments.spans import Markers
+from entrogate.serve.calibration import Calibrations
 from entrogate.serve.fuses import Fuses
 from entrogate.serve.graders import Grader
 from entrogate.serve.grading import Grading
@@ -58,6 +60,7 @@ class Gateway:
     grading: Grading = field(init=False)
     shadows: Shadows = field(init=False)
     fuses: Fuses = field(init=False)
+    calibrations: Calibrations = field(init=False)
 
     def __post_init__(self) -> None:
         self.fuses = Fuses(
@@ -65,6 +68,13 @@ class Gateway:
             policies=self.policies.in_force,
             metrics=self.metrics.fuses,
             interval_seconds=self.settings.gate.fuse_interval_seconds,
+        )
+        self.calibrations = Calibrations(
+            required=self.settings.gate.require_calibration,
+            policies=self.policies.in_force,
+            mode_of=self.policies.mode_of,
+            stable_weights=lambda: self.weights.routes.stable.version,
+            metrics=self.metrics.calibration,
         )
         self.watch = UpstreamWatch(
             ask=self._ask_capabilities,
@@ -92,7 +102,9 @@ class Gateway:
             self.client, self.settings.upstream, vocab_size=self.vocab_size, channel=self.channel
         )
         hashes = await ask_hashes(self.client, found.model, found.folder)
-        self.in_background(self._remember_model([found.model, *found.base_models], hashes))
+        names = [found.model, *found.base_models]
+        self.in_background(self._remember_model(names, hashes))
+        self.calibrations.found(names, hashes.tokenizer)
         return found
 
     async def _remember_model(self, names: list[str], hashes: ModelHashes) -> None:
@@ -130,6 +142,13 @@ class Gateway:
     def tool_call_token(self) -> str:
         """The text of the token that opens a tool call in the model's template."""
         return self.settings.upstream.tool_call_token
+
+    def mode_of_turn(
+        self, policy: Policy, mode: Mode, *, weights: str, model: str, counts: bool
+    ) -> Mode:
+        """What the gate may do in a turn that these weights answer: less where it has to be
+        calibrated for them and is not."""
+        return self.calibrations.mode(policy, mode, weights=weights, model=model, counts=counts)
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` to its end even though nobody waits; the gateway waits when it stops."""

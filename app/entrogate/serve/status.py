@@ -65,6 +65,7 @@ class Checks:
         gateway = self._gateway
         report: dict[str, Any] = {
             **_in_force(gateway.policies),
+            "calibration": gateway.calibrations.states(),
             "store": {"queue": gateway.store.queue_depth, "deferred": gateway.store.deferred},
         }
         if self._managed is not None:

@@ -6,8 +6,10 @@ import random
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
+from entrogate.gate.schema import Policy
 from entrogate.observe.metrics import Metrics
 from entrogate.store import Store
+from entrogate.types import Mode
 from entrogate.upstream.captures import CaptureChannel
 from entrogate.upstream.client import UpstreamClient
 from entrogate.weights.leases import Weights
@@ -57,6 +59,12 @@ class Parts(Protocol):
     @property
     def tool_call_token(self) -> str:
         """The text of the token that opens a call."""
+        ...
+
+    def mode_of_turn(
+        self, policy: Policy, mode: Mode, *, weights: str, model: str, counts: bool
+    ) -> Mode:
+        """What the gate may do in a turn that these weights answer."""
         ...
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:

@@ -75,6 +75,7 @@ class Session:
             self.turn.weight_version = lease.version
             if lease.name is not None:
                 self.turn.leg.request = self.turn.leg.request.addressed_to(lease.name)
+            self._settle_mode()
             body = self._chat_body()
             if self.turn.first_leg:
                 waited = time.perf_counter() - self.turn.received
@@ -82,6 +83,18 @@ class Session:
             response = await self._ask(CHAT, body, self.turn.leg.name)
             if response.status != 404 or not self._fall_back():
                 return response
+
+    def _settle_mode(self) -> None:
+        """Now that it is known what answers: may the gate do what its mode says?"""
+        turn, judge = self.turn, self.turn.judge
+        named = turn.leg.request.model
+        judge.mode = self.parts.mode_of_turn(
+            judge.policy,
+            judge.mode,
+            weights=self.lease.version or named,
+            model=named,
+            counts=turn.first_leg,
+        )
 
     async def ask_resumed(self, body: dict[str, Any]) -> UpstreamAnswer:
         """Send the request for the rest of an answer, without its call. UpstreamError if it may
