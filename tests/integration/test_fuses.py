@@ -210,6 +210,21 @@ async def test_an_outcome_that_comes_late_does_not_count_for_a_fuse_armed_since(
     assert (found["state"], found["audits"], found["waiting"]) == ("armed", 0, 0)
 
 
+async def test_a_version_keeps_its_fuse_while_another_is_in_force(
+    start: Start, folder: Path
+) -> None:
+    gateway = await begin(start, folder, gate={"fuse_interval_seconds": 600.0})
+    await blow(gateway)
+    other = {**POLICY, "defaults": {"threshold": 8.0}}
+    for content, mode in ((other, "enforce"), (POLICY, "observe"), (other, "enforce")):
+        text = Path(policy_file(folder, **content)).read_text()
+        told = await gateway.client.put("/admin/policies/main", json={"policy": text})
+        assert told.status_code == 200, told.text
+        standings = gateway.gateway.fuses  # woken by the change, long before the next round
+        await eventually(lambda s=standings: len(s.standings) == 2)
+        assert (await trajectory(gateway, RIGHT, judged=False))["mode"] == mode
+
+
 async def test_a_turn_that_touches_the_tool_is_observed_as_a_whole(
     start: Start, folder: Path
 ) -> None:

@@ -80,6 +80,7 @@ class Fuses:
         self._interval_seconds = interval_seconds
         self._standings: dict[str, tuple[Standing, ...]] = {}  # by policy version
         self._refreshing = asyncio.Lock()
+        self._woken = asyncio.Event()
         self._fault = ""  # of the last refresh
 
     @property
@@ -101,6 +102,10 @@ class Fuses:
         blown = (each.fuse for each in standings if each.fuse.state is FuseState.BLOWN)
         return frozenset(fuse.tool for fuse in blown)
 
+    def wake(self) -> None:
+        """Other policies are in use: look at their fuses soon."""
+        self._woken.set()
+
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Know what is stored, and follow the audits in the block."""
@@ -116,9 +121,12 @@ class Fuses:
     async def refresh(self) -> None:
         """Compute how the fuses of the policies in use stand, and store what has changed."""
         async with self._refreshing:
-            for policy in self._policies():
+            policies = self._policies()
+            for policy in policies:
                 if policy.audit is not None:
                     await self._refresh(policy, policy.audit)
+            used = {policy.version for policy in policies}  # another may come back changed
+            self._standings = {v: each for v, each in self._standings.items() if v in used}
             self._metrics.set([each.figures() for each in self.standings])
 
     async def arm(
@@ -152,7 +160,9 @@ class Fuses:
     async def _follow(self) -> None:
         pause = self._interval_seconds
         while True:
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), pause)
+            self._woken.clear()
             began = time.monotonic()
             await self._refresh_safely()
             pause = max(self._interval_seconds, (time.monotonic() - began) / _BUSY_SHARE)

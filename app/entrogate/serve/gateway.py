@@ -76,6 +76,7 @@ class Gateway:
             stable_weights=lambda: self.weights.routes.stable.version,
             metrics=self.metrics.calibration,
         )
+        self.policies.on_change.append(self.fuses.wake)
         self.watch = UpstreamWatch(
             ask=self._ask_capabilities,
             glance=lambda: ask_identity(self.client),

@@ -65,39 +65,38 @@ def measure(
         "below it": np.full(length, 0.8 * limit),
         "coming and going": np.where(np.sin(np.arange(length) / 40) > 0, limit, limit / 5),
     }
-    result: dict[str, Any] = {
-        "streams": streams,
-        "length": length,
-        "max_loss": limit,
-        "delta": delta,
-        "seed": seed,
-        "false_alarms": [],
-        "delays": [],
-    }
-    for name, rates in null.items():
-        count = int((blown(rates) > 0).sum())
-        highest = upper_bound(count, streams, 1 - _CONFIDENCE)
-        say(f"{name}: {count} of {streams} streams, with 99.9 % confidence below {highest:.1%}")
-        result["false_alarms"].append({"rates": name, "alarms": count, "upper": highest})
+    asked = {"streams": streams, "length": length, "max_loss": limit, "delta": delta, "seed": seed}
+    false_alarms = [_false_alarms(name, blown(rates), say) for name, rates in null.items()]
+    delays: list[dict[str, Any]] = []
     for good, times in ((0, 3.0), (100, 3.0), (1000, 3.0), (100, 5.0), (100, 2.0)):
         rates = np.full(length, min(0.9, times * limit))
         rates[:good] = BEFORE * limit
-        when = blown(rates)
-        late = np.where(when == 0, length, when - good)[(when == 0) | (when > good)]
-        median, nine_tenths = (float(np.quantile(late, q)) for q in (0.5, 0.9))
-        missed = int((when == 0).sum())
-        say(
-            f"after {good} good audits {rates[-1]:.0%} are lost: median {median:.0f},"
-            f" 90th percentile {nine_tenths:.0f}, not found in {missed} streams"
-        )
-        result["delays"].append(
-            {
-                "good": good,
-                "rate": float(rates[-1]),
-                "median": median,
-                "nine_tenths": nine_tenths,
-                "missed": missed,
-                "false": int(((when > 0) & (when <= good)).sum()),
-            }
-        )
-    return result
+        delays.append(_delay(good, float(rates[-1]), blown(rates), length, say))
+    return {**asked, "false_alarms": false_alarms, "delays": delays}
+
+
+def _false_alarms(name: str, when: Counts, say: Callable[[str], None]) -> dict[str, Any]:
+    count, streams = int((when > 0).sum()), len(when)
+    highest = upper_bound(count, streams, 1 - _CONFIDENCE)
+    say(f"{name}: {count} of {streams} streams, with 99.9 % confidence below {highest:.1%}")
+    return {"rates": name, "alarms": count, "upper": highest}
+
+
+def _delay(
+    good: int, rate: float, when: Counts, length: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    late = np.where(when == 0, length, when - good)[(when == 0) | (when > good)]
+    median, nine_tenths = (float(np.quantile(late, q)) for q in (0.5, 0.9))
+    missed = int((when == 0).sum())
+    say(
+        f"after {good} good audits {rate:.0%} are lost: median {median:.0f},"
+        f" 90th percentile {nine_tenths:.0f}, not found in {missed} streams"
+    )
+    return {
+        "good": good,
+        "rate": rate,
+        "median": median,
+        "nine_tenths": nine_tenths,
+        "missed": missed,
+        "false": int(((when > 0) & (when <= good)).sum()),
+    }
