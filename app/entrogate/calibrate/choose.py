@@ -311,6 +311,7 @@ def total(policy: Policy, samples: Sequence[Sample], delta: float) -> Total:
         upper=upper_bound(losses, len(samples), delta),
         gains=sum(each.gain for each in ended),
         called_again=sum(each.called_again for each in ended),
+        skipped=sum(each.saved > 0 for each in ended),
         right_before=sum(sample.is_right for sample in samples),
         right_after=sum(each.right for each in ended),
         calls=int(calls.sum()),

@@ -14,7 +14,9 @@ from entrogate.calibrate.samples import Log
 from entrogate.errors import ConfigError
 from entrogate.gate.calibrated import calibration_hash
 from entrogate.gate.policy import parse_policy
-from entrogate.gate.schema import Calibration, Policy
+from entrogate.gate.schema import Audit, Calibration, Policy
+
+_MOST_LOSS = 0.5  # where fewer trajectories than ε have a skip, the promise alone allows any
 
 
 def with_calibration(found: Calibrated, log: Log, date: str) -> Policy:
@@ -38,7 +40,23 @@ def with_calibration(found: Calibrated, log: Log, date: str) -> Policy:
         hash="",
     )
     signed = block.model_copy(update={"hash": calibration_hash(found.policy, block)})
-    return with_fields(found.policy, calibration=signed)
+    audit = audit_of(found)
+    fields = {"calibration": signed} | ({} if audit is None else {"audit": audit})
+    return with_fields(found.policy, **fields)
+
+
+def audit_of(found: Calibrated) -> Audit | None:
+    """The audit that watches over the promise; None where the policy suppressed nothing.
+
+    The promise is P(loss) <= ε for any trajectory, an audit's ``max_loss`` is for those with a
+    skip: ε / their share. The share of audited calls is that of the policy, if it had an audit.
+    """
+    whole = found.total
+    if found.policy is None or whole is None or whole.skipped == 0:
+        return None
+    limit = found.options.max_loss * whole.n / whole.skipped
+    values = {"max_loss": min(_MOST_LOSS, round(limit, 4)), "delta": found.options.delta}
+    return (found.policy.audit or Audit()).model_copy(update=values)
 
 
 def policy_yaml(policy: Policy, found: Calibrated) -> str:
@@ -48,7 +66,8 @@ def policy_yaml(policy: Policy, found: Calibrated) -> str:
     """
     options = found.options
     content = policy.model_dump(mode="json", exclude_unset=True, exclude_none=False)
-    content["calibration"] = policy.model_dump(mode="json")["calibration"]
+    whole = policy.model_dump(mode="json")
+    content |= {name: whole[name] for name in ("audit", "calibration") if name in whole}
     head = (
         f"# Written by `entrogate calibrate` from {found.n} trajectories, of which"
         f" {found.certified_on} certified the thresholds.\n"

@@ -115,6 +115,7 @@ class Total:
     upper: float
     gains: int
     called_again: int
+    skipped: int  # trajectories in which a call was suppressed
     right_before: int
     right_after: int
     calls: int
