@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,6 @@ import pytest
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import (
-    SURE,
-    TOOLS,
-    UNSURE,
     Running,
     ask,
     calling,
@@ -339,20 +334,3 @@ async def test_erased_turns_get_none(upstream: ScriptedUpstream, start: Start) -
     await settled(gateway)
     error_of(await gateway.client.get(f"/v1/trajectories/{id_}"), 410)
     assert await shadows_counted(gateway) == {"unstored": 1}
-
-
-async def test_many_at_a_time_do_not_mix(start: Start) -> None:
-    async with ScriptedUpstream(engine=True) as upstream:
-        capture = {"capture": upstream.captures}
-        gateway = await start_shadowing(start, url=upstream.url, upstream=capture)
-        confidences = itertools.cycle((SURE, UNSURE))
-
-        async def one(number: int) -> None:
-            masked = "word " * number + str(number)
-            step = calling("Ada", masked=masked, confidence=next(confidences))
-            answer = await gateway.chat(ask(step) | {"tools": TOOLS[:1]})
-            (turn,) = await turns_of(gateway, answer, tokens="true")
-            assert turn["shadow"]["content"].strip() == masked
-            assert turn["shadow"]["capture_gap"] is None
-
-        await asyncio.gather(*(one(number) for number in range(24)))

@@ -101,20 +101,15 @@ class Shadows:
             self._tell(dropped.purpose, ShadowOutcome.DROPPED)
 
     async def _work(self, job: ShadowJob) -> None:
+        outcome = ShadowOutcome.FAILED
+        running = self._parts.weights.running
+        lease = Lease(version=job.lease_version, name=None, chosen=False, running=running)
         try:
-            lease = Lease(
-                version=job.lease_version,
-                name=None,
-                chosen=False,
-                running=self._parts.weights.running,
-            )
-            try:
-                outcome = await self._decode(job)
-            finally:
-                lease.release()
+            outcome = await self._decode(job)
         finally:
+            lease.release()
             self._bytes -= job.size_bytes
-        self._tell(job.purpose, outcome)
+            self._tell(job.purpose, outcome)
 
     async def _decode(self, job: ShadowJob) -> ShadowOutcome:
         metrics = self._parts.metrics.shadows

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -123,6 +123,37 @@ def gate(
         )
         result = comparing.run(plan)
     click.echo(comparing.table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@bench.command()
+@click.option("--share", type=click.FloatRange(0, 1), default=0.2, show_default=True)
+@click.option("--rounds", type=click.IntRange(0), default=20, show_default=True)
+@click.option("--requests", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--tasks", type=click.IntRange(0), default=400, show_default=True)
+@click.option("--policy", default="balanced", show_default=True, help="Judged by shadows.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--base-url", help="A running vLLM with the bundled model instead of our own.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
+)
+def shadows(*, base_url: str | None, json_file: Path | None, **options: Any) -> None:
+    """What shadows cost (--rounds), and whether they tell what enforcing does (--tasks).
+
+    0 leaves a part out.
+    """
+    from entrogate_lab.bench import gate as serving
+    from entrogate_lab.bench import shadows as measuring
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(serving.work_folder())
+        model = Path(__file__).parents[1] / "almanac" / "model"
+        upstream = base_url or stack.enter_context(serving.vllm(model, folder))
+        plan = measuring.Plan(upstream=_root(upstream), model="almanac", folder=folder, **options)
+        result = measuring.run(plan)
+    click.echo(measuring.table(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 
