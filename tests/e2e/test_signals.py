@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,7 +42,7 @@ def decided(gateway: Any, policy: dict[str, Any]) -> list[tuple[float, str]]:
     [("entropy_sum", False), ("logprob_sum", True), ("p_tool_call", False)],
 )
 def test_a_threshold_in_the_middle_parts_the_calls(
-    start: StartGateway, statistic: str, certain_above: bool
+    start: StartGateway, tmp_path: Path, statistic: str, certain_above: bool
 ) -> None:
     """With the plugin the calls on the certain side are never sampled, and on no other side."""
     watching = {"signal": {"statistic": statistic, "min_tokens": 1}, "tools": TOOLS}
@@ -49,7 +50,7 @@ def test_a_threshold_in_the_middle_parts_the_calls(
     values = sorted(value for value, _ in observed)
     middle = values[len(values) // 2]
     parting = {**watching, "defaults": {"threshold": middle}}
-    gateway = start(parting)
+    gateway = start(parting, store__url=f"sqlite:///{tmp_path}/parting.db")
     now = decided(gateway, parting)
     for value, applied in now:
         certain = value > middle if certain_above else value < middle
