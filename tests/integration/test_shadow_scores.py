@@ -262,6 +262,24 @@ async def test_a_hook_grades(start: Start) -> None:
     assert asked[0]["trajectory_id"] == id_
 
 
+async def test_gold_that_comes_while_the_grader_thinks_stays(start: Start) -> None:
+    thinking, told = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: web.Request) -> web.Response:
+        thinking.set()
+        await told.wait()
+        return web.json_response({"score": 1})
+
+    async with hook(answer) as url:
+        gateway = await start_shadowing(start, shadow={"grader": url})
+        id_, last = await agent(gateway, masked="Berlin")
+        await tell(gateway, trajectory_id=id_, score=1)
+        await thinking.wait()
+        await tell(gateway, trajectory_id=id_, answer="Paris", gold="Paris")
+        told.set()
+        assert await scored(gateway, last) == (0.0, "gold")
+
+
 def _responding(status: int, body: bytes, **headers: str) -> Answering:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(status=status, body=body, headers=headers)

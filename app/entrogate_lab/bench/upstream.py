@@ -125,8 +125,9 @@ class ScriptedUpstream:
         self.stats.paths[request.path] += 1
         self.stats.bodies.append(raw)
         self.stats.traceparents.append(request.headers.get("traceparent"))
-        if (failed := await self._completion_fault(request.path)) is not None:
-            return failed
+        if request.path == "/v1/completions" and await self._completions_fail():
+            error = dialect.error_body("EngineCore died", "InternalServerError", 500)
+            return json_response(error, 500)
         asked: Asked | None = None
         key = (request.path, raw)
         try:
@@ -163,13 +164,8 @@ class ScriptedUpstream:
             if self._engine is not None and following is not None:
                 self._engine.end(following, whole=whole)
 
-    async def _completion_fault(self, path: str) -> web.Response | None:
-        if path == "/v1/completions":
-            await self.completions.wait()
-            if self.refuse_completions:
-                error = dialect.error_body("EngineCore died", "InternalServerError", 500)
-                return json_response(error, 500)
-        return None
+    async def _completions_fail(self) -> bool:
+        return await self.completions.wait() and self.refuse_completions
 
     def _unauthorised(self, request: web.Request) -> web.Response | None:
         expected = self._api_key
