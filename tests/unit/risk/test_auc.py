@@ -75,6 +75,24 @@ def test_the_interval_covers_the_truth_also_where_samples_come_in_clusters(turns
         assert naive < 0.8 * logs  # which is why clusters are named
 
 
+def test_turns_of_both_classes_in_one_trajectory_are_taken_together():
+    """Their noise cancels in a comparison: an interval for independent turns would be too wide."""
+    random = np.random.default_rng(9)
+    logs, trajectories, found_widths, values = 400, 80, [], []
+    clusters = np.repeat(np.arange(trajectories), 2)
+    right = np.tile([True, False], trajectories)
+
+    for _ in range(logs):
+        noise = np.repeat(2.0 * random.normal(size=trajectories), 2)
+        numbers = right + noise + 0.3 * random.normal(size=2 * trajectories)
+        found = auc(numbers, right, clusters=clusters)
+        assert found is not None
+        values.append(found.value)
+        found_widths.append((found.upper - found.lower) / (2 * 1.959964))
+
+    assert np.mean(found_widths) == pytest.approx(np.std(values), rel=0.15)
+
+
 def test_a_perfect_signal_is_not_a_certain_one():
     found = auc(np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, False, True, True]))
 
