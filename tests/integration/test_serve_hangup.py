@@ -1,0 +1,121 @@
+"""`entrogate serve` as a process that gets SIGHUP: it reads its policies again, and stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from entrogate_lab.bench.processes import free_port
+from entrogate_lab.bench.upstream import ScriptedUpstream
+from tests.integration.harness import CHAT, ask, events
+from tests.integration.policies import DROPS, KEEPS, written
+
+SECONDS = 60
+
+
+def command(upstream: ScriptedUpstream, folder: Path, port: int) -> list[str]:
+    serve = [sys.executable, "-m", "entrogate", "serve", "--port", str(port)]
+    serve += ["--upstream", upstream.url, "--store", f"sqlite:///{folder}/store.db"]
+    return [*serve, "--policy", written(folder / "main.yaml", "one", **KEEPS)]
+
+
+@contextmanager
+def started(line: list[str], log: Path, **options: Any) -> Generator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out, subprocess.Popen(line, stderr=out, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def ready(http: httpx.AsyncClient, process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until and (process is None or process.poll() is None):
+        try:
+            answer = await http.get("/ready")
+        except httpx.TransportError:
+            await asyncio.sleep(0.05)
+        else:
+            return answer.json()
+    raise AssertionError("the gateway is not there")
+
+
+async def until_policy(http: httpx.AsyncClient, name: str) -> None:
+    async with asyncio.timeout(SECONDS):
+        while (await ready(http, None))["policy"]["name"] != name:
+            await asyncio.sleep(0.02)
+
+
+async def test_sighup_reloads_and_breaks_no_stream(
+    upstream: ScriptedUpstream, folder: Path
+) -> None:
+    port, log = free_port(), folder / "gateway.log"
+    words = " ".join(f"word{n}" for n in range(400))
+    slow = ask({"content": words, "delay": 0.01}, tools=False) | {"stream": True}
+    with started(command(upstream, folder, port), log) as process:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+            await ready(http, process)
+            stream = asyncio.create_task(http.post(CHAT, json=slow))
+            for name in ("two", "three"):
+                written(folder / "main.yaml", name, **DROPS)
+                process.send_signal(signal.SIGHUP)
+                await until_policy(http, name)
+            (folder / "main.yaml").write_text("schema_version: 1\nname: [\n")
+            process.send_signal(signal.SIGHUP)
+            async with asyncio.timeout(SECONDS):
+                while "policy_problem" not in (report := await ready(http, process)):
+                    await asyncio.sleep(0.02)
+            assert report["policy"]["name"] == "three"
+            answer = await stream
+            said = "".join(
+                part["delta"].get("content") or ""
+                for event in events(answer.content)
+                for part in event["choices"]
+            )
+            assert said == words
+        process.terminate()
+        assert process.wait(SECONDS) == 0
+    assert "main.yaml:3:1: " in log.read_text()
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+async def test_a_terminal_that_goes_away(
+    upstream: ScriptedUpstream, folder: Path, nohup: bool
+) -> None:
+    """The server ends with it, unless `nohup` started it."""
+    port, log = free_port(), folder / "gateway.log"
+    master, slave = os.openpty()
+
+    def in_terminal() -> None:
+        import fcntl
+        import termios
+
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+
+    line = command(upstream, folder, port)
+    with started(line, log, preexec_fn=in_terminal, stdin=slave) as process:
+        os.close(slave)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            await ready(http, process)
+            written(folder / "main.yaml", "two", **KEEPS)
+            process.send_signal(signal.SIGHUP)  # while the terminal is there: a reload
+            await until_policy(http, "two")
+            written(folder / "main.yaml", "three", **KEEPS)
+            os.close(master)
+            if nohup:
+                await until_policy(http, "three")
+            else:
+                assert await asyncio.to_thread(process.wait, SECONDS) == 0
