@@ -22,6 +22,13 @@ from tests.integration.harness import CHAT, ask, events
 from tests.integration.policies import DROPS, KEEPS, written
 
 SECONDS = 60
+IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Makes its input, a terminal, that of the session, then runs the rest of its arguments."""
 
 
 def command(upstream: ScriptedUpstream, folder: Path, port: int) -> list[str]:
@@ -31,8 +38,17 @@ def command(upstream: ScriptedUpstream, folder: Path, port: int) -> list[str]:
 
 
 @contextmanager
-def started(line: list[str], log: Path, **options: Any) -> Generator[subprocess.Popen[bytes]]:
-    with log.open("wb") as out, subprocess.Popen(line, stderr=out, **options) as process:
+def started(
+    line: list[str],
+    log: Path,
+    *,
+    terminal: int | None = None,
+) -> Generator[subprocess.Popen[bytes]]:
+    options: dict[str, Any] = {} if terminal is None else {"stdin": terminal}
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(line, stderr=out, start_new_session=True, **options) as process,
+    ):
         try:
             yield process
         finally:
@@ -97,16 +113,9 @@ async def test_a_terminal_that_goes_away(
     port, log = free_port(), folder / "gateway.log"
     master, slave = os.openpty()
 
-    def in_terminal() -> None:
-        import fcntl
-        import termios
-
-        os.setsid()
-        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
-
-    line = command(upstream, folder, port)
-    with started(line, log, preexec_fn=in_terminal, stdin=slave) as process:
+    line = [sys.executable, "-c", IN_TERMINAL, "SIG_IGN" if nohup else "SIG_DFL"]
+    line += command(upstream, folder, port)
+    with started(line, log, terminal=slave) as process:
         os.close(slave)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             await ready(http, process)

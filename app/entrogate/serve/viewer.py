@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,16 +14,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from entrogate.access import Scope, qualified
-from entrogate.errors import ConfigError, RequestError, UnknownRecord
-from entrogate.gate.policy import parse_policy
+from entrogate.errors import RequestError, UnknownRecord
 from entrogate.serve.access import SESSION_COOKIE, caller_of, session_of
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.keyring import Keyring, Refused
 from entrogate.serve.routing import Route
 from entrogate.serve.token_texts import TokenTexts
 from entrogate.serve.viewer_audit import audit, erase
+from entrogate.serve.viewer_policy import policy
 from entrogate.store import TrajectoryFilter
-from entrogate.store.read.replay import replay_turns
 from entrogate.store.read.rows import Call, Trajectory, Turn
 from entrogate.store.read.slices import SlicedTokens, TokenSlice
 from entrogate.ui.charts import bands
@@ -36,7 +34,6 @@ from entrogate.ui.runs import LEVELS, Run, runs_of
 
 PAGE = 50
 WINDOW = 2_000  # trajectories of the overview
-PREVIEWED = 5_000  # turns with calls that a preview decides again
 _STATIC = {
     "viewer.css": "text/css",
     "viewer.js": "text/javascript",
@@ -126,32 +123,6 @@ async def trajectory(request: Request) -> Response:
     )
     html = await asyncio.to_thread(_trajectory_page, shown)
     return HTMLResponse(html, headers=HEADERS)
-
-
-async def policy(request: Request) -> Response:
-    """What another policy would have decided of the latest calls."""
-    if request.method == "GET":
-        shown = _gateway(request).policies.main.model_dump(mode="json", exclude_unset=True)
-        text = json.dumps(shown, indent=2, ensure_ascii=False)
-        return _html("policy.html", request, text=text, problem=None, report=None, cut=False)
-    text = (await _form(request)).get("policy", "")
-    gateway = _gateway(request)
-    try:
-        parsed = await asyncio.to_thread(parse_policy, text, "policy", can_force=True)
-    except ConfigError as error:
-        return _html(
-            "policy.html", request, 400, text=text, problem=str(error), report=None, cut=False
-        )
-    turns = await gateway.store.latest_decisions(caller_of(request).sees, PREVIEWED + 1)
-    report = await asyncio.to_thread(replay_turns, turns[:PREVIEWED], parsed)
-    return _html(
-        "policy.html",
-        request,
-        text=text,
-        problem=None,
-        report=report.as_json() | {"policy": report.policy},
-        cut=len(turns) > PREVIEWED,
-    )
 
 
 async def login(request: Request) -> Response:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from entrogate.gate.arms import Arm, Order
 from entrogate.store.admin.administration import Run
 from entrogate.store.read.decisions import read_policy
+from entrogate.store.read.overview import read_figures
 from entrogate.store.read.policies import KeptPolicy, read_versions
+from entrogate.store.read.rows import TrajectoryFigures
 from entrogate.store.write.policies import PolicyChange, put_in_force, read_orders
 
 
@@ -28,6 +32,10 @@ class PolicyRecords:
     async def versions(self) -> list[KeptPolicy]:
         """All versions that are kept, the latest first."""
         return await self._read(read_versions)
+
+    async def figures(self, tenant: str | None, window: int) -> Sequence[TrajectoryFigures]:
+        """Of the latest ``window`` trajectories of ``tenant`` (None: of all)."""
+        return await self._read(lambda connection: read_figures(connection, tenant, window))
 
     async def text(self, version: str) -> str | None:
         """The policy of this version as YAML (JSON, which is YAML); None where it is not kept."""

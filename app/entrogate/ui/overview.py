@@ -18,7 +18,8 @@ from entrogate.store.read.rows import (
     TrajectoryFigures,
     WeightsUse,
 )
-from entrogate.ui.charts import bars, lines, stacks
+from entrogate.ui.arms import HEAD, PolicyFigures, by_policy
+from entrogate.ui.charts import bands, bars, lines, stacks
 
 _PERIODS = 40
 
@@ -41,7 +42,8 @@ def sections(overview: Overview) -> list[Section]:
         _accuracy(overview.trajectories),
         _decisions(overview.decisions),
         _changes(overview.changes),
-        _versions("Policies", "Which policies decided.", _policy_rows(overview.policies)),
+        _arms(by_policy(overview.trajectories, overview.policy_names)),
+        _versions("Decisions by policy", "How many.", _policy_rows(overview.policies)),
         _versions("Weights", "Which weights answered.", _weight_rows(overview.weights)),
     ]
     return [section for section in found if section.rows]
@@ -124,6 +126,21 @@ def _changes(rows: Sequence[ToolChange]) -> Section:
             )
             for row in rows
         ],
+    )
+
+
+def _arms(policies: Sequence[PolicyFigures]) -> Section:
+    known = [(each.label, *each.outcome_limits) for each in policies if each.outcome_limits]
+    return Section(
+        title="Policies",
+        text=(
+            "Trajectories that one policy decided from their first turn on, with 95 % intervals:"
+            " the chart shows those of the mean outcome. Two policies that ran at different times"
+            " differ in more than the policy; a share of the traffic compares them fairly."
+        ),
+        chart=bands(known, label="Mean outcome by policy"),
+        head=HEAD,
+        rows=[each.row() for each in policies],
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, case, func, select
 
+from entrogate.store.read.policies import read_names
 from entrogate.store.read.rows import (
     Overview,
     PolicyUse,
@@ -42,7 +43,16 @@ def read_overview(connection: Connection, tenant: str | None, window: int) -> Ov
         changes=rows(ToolChange, _entropy_changes(changed)),
         policies=rows(PolicyUse, _uses(decided, *policy)),
         weights=rows(WeightsUse, _uses(in_window, turns.c.weight_version)),
+        policy_names=read_names(connection),
     )
+
+
+def read_figures(
+    connection: Connection, tenant: str | None, window: int
+) -> tuple[TrajectoryFigures, ...]:
+    """Figures of each of the latest ``window`` trajectories of ``tenant`` (None: of all)."""
+    rows = connection.execute(_latest(tenant, window)).mappings()
+    return tuple(TrajectoryFigures(**row) for row in rows)
 
 
 def _latest(tenant: str | None, window: int) -> _Query:
@@ -55,6 +65,8 @@ def _latest(tenant: str | None, window: int) -> _Query:
         columns.n_suppressed,
         columns.n_replayed,
         columns.outcome,
+        columns.policy_version,
+        columns.policy_changes,
     )
     if tenant is not None:
         query = query.where(columns.tenant == tenant)

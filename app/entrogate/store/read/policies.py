@@ -49,3 +49,11 @@ def read_versions(connection: Connection) -> list[KeptPolicy]:
         )
         for row in connection.execute(query)
     ]
+
+
+def read_names(connection: Connection) -> dict[str, str]:
+    """The names of all policies, by version."""
+    return {
+        row.version: row.name
+        for row in connection.execute(select(policies.c.version, policies.c.name))
+    }

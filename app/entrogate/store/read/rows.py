@@ -7,6 +7,7 @@ clients and models wrote (metadata, parameters, messages, tools) is any JSON, as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -296,6 +297,8 @@ class TrajectoryFigures:
     n_suppressed: int
     n_replayed: int
     outcome: float | None  # in [0, 1]; None: no feedback yet
+    policy_version: str  # of its latest turn; "": not known
+    policy_changes: int  # times that it went on under another policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,3 +351,4 @@ class Overview:
     changes: tuple[ToolChange, ...]
     policies: tuple[PolicyUse, ...]
     weights: tuple[WeightsUse, ...]
+    policy_names: Mapping[str, str]  # by version
