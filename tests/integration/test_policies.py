@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,27 @@ async def test_replicas_follow_an_order(start: Start, folder: Path, store_url: s
     await eventually(lambda: one.gateway.policies.main.name == "trial")
     await one.client.post(f"{ADMIN}/reload")
     await eventually(lambda: two.gateway.policies.main.name == "main")
+
+
+async def test_the_viewer_shows_both_arms(start: Start, folder: Path) -> None:
+    gateway = await start(policy=written(folder / "main.yaml", "main", **KEEPS))
+    await put(gateway, "trial", policy=text_of("trial", **DROPS), share=0.5)
+    seen = await deciders(gateway, 30)
+    listed = (await gateway.client.get("/v1/trajectories?limit=100")).json()["data"]
+    for each in listed:
+        score = {"trajectory_id": each["id"], "score": float(each["n_suppressed"] == 0)}
+        assert (await gateway.client.post("/v1/feedback", json=score)).status_code == 200
+    shown = re.sub(r"</t[hd]><td[^>]*>", " | ", (await gateway.client.get("/ui/policy")).text)
+    for arm, policy in gateway.gateway.policies.arms.items():
+        n, spared, outcome = seen[policy.name], "0.0%", "1.000"
+        if policy.name == "trial":
+            spared, outcome = "100.0%", "0.000"
+        row = rf"{arm}: {policy.name} {policy.version} \| 50% \| enforce \| {n} \| 1.00 .*? \| "
+        assert re.search(rf"{row}{spared} \[.*?\] \| {n} \| {outcome} \[", shown), shown
+    overview = (await gateway.client.get("/ui")).text
+    for policy in gateway.gateway.policies.in_force():
+        assert f'<th scope="row">{policy.name} {policy.version}</th>' in overview
+    page = await gateway.client.post("/ui/policy", data={"policy": text_of("mine", **DROPS)})
+    table = re.sub(r"</t[hd]><td[^>]*>", " | ", page.text)
+    for label, allowed, suppressed in (("previewed", 0, 30), ("main", 30, 0), ("trial", 0, 30)):
+        assert re.search(rf"{label}: \w+ \w+ \| {allowed} \| {suppressed} \| 0 \| ", table)

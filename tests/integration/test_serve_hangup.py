@@ -44,10 +44,9 @@ def started(
     *,
     terminal: int | None = None,
 ) -> Generator[subprocess.Popen[bytes]]:
-    options: dict[str, Any] = {} if terminal is None else {"stdin": terminal}
     with (
         log.open("wb") as out,
-        subprocess.Popen(line, stderr=out, start_new_session=True, **options) as process,
+        subprocess.Popen(line, stdin=terminal, stderr=out, start_new_session=True) as process,
     ):
         try:
             yield process
