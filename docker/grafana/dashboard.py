@@ -79,6 +79,13 @@ def change_by_tool() -> str:
     return f"(({raised} or {none}) - ({reduced} or {none})) / {count}"
 
 
+def not_made_by_policy() -> str:
+    by = "policy, version"
+    every = rate("policy_calls_total", by)
+    some = rate("policy_calls_total", by, f'{ON}, decision=~"suppress|replay"')
+    return f"({some} or 0 * {every}) / {every}"
+
+
 ROWS = (
     Row(
         title="Is it well?",
@@ -146,7 +153,7 @@ ROWS = (
                 height=5,
                 queries={
                     "version": f"sum by (instance, version) (entrogate_build_info{{{ON}}})",
-                    "policy": "sum by (instance, policy, version, mode)"
+                    "policy": "sum by (instance, arm, policy, version, mode)"
                     f" (entrogate_policy_info{{{ON}}})",
                     "model": "sum by (instance, model, estimator)"
                     f" (entrogate_upstream_info{{{ON}}})",
@@ -207,6 +214,42 @@ ROWS = (
                     "tokens thrown away": total("suppressed_tokens_total"),
                     "replayed turns": total("replayed_turns_total"),
                 },
+            ),
+        ),
+    ),
+    Row(
+        title="What do the policies do?",
+        text=(
+            "The main policy, and the one on trial for a share of the trajectories, side by side:"
+            " they see the same traffic at the same time. Outcomes of both stand in the viewer."
+        ),
+        panels=(
+            Panel(
+                title="Turns by policy",
+                text=(
+                    "Which policy decided. Trajectories keep theirs, so a new share shows as old"
+                    " ones end."
+                ),
+                unit="percentunit",
+                stacked=True,
+                queries={
+                    "{{policy}} {{version}}": f"{rate('policy_turns_total', 'policy, version')}"
+                    f" / ignoring(policy, version) group_left {total('policy_turns_total')}"
+                },
+            ),
+            Panel(
+                title="Calls a turn, by policy",
+                text="Calls that the model proposed.",
+                queries={
+                    "{{policy}} {{version}}": f"{rate('policy_calls_total', 'policy, version')}"
+                    f" / {rate('policy_turns_total', 'policy, version')}"
+                },
+            ),
+            Panel(
+                title="Share not made, by policy",
+                text="Calls that were suppressed or replayed, of those that the model proposed.",
+                unit="percentunit",
+                queries={"{{policy}} {{version}}": not_made_by_policy()},
             ),
         ),
     ),
