@@ -60,13 +60,8 @@ BASE_URL = "http://127.0.0.1:8000/v1"
 def evaluation(
     *,
     base_url: str,
-    model: str,
-    api_key: str | None,
     tasks: int,
-    seed: int,
-    world_seed: int,
     modes: str,
-    concurrency: int,
     json_file: Path | None,
     records_file: Path | None,
     closed_book: bool,
@@ -75,6 +70,7 @@ def evaluation(
     repeats: int,
     body: str | None,
     shift: float,
+    **of_both: Any,
 ) -> None:
     """Run tasks through the agent and report accuracy, calls, tokens and latency."""
     from entrogate_lab.almanac.closed_book import closed_book as examine
@@ -84,13 +80,6 @@ def evaluation(
     for path in (json_file, records_file):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.UsageError(f"no folder {path.absolute().parent}")
-    of_both: dict[str, Any] = {
-        "model": model,
-        "seed": seed,
-        "concurrency": concurrency,
-        "api_key": api_key,
-        "world_seed": world_seed,
-    }
     result = run_to_end(
         evaluate(
             base_url,
