@@ -39,7 +39,7 @@ def decide_turn(policy: Policy, mode: Mode, features: Sequence[Features]) -> tup
         return ()
     turn = _outcome(policy, features, sub_draw(features[0].draw, "uniform"))
     applied = _applied(policy, mode, turn, features[0].draw)
-    propensity = _propensity(policy, mode, features, applied)
+    propensity = probabilities(policy, mode, features).get(applied, 0.0)
     return tuple(
         Decision(
             action=turn.action,
@@ -59,8 +59,16 @@ def probabilities(policy: Policy, mode: Mode, features: Sequence[Features]) -> d
 
     The draw among ``features`` counts for nothing. Probabilities of 0 are left out.
     """
-    found = {action: _propensity(policy, mode, features, action) for action in Action}
-    return {action: p for action, p in found.items() if p > 0.0}
+    if mode is Mode.OBSERVE:
+        return {Action.ALLOW: 1.0}
+    found: dict[Action, float] = {}
+    for low, high in itertools.pairwise(_steps(policy, features)):
+        turn = _outcome(policy, features, low)
+        flipped = _flip_probability(policy, mode, turn)
+        for action, share in ((turn.action, 1.0 - flipped), (turn.alternative, flipped)):
+            if action is not None and share > 0.0:
+                found[action] = found.get(action, 0.0) + (high - low) * share
+    return found
 
 
 def sub_draw(draw: float, label: str) -> float:
@@ -117,22 +125,6 @@ def _flip_probability(policy: Policy, mode: Mode, turn: _Outcome) -> float:
     if mode is Mode.EXPLORE:
         return policy.explore.epsilon
     return policy.audit.share if policy.audit is not None and turn.auditable else 0.0
-
-
-def _propensity(policy: Policy, mode: Mode, features: Sequence[Features], applied: Action) -> float:
-    """Probability of ``applied`` over the draw."""
-    if mode is Mode.OBSERVE:
-        return float(applied is Action.ALLOW)
-    steps = _steps(policy, features)
-    total = 0.0
-    for low, high in itertools.pairwise(steps):
-        turn = _outcome(policy, features, low)
-        flipped = _flip_probability(policy, mode, turn)
-        if turn.action is applied:
-            total += (high - low) * (1.0 - flipped)
-        elif turn.alternative is applied:
-            total += (high - low) * flipped
-    return total
 
 
 def _steps(policy: Policy, features: Sequence[Features]) -> list[float]:

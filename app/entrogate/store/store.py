@@ -32,7 +32,7 @@ from entrogate.store.policies import PolicyRecords
 from entrogate.store.read.conversation import Conversation, read_answer, read_conversation
 from entrogate.store.read.decisions import (
     DecidedTurn,
-    read_decisions,
+    iter_decisions,
     read_latest_decisions,
     read_policy,
 )
@@ -315,14 +315,7 @@ class Store:
 
     def iter_decisions(self, batch: int = 500) -> Iterator[DecidedTurn]:
         """Every turn with calls, with the features and the decisions of each. Blocks."""
-        last: tuple[str, int] | None = None
-        while True:
-            with self._database.reading() as connection:
-                found = read_decisions(connection, last, batch)
-            yield from found
-            if len(found) < batch:
-                return
-            last = (found[-1].trajectory_id, found[-1].turn_index)
+        return iter_decisions(self._database, batch)
 
     def iter_paired(self, wanted: TrajectoryFilter = EVERY) -> Iterator[PairedTrajectory]:
         """Every trajectory with calls, beside its shadows. Blocks."""

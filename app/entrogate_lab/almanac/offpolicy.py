@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from entrogate.calibrate.by_weights import METRICS
+from entrogate.calibrate.by_weights import METRICS, calls_made
 from entrogate.calibrate.evaluate import evaluate as evaluate_log
 from entrogate.calibrate.evaluated import Options
 from entrogate.errors import EntrogateError
@@ -31,7 +31,6 @@ from entrogate.gate.schema import Policy
 from entrogate.risk.offpolicy import Estimate, mean_estimate
 from entrogate.store.options import opened
 from entrogate.store.read.logged import LoggedTrajectory
-from entrogate.types import Action
 from entrogate_lab.almanac.demo import BUNDLED_MODEL
 from entrogate_lab.almanac.evaluate import evaluate
 from entrogate_lab.almanac.serving import STORE, serving
@@ -39,14 +38,14 @@ from entrogate_lab.almanac.serving import STORE, serving
 EXPLORE = "explore"
 _NAME = "almanac"
 _TOOLS = "tools: {lookup: , calculator: , search: , read: }"
-_REPLAY = "on_repeat: replay"
-# What explores, and four policies that never ran beside it.
+# What explores, and four policies that never ran beside it. Repeats are let through like all calls:
+# exploring a replay never suppresses, so other thresholds could not be evaluated on it.
 POLICIES = {
-    EXPLORE: f"defaults: {{threshold: 1.5, {_REPLAY}}}\nexplore: {{epsilon: 0.35}}",
-    "cautious": f"defaults: {{threshold: 0.8, {_REPLAY}}}",
-    "eager": f"defaults: {{threshold: 2.5, {_REPLAY}}}",
-    "mean": f"signal: {{statistic: entropy_mean}}\ndefaults: {{threshold: 0.45, {_REPLAY}}}",
-    "repeats": f"defaults: {{{_REPLAY}}}",
+    EXPLORE: "defaults: {threshold: 1.5}\nexplore: {epsilon: 0.35}",
+    "cautious": "defaults: {threshold: 0.8}",
+    "eager": "defaults: {threshold: 2.5}",
+    "mean": "signal: {statistic: entropy_mean}\ndefaults: {threshold: 0.45}",
+    "budget": "defaults: {threshold: 1.5, max_calls: 1}",
 }
 
 Say = Callable[[str], None]
@@ -165,16 +164,7 @@ def _estimates(
 def _measured(ran: Sequence[LoggedTrajectory]) -> dict[str, Estimate]:
     known = [each for each in ran if each.scores]
     columns = {
-        "calls": [
-            float(
-                sum(
-                    call.decision.applied is Action.ALLOW
-                    for turn in each.turns
-                    for call in turn.calls
-                )
-            )
-            for each in known
-        ],
+        "calls": [float(sum(map(calls_made, each.turns))) for each in known],
         "tokens": [float(sum(turn.n_tokens for turn in each.turns)) for each in known],
         "seconds": [sum(turn.duration_seconds for turn in each.turns) for each in known],
         "outcome": [each.scores[-1] for each in known],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, Subquery, select, tuple_
 
 from entrogate.gate.features import from_json
+from entrogate.store.database import Database
 from entrogate.store.schema import calls, policies, trajectories, turns
 from entrogate.types import Action, Decision, Features, Mode
 
@@ -31,6 +32,18 @@ class DecidedTurn:
     turn_id: str
     turn_index: int
     calls: tuple[DecidedCall, ...]
+
+
+def iter_decisions(database: Database, batch: int) -> Iterator[DecidedTurn]:
+    """Every turn with calls, by trajectory id and turn index; ``batch`` at a time. Blocks."""
+    last: tuple[str, int] | None = None
+    while True:
+        with database.reading() as connection:
+            found = read_decisions(connection, last, batch)
+        yield from found
+        if len(found) < batch:
+            return
+        last = (found[-1].trajectory_id, found[-1].turn_index)
 
 
 def read_decisions(

@@ -1,0 +1,349 @@
+"""What a policy that never ran is said to do, against its own runs in a simulated world."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from entrogate.calibrate.by_shadows import pair
+from entrogate.calibrate.by_weights import Asked, weigh
+from entrogate.calibrate.evaluate import evaluate
+from entrogate.calibrate.evaluate_cli import report_lines
+from entrogate.calibrate.evaluated import LeftOut, Options, Report
+from entrogate.gate import parse_policy
+from entrogate.gate.decide import decide_turn
+from entrogate.gate.schema import Policy
+from entrogate.store.read.logged import LoggedShadow, LoggedTrajectory
+from entrogate.types import Action, Mode
+from tests.unit.calibrate.logs import call, log, logged, means, threshold, turn
+from tests.unit.gate.factory import features, segment
+
+EXPLORING = threshold(1.5, explore="{epsilon: 0.3}")
+REPLAYING = threshold(1.5, on_repeat="replay", explore="{epsilon: 0.3}")
+
+
+def report(
+    trajectories: list[LoggedTrajectory], policy: Policy, logging: Policy | None = EXPLORING, **more
+) -> Report:
+    return evaluate(trajectories, policy, Options(**more), lambda _: logging)
+
+
+def explored_of(found: Report):
+    (model,) = found.models
+    assert model.explored is not None
+    return model.explored
+
+
+@pytest.mark.parametrize("value", [0.8, 2.4])
+def test_intervals_of_an_explored_log_cover_what_the_policy_does(value: float):
+    """95 % intervals over 200 logs of 120 trajectories that the gate decided."""
+    policy = threshold(value)
+    true = means(log(12345, 6000, policy, Mode.ENFORCE))
+    covered = {"calls": 0, "tokens": 0, "seconds": 0, "outcome": 0}
+    for seed in range(200):
+        found = explored_of(
+            report(log(seed, 120, EXPLORING, Mode.EXPLORE), policy, least_effective=20)
+        )
+        assert found.refused is None
+        for metric, own in found.estimates.items():
+            covered[metric] += own.doubly_robust.lower <= true[metric] <= own.doubly_robust.upper
+    assert sum(covered.values()) / 800 >= 0.93
+    assert min(covered.values()) / 200 >= 0.90
+
+
+def test_intervals_of_pairs_cover_what_the_policy_does():
+    """Over 200 observed logs, of the trajectories in which a call was proposed."""
+    policy = threshold(2.0)
+    many = [each for each in log(99, 6000, EXPLORING, Mode.OBSERVE, shadows=True) if called(each)]
+    pairs = [found for each in many if (found := pair(each, policy, Mode.ENFORCE)) is not None]
+    true = {
+        metric: sum(each.expected[metric] for each in pairs) / len(pairs)
+        for metric in ("calls", "tokens", "seconds", "outcome")
+    }
+    covered = 0
+    for seed in range(200):
+        trajectories = log(seed, 120, EXPLORING, Mode.OBSERVE, shadows=True)
+        (model,) = report(trajectories, policy).models
+        assert model.observed is not None
+        for metric, own in model.observed.compared.items():
+            covered += own.policy.lower <= true[metric] <= own.policy.upper
+    assert covered / 800 >= 0.93
+
+
+def test_pairs_expect_what_enforcing_does():
+    """Two routes: a shadow ends an observed trajectory, and the policy runs itself."""
+    policy = threshold(2.0)
+    observed = [
+        each for each in log(7, 6000, EXPLORING, Mode.OBSERVE, shadows=True) if called(each)
+    ]
+    pairs = [found for each in observed if (found := pair(each, policy, Mode.ENFORCE)) is not None]
+    # What the engine masks need not have been a call: run as where the gateway alone decides.
+    ran = [each for each in log(8, 6000, policy, Mode.ENFORCE, engine=False) if called(each)]
+    plain = means(ran)
+    for metric, spread in (("calls", 1.0), ("outcome", 0.5)):
+        expected = sum(each.expected[metric] for each in pairs) / len(pairs)
+        error = spread * math.sqrt(1 / len(pairs) + 1 / len(ran))
+        assert expected == pytest.approx(plain[metric], abs=3.5 * error)
+
+
+def called(trajectory: LoggedTrajectory) -> bool:
+    return any(turn.calls for turn in trajectory.turns)
+
+
+def test_a_policy_is_estimated_as_what_it_logged():
+    """Every weight is 1 under the policy that explored."""
+    trajectories = log(3, 100, EXPLORING, Mode.EXPLORE)
+    found = explored_of(report(trajectories, EXPLORING, mode=Mode.EXPLORE))
+    assert found.effective == pytest.approx(100)
+    for metric, expected in means(trajectories).items():
+        own = found.estimates[metric]
+        for value in (own.logged, own.self_normalised, own.per_decision):
+            assert value.value == pytest.approx(expected)
+        robust = own.doubly_robust  # the model behind it sees the actions, so it may differ
+        assert robust.lower < expected < robust.upper
+
+
+def test_weights_are_products_of_ratios():
+    policy = threshold(0.5)
+    uncertain, certain = (
+        features(segment=segment(2.0, width=0.0)),
+        features(segment=segment(1.0, width=0.0)),
+    )
+    masked = replace(certain, p_sampled=0.25)
+    decisions = [decide_turn(EXPLORING, Mode.EXPLORE, [f])[0] for f in (uncertain, masked)]
+    allowed = replace(decisions[0], applied=Action.ALLOW, propensity=0.7)
+    suppressed = replace(decisions[1], applied=Action.SUPPRESS, propensity=0.7)
+    trajectory = logged(
+        turn(call(uncertain, allowed), request_id="1"),
+        turn(call(masked, suppressed, "(unsampled)"), request_id="2"),
+        score=1.0,
+    )
+    asked = Asked(policy=policy, mode=Mode.ENFORCE, policies=lambda _: EXPLORING)
+    weighed = weigh([trajectory], asked)
+    assert weighed.log.ratios.tolist() == [pytest.approx([1 / 0.7, 0.75])]
+    assert weighed.log.presence.tolist() == [[1.0, 0.25]]
+    assert weighed.rewards["calls"].tolist() == [[0.0, 1.0, 0.0]]
+    assert weighed.rewards["outcome"].tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_one_draw_for_a_replay_and_what_followed_counts_once():
+    """As an older gateway recorded it: the second decision was no new chance."""
+    seen = features(segment=segment(2.0, width=0.0), repeats=1, replayable=True)
+    decision = replace(
+        decide_turn(REPLAYING, Mode.EXPLORE, [seen])[0], applied=Action.REPLAY, propensity=0.7
+    )
+    twice = (turn(call(seen, decision)), turn(call(seen, decision)))
+    asked = Asked(policy=REPLAYING, mode=Mode.ENFORCE, policies=lambda _: REPLAYING)
+    assert weigh([logged(*twice)], asked).log.ratios.tolist() == [pytest.approx([1 / 0.7, 1.0])]
+
+
+def test_few_trajectories_are_refused_with_what_it_would_take():
+    found = explored_of(report(log(1, 10, EXPLORING, Mode.EXPLORE), threshold(0.8)))
+    assert found.refused is not None
+    assert "10 explored trajectories weigh as much as" in found.refused
+    assert "want at least 50" in found.refused
+    assert "more of this kind" in found.refused
+    assert not found.estimates
+
+
+def test_what_the_log_never_tried_is_refused():
+    """The exploring policy does not name the tool, so no call of it was ever suppressed."""
+    trajectories = log(1, 200, EXPLORING, Mode.EXPLORE)
+    other = parse_policy("schema_version: 1\nname: other\n", "other.yaml")
+    found = explored_of(report(trajectories, threshold(0.8), logging=other))
+    assert found.refused is not None
+    assert "the exploring one never did" in found.refused
+
+
+def test_exploring_a_replay_does_not_tell_what_suppressing_it_would_do():
+    trajectories = log(1, 200, REPLAYING, Mode.EXPLORE)
+    found = explored_of(report(trajectories, threshold(2.5, "replay"), logging=REPLAYING))
+    assert found.refused is not None
+    assert "another 'on_repeat'" in found.refused
+
+
+def test_forcing_cannot_be_evaluated():
+    forcing = parse_policy(
+        "schema_version: 1\nname: f\ntools: {lookup: }\nforce: {tool: lookup, threshold: 2.0}\n",
+        "f.yaml",
+        can_force=True,
+    )
+    found = explored_of(report(log(1, 200, EXPLORING, Mode.EXPLORE), forcing))
+    assert found.refused is not None
+    assert "'force'" in found.refused
+
+
+def test_without_outcomes_the_rest_is_estimated():
+    trajectories = [replace(each, scores=()) for each in log(1, 200, EXPLORING, Mode.EXPLORE)]
+    found = explored_of(report(trajectories, threshold(1.2)))
+    assert set(found.estimates) == {"calls", "tokens", "seconds"}
+    assert any("/v1/feedback" in warning for warning in found.warnings)
+
+
+def test_one_class_of_outcomes_is_no_certainty():
+    trajectories = [replace(each, scores=(1.0,)) for each in log(1, 200, EXPLORING, Mode.EXPLORE)]
+    found = explored_of(report(trajectories, threshold(1.2)))
+    own = found.estimates["outcome"].doubly_robust
+    assert own.value == pytest.approx(1.0)
+    assert own.lower < 0.99
+    assert any("every known outcome is right" in warning for warning in found.warnings)
+
+
+def test_models_and_modes_are_told_apart():
+    explored = log(1, 120, EXPLORING, Mode.EXPLORE)
+    other = [
+        replace(each, turns=tuple(replace(turn, model="other") for turn in each.turns))
+        for each in log(2, 120, EXPLORING, Mode.EXPLORE)
+    ]
+    enforced = [each for each in log(3, 40, EXPLORING, Mode.ENFORCE) if each.turns[0].calls]
+    mixed = [logged(*explored[0].turns, *other[0].turns, name="mixed")]
+    found = report([*explored, *other, *enforced, *mixed], threshold(1.2))
+    assert [model.model for model in found.models] == ["m", "other"]
+    assert found.left_out[LeftOut.ENFORCED] == len(enforced)
+    assert found.left_out[LeftOut.MIXED_WEIGHTS] == 1
+    only = report([*explored, *other], threshold(1.2), model="other")
+    assert [model.model for model in only.models] == ["other"]
+    assert only.left_out[LeftOut.OTHER] == 120
+
+
+def test_unusable_trajectories_are_counted():
+    fine = log(1, 120, EXPLORING, Mode.EXPLORE)
+    called = next(each for each in fine if each.turns[0].calls)
+    first = called.turns[0]
+    broken = replace(first.calls[0], decision=replace(first.calls[0].decision, propensity=math.nan))
+    bad = [
+        replace(called, fault="not the features of a call"),
+        replace(called, turns=(replace(first, calls=(broken,)),)),
+        replace(called, turns=(replace(first, duration_seconds=math.nan),)),
+        replace(called, scores=(math.nan,)),
+        replace(called, incomplete_reason="error: the upstream failed"),
+        replace(called, scores=(0.0, 1.0)),
+        replace(called, turns=()),
+    ]
+    found = report([*fine, *bad], threshold(1.2))
+    assert found.left_out == {
+        LeftOut.UNREADABLE: 4,
+        LeftOut.BROKEN_OFF: 2,
+        LeftOut.CONTRADICTORY: 1,
+    }
+    assert explored_of(found).n == 120
+
+
+def test_a_quiet_trajectory_belongs_to_what_was_going_on():
+    explored = [replace(each, created_at=10.0) for each in log(1, 60, EXPLORING, Mode.EXPLORE)]
+    explored = [each for each in explored if each.turns[0].calls]
+    observed = [
+        replace(each, created_at=20.0)
+        for each in log(2, 60, EXPLORING, Mode.OBSERVE, shadows=True)
+        if each.turns[0].calls
+    ]
+    quiet = [logged(turn(), name=f"q{at}", created_at=at) for at in (5.0, 15.0, 25.0, 26.0)]
+    found = report([*observed, *quiet, *explored], threshold(1.2), least_effective=5)
+    (model,) = found.models
+    assert model.explored is not None
+    assert model.explored.n == len(explored) + 2
+    assert found.left_out[LeftOut.NO_CALLS] == 2
+
+
+def shadow(**changed: object) -> LoggedShadow:
+    values = {
+        "called": False,
+        "score": 1.0,
+        "n_kept": 10,
+        "n_tokens": 5,
+        "duration_seconds": 0.1,
+        "ended": True,
+        "capture": None,
+    }
+    return LoggedShadow(**(values | changed))
+
+
+SHADOW = shadow()
+
+
+def observed(
+    *entropies: float, score: float = 0.0, shadow_: LoggedShadow | None = SHADOW
+) -> LoggedTrajectory:
+    """Calls of these entropies, each with a shadow, and an answer."""
+    turns = []
+    for number, entropy in enumerate(entropies):
+        seen = features(segment=segment(entropy, width=0.0), calls_before=number)
+        decision = decide_turn(EXPLORING, Mode.OBSERVE, [seen])[0]
+        turns.append(turn(call(seen, decision), request_id=f"{number}", shadow=shadow_))
+    return logged(*turns, turn(request_id="last"), score=score)
+
+
+def test_the_first_suppressed_call_ends_a_trajectory():
+    found = pair(observed(2.0, 1.0, 1.0), threshold(1.5), Mode.ENFORCE)
+    assert found is not None
+    assert found.observed == {"calls": 3, "tokens": 80, "seconds": 2.0, "outcome": 0.0}
+    assert found.expected["calls"] == 1
+    assert found.expected["tokens"] == 20 + 10 + 5
+    assert found.expected["seconds"] == pytest.approx(0.5 + 0.25 + 0.1)
+    assert (found.expected["outcome"], found.lost, found.gained) == (1.0, 0.0, 1.0)
+
+
+def test_what_is_lost_and_what_calls_again():
+    lost = pair(observed(1.0, score=1.0, shadow_=shadow(called=True)), threshold(1.5), Mode.ENFORCE)
+    assert lost is not None
+    assert (lost.lost, lost.gained, lost.called_again) == (1.0, 0.0, 1.0)
+    kept = pair(observed(2.0, score=1.0), threshold(1.5), Mode.ENFORCE)
+    assert kept is not None
+    assert (kept.lost, kept.called_again, kept.expected) == (0.0, 0.0, kept.observed)
+
+
+def test_a_random_policy_is_an_expectation():
+    chance = parse_policy(
+        "schema_version: 1\nname: c\nsignal: {statistic: uniform}\n"
+        "tools: {lookup: {threshold: 0.25}}\n",
+        "c.yaml",
+    )
+    found = pair(observed(1.0, 1.0), chance, Mode.ENFORCE)
+    assert found is not None
+    assert found.expected["calls"] == pytest.approx(0.75 + 0.75**2)
+    assert found.expected["outcome"] == pytest.approx(1 - 0.75**2)
+
+
+def test_replays_cost_no_call_and_end_after_two():
+    turns = []
+    for number in range(4):
+        seen = features(
+            segment=segment(2.0, width=0.0),
+            repeats=min(number, 1),
+            replayable=number > 0,
+            calls_before=number,
+            tool_calls_before=number,
+        )
+        decision = decide_turn(EXPLORING, Mode.OBSERVE, [seen])[0]
+        turns.append(turn(call(seen, decision), request_id=f"{number}", shadow=shadow()))
+    found = pair(logged(*turns, score=0.0), threshold(1.5, "replay"), Mode.ENFORCE)
+    assert found is not None
+    assert found.expected["calls"] == 1
+    assert found.gained == 1.0  # the third repeat in a row is suppressed
+
+
+def test_missing_and_unjudged_shadows():
+    bare = observed(1.0, shadow_=None)
+    assert pair(bare, threshold(1.5), Mode.ENFORCE) is None
+    assert pair(bare, threshold(0.5), Mode.ENFORCE) is not None  # nothing is suppressed
+    unjudged = pair(observed(1.0, shadow_=shadow(score=None)), threshold(1.5), Mode.ENFORCE)
+    assert unjudged is not None
+    assert (unjudged.lost, unjudged.gained) == (None, None)
+    assert "outcome" not in unjudged.expected
+    some = [bare] * 60 + [observed(1.0)] * 9
+    found = report(some, threshold(1.5))
+    assert found.left_out[LeftOut.NO_SHADOW] == 60
+    assert not found.answered
+    assert "shadow.share" in "\n".join(report_lines(found))
+
+
+def test_a_report_can_be_read_by_programs():
+    found = report(log(1, 200, EXPLORING, Mode.EXPLORE), threshold(1.2))
+    plain = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert plain["models"][0]["explored"]["estimates"]["calls"]["doubly_robust"]["value"] > 0
+    text = "\n".join(report_lines(found))
+    assert "effective sample size" in text
+    assert "as logged" in text
