@@ -172,9 +172,10 @@ def _refusal(
     if support.unsupported > MOST_UNSUPPORTED * max(support.n, 1):
         return (
             f"in {support.unsupported} of {support.n} decisions the policy would do what the "
-            "exploring one never did (a tool that it does not name, another 'on_repeat', fewer "
-            "'min_tokens'): no weights can tell what comes of that. Explore under a policy that "
-            "may do it, or evaluate on observed trajectories with shadows"
+            "exploring one never did (suppress a repeat that it replays or lets through, gate a "
+            "tool that it does not name, decide on fewer 'min_tokens'): no weights can tell what "
+            "comes of that. Explore under a policy that may do it (with 'on_repeat: allow' every "
+            "call may be suppressed), or evaluate on observed trajectories with shadows"
         )
     if effective < least:
         more = "a policy closer to the one that explored, or a larger epsilon, needs fewer"
@@ -218,7 +219,7 @@ def _warnings(
             f"the policy's signal is unknown for {support.silent} of {support.n} decisions: "
             "there it would let the call through"
         )
-    if support.unsupported:
+    if 0 < support.unsupported <= MOST_UNSUPPORTED * support.n:
         yield (
             f"in {support.unsupported} of {support.n} decisions the policy would do what the "
             "exploring one never did; they count as if it had not"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -36,6 +37,13 @@ _SHARES = {
 }
 
 
+def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
+    """A range lets nan and infinity through."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number that can be compared with")
+    return value
+
+
 @click.command("evaluate")
 @click.argument("policy_file", metavar="POLICY")
 @store_option
@@ -53,6 +61,7 @@ _SHARES = {
     type=click.FloatRange(0.5, 0.9999),
     default=0.95,
     show_default=True,
+    callback=_a_number,
     help="Of the intervals.",
 )
 @click.option(
@@ -60,6 +69,7 @@ _SHARES = {
     type=click.FloatRange(2.0),
     default=LEAST_EFFECTIVE,
     show_default=True,
+    callback=_a_number,
     help="Effective sample size below which nothing is said.",
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
