@@ -59,12 +59,18 @@ async def audit(
     outcome: float | None = 1.0,
     **changed: Any,
 ) -> TurnRecord:
-    """A trajectory of one audited turn, with its shadow and its outcome."""
+    """A trajectory of one audited turn, with its shadow and its outcome.
+
+    An outcome scores the shadows that are there: one without a score comes after it.
+    """
     record = turn(name, calls=calls(*tools or ("lookup",)), **changed)
     await commit(store, record)
-    add_shadows(url, shadow_row(record.turn_id, name, score))
+    if score is not None:
+        add_shadows(url, shadow_row(record.turn_id, name, score))
     if outcome is not None:
         await store.add_feedback(trajectory_id=name, score=outcome)
+    if score is None:
+        add_shadows(url, shadow_row(record.turn_id, name, score))
     return record
 
 

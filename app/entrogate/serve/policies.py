@@ -51,7 +51,7 @@ class Policies:
         self._changing = asyncio.Lock()
         self._woken = asyncio.Event()
         self._arms = arms_of(self._given, {}, {})
-        self._tell()
+        self._show()
 
     # What turns and pages ask.
 
@@ -152,8 +152,11 @@ class Policies:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Take up what was ordered, and every change while the block runs. Raises StoreError."""
+        given = self._arms
         async with self._changing:
             await self._take(self._look, actor=GATEWAY, orders=True)
+        if self._arms == given:  # else it has been told
+            self._tell()
         task = asyncio.create_task(self._keep_up(), name="policies")
         try:
             yield
@@ -335,6 +338,9 @@ class Policies:
                 mode,
                 share,
             )
+        self._show()
+
+    def _show(self) -> None:
         self._metrics.set_policies(
             [
                 PolicyInForce(
