@@ -10,6 +10,11 @@ RIGHT = 0.5
 """From this score on an answer counts as right, that of a trajectory or of a shadow."""
 
 
+def is_whole(finish_reason: str | None) -> bool:
+    """Has an answer that stopped for this reason come to its own end?"""
+    return finish_reason is not None and finish_reason != "length"
+
+
 def score_by_gold(text: str, gold: Sequence[str], *, answer: str, final: str) -> float:
     """F1 of a shadow's ``text`` against the best of ``gold``, in [0, 1].
 

@@ -45,6 +45,17 @@ def unindexed(column: Column[str]) -> ColumnElement[str]:
     return func.coalesce(column, literal_column("''"))
 
 
+TOKEN_ARRAYS = (
+    *("token_ids", "logprobs", "entropy_lower", "entropy_upper"),
+    *("margin", "tail_mass", "p_tool_call"),
+)
+"""Columns of what is captured of sampled tokens; no upper bounds: the same as the lower ones."""
+
+
+def _token_arrays() -> list[Column[bytes]]:
+    return [Column(name, LargeBinary, nullable=name == "entropy_upper") for name in TOKEN_ARRAYS]
+
+
 # One row a transaction that changed trajectories: numbered in their order, dated by the database's
 # clock on Postgres and the gateway's on SQLite. Numbers are never given twice.
 commits = Table(
@@ -138,13 +149,7 @@ turns = Table(
     Column("response", Text, nullable=False),
     Column("prompt_offset", Integer, nullable=False),
     Column("prompt_token_ids", LargeBinary, nullable=False),
-    Column("token_ids", LargeBinary, nullable=False),
-    Column("logprobs", LargeBinary, nullable=False),
-    Column("entropy_lower", LargeBinary, nullable=False),
-    Column("entropy_upper", LargeBinary),
-    Column("margin", LargeBinary, nullable=False),
-    Column("tail_mass", LargeBinary, nullable=False),
-    Column("p_tool_call", LargeBinary, nullable=False),
+    *_token_arrays(),
     Column("key_id", Text),
     UniqueConstraint("trajectory_id", "turn_index"),
     Index(None, "parent_id", "branch_index"),
@@ -305,13 +310,7 @@ shadows = Table(
     Column("n_tokens", Integer, nullable=False),
     Column("estimator", Text, nullable=False),
     Column("top_k", Integer),
-    Column("token_ids", LargeBinary, nullable=False),
-    Column("logprobs", LargeBinary, nullable=False),
-    Column("entropy_lower", LargeBinary, nullable=False),
-    Column("entropy_upper", LargeBinary),
-    Column("margin", LargeBinary, nullable=False),
-    Column("tail_mass", LargeBinary, nullable=False),
-    Column("p_tool_call", LargeBinary, nullable=False),
+    *_token_arrays(),
     Column("score", Double),
     Column("judged_by", Text),
     Column("judged_at", Double),

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
 
-from sqlalchemy import Connection
-
+from entrogate.store.admin.administration import Run
 from entrogate.store.read.shadows import ToGrade, shadows_to_grade
 from entrogate.store.write.shadows import add_shadow, grade_shadow
 from entrogate.types import ShadowRecord
-
-
-class Run(Protocol):
-    """Runs work on a connection of the store, in one transaction."""
-
-    def __call__(self, work: Callable[[Connection], Any], /) -> Awaitable[Any]:
-        """What ``work`` returns, once its transaction is committed."""
-        ...
 
 
 class ShadowStore:

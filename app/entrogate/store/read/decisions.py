@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, Subquery, select, tuple_
 
 from entrogate.gate.features import from_json
 from entrogate.store.database import Database
+from entrogate.store.read.pages import pages
 from entrogate.store.schema import calls, policies, trajectories, turns
 from entrogate.types import Action, Decision, Features, Mode
 
@@ -36,14 +37,14 @@ class DecidedTurn:
 
 def iter_decisions(database: Database, batch: int) -> Iterator[DecidedTurn]:
     """Every turn with calls, by trajectory id and turn index; ``batch`` at a time. Blocks."""
-    last: tuple[str, int] | None = None
-    while True:
-        with database.reading() as connection:
-            found = read_decisions(connection, last, batch)
-        yield from found
-        if len(found) < batch:
-            return
-        last = (found[-1].trajectory_id, found[-1].turn_index)
+    start: tuple[str, int] | None = None
+    return pages(
+        database,
+        read_decisions,
+        start=start,
+        place=lambda turn: (turn.trajectory_id, turn.turn_index),
+        size=batch,
+    )
 
 
 def read_decisions(

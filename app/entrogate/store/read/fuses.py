@@ -9,11 +9,10 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, select
 
 from entrogate.gate.reasons import AUDITED, Reason
+from entrogate.label.shadows import RIGHT
 from entrogate.store.commits import database_time
 from entrogate.store.schema import calls, fuses, shadows, trajectories, turns
 from entrogate.types import Action, Mode, ShadowPurpose
-
-RIGHT = 0.5  # from this outcome or score on an answer counts as right
 
 
 class FuseState(StrEnum):

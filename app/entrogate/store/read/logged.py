@@ -8,9 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from entrogate.label.shadows import is_whole
 from entrogate.store.database import Database
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.read.decisions import DecidedCall, decided_call
+from entrogate.store.read.pages import pages
 from entrogate.store.read.paired import AnyRow, grouped, shadow_capture
 from entrogate.store.schema import calls, feedback, shadows, trajectories, turns
 from entrogate.types import Capture
@@ -72,14 +74,13 @@ def iter_logged(
     database: Database, wanted: TrajectoryFilter, batch: int = 200
 ) -> Iterator[LoggedTrajectory]:
     """Every trajectory, those without calls included, by id; ``batch`` at a time. Blocks."""
-    last = ""
-    while True:
-        with database.reading() as connection:
-            found = _read(connection, wanted, after=last, limit=batch)
-        yield from found
-        if len(found) < batch:
-            return
-        last = found[-1].trajectory_id
+    return pages(
+        database,
+        lambda connection, after, limit: _read(connection, wanted, after=after, limit=limit),
+        start="",
+        place=lambda trajectory: trajectory.trajectory_id,
+        size=batch,
+    )
 
 
 def _read(
@@ -161,6 +162,6 @@ def _shadow(row: AnyRow) -> LoggedShadow:
         n_kept=row.n_kept,
         n_tokens=row.n_tokens,
         duration_seconds=row.duration_seconds,
-        ended=row.finish_reason is not None and row.finish_reason != "length",
+        ended=is_whole(row.finish_reason),
         capture=shadow_capture(row) if row.capture_gap is None else None,
     )

@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Row, select
 
+from entrogate.label.shadows import is_whole
 from entrogate.store.codec import unpack_floats, unpack_ints
 from entrogate.store.database import Database
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.paths import judged_path
+from entrogate.store.read.pages import pages
 from entrogate.store.schema import calls, feedback, models, shadows, trajectories, turns
 from entrogate.types import Capture, Estimator
 
@@ -79,14 +81,13 @@ def iter_paired(
     database: Database, wanted: TrajectoryFilter, batch: int = 200
 ) -> Iterator[PairedTrajectory]:
     """Every trajectory with calls, by id; ``batch`` are read at a time. Blocks."""
-    last = ""
-    while True:
-        with database.reading() as connection:
-            found = _read(connection, wanted, after=last, limit=batch)
-        yield from found
-        if len(found) < batch:
-            return
-        last = found[-1].trajectory_id
+    return pages(
+        database,
+        lambda connection, after, limit: _read(connection, wanted, after=after, limit=limit),
+        start="",
+        place=lambda trajectory: trajectory.trajectory_id,
+        size=batch,
+    )
 
 
 def _read(
@@ -197,7 +198,7 @@ def _shadow(row: AnyRow) -> StoredShadow:
         called=row.called,
         score=row.score,
         judged_by=row.judged_by,
-        ended=row.finish_reason is not None and row.finish_reason != "length",
+        ended=is_whole(row.finish_reason),
         capture=shadow_capture(row) if row.capture_gap is None else None,
     )
 

@@ -10,19 +10,10 @@ from sqlalchemy import Connection, select
 from entrogate.store.outcomes import JudgedBy, read_judged
 from entrogate.store.read.rows import Shadow, ShadowTokens, ShadowWithTokens
 from entrogate.store.read.token_lists import token_lists
-from entrogate.store.schema import calls, shadows, trajectories, turns
+from entrogate.store.schema import TOKEN_ARRAYS, calls, shadows, trajectories, turns
 from entrogate.wire.body import from_json
 
 _NAMES = tuple(field.name for field in fields(Shadow))
-_BLOBS = (
-    "token_ids",
-    "logprobs",
-    "entropy_lower",
-    "entropy_upper",
-    "margin",
-    "tail_mass",
-    "p_tool_call",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +28,7 @@ def shadows_of(
     connection: Connection, trajectory_id: str, *, tokens: bool = False
 ) -> dict[str, Shadow]:
     """The shadows of a trajectory by the id of their turn; their arrays only with ``tokens``."""
-    names = ("turn_id", *_NAMES, *(_BLOBS if tokens else ()))
+    names = ("turn_id", *_NAMES, *(TOKEN_ARRAYS if tokens else ()))
     query = select(*(shadows.c[name] for name in names))
     rows = connection.execute(query.where(shadows.c.trajectory_id == trajectory_id)).all()
     found: dict[str, Shadow] = {}

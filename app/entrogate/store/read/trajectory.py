@@ -30,6 +30,7 @@ from entrogate.store.read.rows import (
 from entrogate.store.read.shadows import shadows_of
 from entrogate.store.read.token_lists import token_lists
 from entrogate.store.schema import (
+    TOKEN_ARRAYS,
     call_rewards,
     calls,
     changes,
@@ -43,16 +44,7 @@ from entrogate.store.schema import (
 from entrogate.types import IntArray, SpanKind, ToolResult
 from entrogate.wire.body import from_json
 
-_BLOBS = (
-    turns.c.prompt_token_ids,
-    turns.c.token_ids,
-    turns.c.logprobs,
-    turns.c.entropy_lower,
-    turns.c.entropy_upper,
-    turns.c.margin,
-    turns.c.tail_mass,
-    turns.c.p_tool_call,
-)
+_BLOBS = tuple(turns.c[name] for name in ("prompt_token_ids", *TOKEN_ARRAYS))
 _SUMMARY = tuple(column for column in turns.c if column not in _BLOBS)
 _SCALARS = (
     "id",
