@@ -20,10 +20,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from entrogate.errors import EntrogateError, UnknownRecord
+from entrogate.background import beside
+from entrogate.errors import UnknownRecord
 from entrogate.gate.schema import Audit, Policy
 from entrogate.observe.fuses import FuseFigures, FuseMetrics
 from entrogate.risk.sequence import watch
+from entrogate.serve.refreshing import Refreshing
 from entrogate.store.admin.audit import GATEWAY, Act, Deed
 from entrogate.store.read.fuses import Audits, Fuse, FuseState
 from entrogate.store.write.fuses import FuseRecords
@@ -81,7 +83,7 @@ class Fuses:
         self._standings: dict[str, tuple[Standing, ...]] = {}  # by policy version
         self._refreshing = asyncio.Lock()
         self._woken = asyncio.Event()
-        self._fault = ""  # of the last refresh
+        self._rounds = Refreshing(self.refresh, event="fuses.not_refreshed")
 
     @property
     def standings(self) -> list[Standing]:
@@ -109,14 +111,9 @@ class Fuses:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Know what is stored, and follow the audits in the block."""
-        await self._refresh_safely()
-        task = asyncio.create_task(self._follow(), name="fuses")
-        try:
+        await self._rounds.round()
+        async with beside(self._follow(), name="fuses"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def refresh(self) -> None:
         """Compute how the fuses of the policies in use stand, and store what has changed."""
@@ -164,20 +161,8 @@ class Fuses:
                 await asyncio.wait_for(self._woken.wait(), pause)
             self._woken.clear()
             began = time.monotonic()
-            await self._refresh_safely()
+            await self._rounds.round()
             pause = max(self._interval_seconds, (time.monotonic() - began) / _BUSY_SHARE)
-
-    async def _refresh_safely(self) -> None:
-        try:
-            await self.refresh()
-        except EntrogateError as error:
-            if str(error) != self._fault:
-                _log.warning("fuses.not_refreshed %s", error)
-            self._fault = str(error)
-        except Exception:  # noqa: BLE001  (supervises its task: the next round may do better)
-            _log.exception("fuses.not_refreshed")
-        else:
-            self._fault = ""
 
     async def _refresh(self, policy: Policy, audit: Audit) -> None:
         audits = await self._records.audits(policy.version)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import secrets
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pydantic import SecretStr
 
 from entrogate.access import Key, Scope, digest_of
+from entrogate.background import beside
 from entrogate.errors import EntrogateError
 from entrogate.serve.sessions import Sessions
 from entrogate.settings import AccessSettings
@@ -79,13 +79,8 @@ class Keyring:
     async def running(self) -> AsyncGenerator[None]:
         """Know the keys now, and soon each change of them."""
         await self.refresh()
-        watching = asyncio.create_task(self._watch(), name="keyring")
-        try:
+        async with beside(self._watch(), name="keyring"):
             yield
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
 
     async def refresh(self) -> None:
         """Read the keys. Raises StoreError."""

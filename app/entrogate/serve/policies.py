@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
+from entrogate.background import beside
 from entrogate.errors import ConfigError, EntrogateError, RequestError
 from entrogate.gate.arms import Arm, Arms, Order, arms_of
 from entrogate.gate.policy import parse_policy
@@ -157,13 +158,8 @@ class Policies:
             await self._take(self._look, actor=GATEWAY, orders=True)
         if self._arms == given:  # else it has been told
             self._tell()
-        task = asyncio.create_task(self._keep_up(), name="policies")
-        try:
+        async with beside(self._keep_up(), name="policies"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _keep_up(self) -> None:
         looks = self._settings.watch_policy or self._store.policies.shared

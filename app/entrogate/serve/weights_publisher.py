@@ -20,6 +20,7 @@ from entrogate.errors import (
     UpstreamError,
     UpstreamUnavailable,
 )
+from entrogate.serve.refreshing import Refreshing
 from entrogate.settings import WeightsSettings
 from entrogate.store import Store
 from entrogate.types import PublishedWeights, WeightsState
@@ -53,7 +54,7 @@ class WeightsPublisher:
         self._base_model = base_model
         self._loading = asyncio.Lock()  # one change of what vLLM holds at a time
         self._changes = 0
-        self._fault = ""  # of the last refresh
+        self._rounds = Refreshing(self.refresh, event="weights.not_refreshed")
         self._retry_at: dict[str, float] = {}
         self._drains: dict[str, asyncio.Task[None]] = {}
 
@@ -61,7 +62,7 @@ class WeightsPublisher:
     async def running(self) -> AsyncGenerator[None]:
         """Take up the stored routing, and keep it in line with store and vLLM in the block."""
         async with self._adapters:
-            await self._refresh_safely()
+            await self._rounds.round()
             task = asyncio.create_task(self._keep_up(), name="weights")
             try:
                 yield
@@ -163,19 +164,7 @@ class WeightsPublisher:
             with suppress(TimeoutError):
                 await asyncio.wait_for(lost.wait(), self._settings.poll_interval_seconds)
             lost.clear()
-            await self._refresh_safely()
-
-    async def _refresh_safely(self) -> None:
-        try:
-            await self.refresh()
-        except EntrogateError as error:
-            if str(error) != self._fault:
-                _log.warning("weights.not_refreshed %s", error)
-            self._fault = str(error)
-        except Exception:  # noqa: BLE001  (supervises its task: the next round may do better)
-            _log.exception("weights.not_refreshed")
-        else:
-            self._fault = ""
+            await self._rounds.round()
 
     async def _load(self, wanted: PublishedWeights, adapter: Adapter) -> bool:
         """Have vLLM serve ``wanted``; False when it did already."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 import time
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
+from entrogate.background import beside
 from entrogate.errors import EntrogateError
 from entrogate.store import postgres
 from entrogate.store.admin.audit import (
@@ -101,13 +101,8 @@ class Administration:
     @asynccontextmanager
     async def watching(self) -> AsyncGenerator[None]:
         """Meanwhile, learn soon of what others erase (another gateway, the command line)."""
-        task = asyncio.create_task(self._watch(), name="erasures")
-        try:
+        async with beside(self._watch(), name="erasures"):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _watch(self) -> None:
         known: int | None = None
