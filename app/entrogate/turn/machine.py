@@ -26,11 +26,10 @@ from entrogate.turn.events import said_failure
 from entrogate.turn.form import Form
 from entrogate.turn.session import Session
 from entrogate.turn.state import Leg
-from entrogate.turn.without import Draft
+from entrogate.turn.without import Draft, take_captured
 from entrogate.types import Action, CallRecord, TurnRecord
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.capabilities import Way
-from entrogate.upstream.captures import ChoiceCapture
 
 _log = logging.getLogger("entrogate.turn")
 
@@ -207,18 +206,10 @@ class Machine:
                 yield out
             await self.session.hang_up()
             if capture is not None:
-                await capture.complete(1)
-                self._take_resumed(choice, capture.choices.get(0))
-
-    def _take_resumed(self, choice: Choice, captured: ChoiceCapture | None) -> None:
-        """Take what the engine captured of the rest of ``choice``."""
-        if captured is None:
-            choice.tokens.mark("capture_incomplete")
-            return
-        with self.turn.guard.around("capture"):
-            choice.tokens.take_captured(captured, None)
-            return
-        choice.tokens.mark("capture_fault")
+                with self.turn.guard.around("capture"):
+                    await take_captured(choice.tokens, capture)
+                    return
+                choice.tokens.mark("capture_fault")
 
     def _ask_for_calls(self, choice: Choice) -> None:
         """The call was cut short and cannot be taken back: ask once more, for its calls alone."""

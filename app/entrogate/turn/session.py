@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from entrogate.engine.frames import GATE_ARGUMENT, REQUEST_ARGUMENT
+from entrogate.engine.frames import GATE_ARGUMENT
 from entrogate.engine.gate import GateNumbers
 from entrogate.errors import EntrogateError, StoreError, UpstreamProtocol
 from entrogate.turn.choice import Choice
@@ -22,6 +22,7 @@ from entrogate.turn.ids import mint_answer
 from entrogate.turn.parts import Parts
 from entrogate.turn.record import leg_records
 from entrogate.turn.state import Turn
+from entrogate.turn.without import arguments_of
 from entrogate.types import TurnRecord
 from entrogate.upstream.answer import UpstreamAnswer
 from entrogate.upstream.captures import RequestCapture
@@ -151,17 +152,14 @@ class Session:
         ``seed`` stands instead of the client's.
         """
         turn = self.turn
-        body = resume_request(
+        return resume_request(
             turn.leg.request,
             turn.capabilities,
             prompt_token_ids=turn.leg.prompt_token_ids,
             kept_token_ids=choice.tokens.ids[:position],
             seed=seed,
+            arguments=None if capture is None else self._named(capture),
         )
-        if body is not None and capture is not None:
-            argument = self._named(capture)
-            body["vllm_xargs"] = {**body.get("vllm_xargs", {}), REQUEST_ARGUMENT: argument}
-        return body
 
     def follow(self, stack: ExitStack, choice: Choice) -> RequestCapture | None:
         """What the engine will send of the rest of ``choice``, until ``stack`` is left."""
@@ -239,7 +237,7 @@ class Session:
             top = found.top_logprobs if found.token_ids else 0  # alone they say nothing
             return to_json(request.upstream(top, token_ids=found.token_ids, usage=found.usage))
         self._capture = channel.follow()
-        arguments: dict[str, Any] = {REQUEST_ARGUMENT: self._named(self._capture)}
+        arguments = self._named(self._capture)
         numbers: GateNumbers | None = None
         with self.turn.guard.around("gate"):
             numbers = self._gate_numbers()
@@ -247,11 +245,8 @@ class Session:
             arguments[GATE_ARGUMENT] = numbers.pack()
         return to_json(request.upstream_captured(arguments))
 
-    def _named(self, capture: RequestCapture) -> str:
-        """How the engine names what it sends of a request, and the token it reports beside."""
-        if self.parts.channel is None:
-            raise RuntimeError("there is no channel to capture by")
-        return self.parts.channel.argument(capture, self.turn.capabilities.tool_call_token_id)
+    def _named(self, capture: RequestCapture) -> dict[str, Any]:
+        return arguments_of(self.parts, self.turn.capabilities, capture)
 
     def _gate_numbers(self) -> GateNumbers | None:
         """What the gate in the engine is to do; with ``n > 1`` the choices share one draw."""

@@ -16,6 +16,7 @@ import msgspec
 from entrogate.engine.frames import REQUEST_ARGUMENT
 from entrogate.entropy.statistics import draft_stats
 from entrogate.errors import UpstreamProtocol
+from entrogate.label.shadows import is_whole
 from entrogate.turn.ids import mint_answer
 from entrogate.turn.parts import Parts
 from entrogate.turn.tokens import ChoiceTokens
@@ -60,7 +61,7 @@ class Without:
     @property
     def ended(self) -> bool:
         """Is the answer complete?"""
-        return self.finish_reason is not None and self.finish_reason != "length"
+        return is_whole(self.finish_reason)
 
     def capture(self) -> Capture:
         """What is known of its tokens; ids alone where the entropies make no sense."""
@@ -129,6 +130,7 @@ async def _masked(
         prompt_token_ids=asked.prompt_token_ids,
         kept_token_ids=asked.kept_token_ids,
         seed=asked.seed,
+        arguments=None if capture is None else arguments_of(parts, asked.capabilities, capture),
     )
     if body is None:
         return None
@@ -137,8 +139,6 @@ async def _masked(
         body["max_tokens"] = min(max_tokens, body["max_tokens"])
     if "min_tokens" in body:
         body["min_tokens"] = min(body["min_tokens"], body["max_tokens"])
-    if capture is not None:
-        body["vllm_xargs"] = {**body.get("vllm_xargs", {}), **_named(parts, asked, capture)}
     raw = await _post(parts, _COMPLETIONS, body, asked.headers)
     try:
         answer = decode_completion(raw)
@@ -148,7 +148,7 @@ async def _masked(
     if capture is None:
         tokens.add_completion(choice)
     else:
-        await _take_captured(tokens, capture, answer.usage)
+        await take_captured(tokens, capture, _counted(answer.usage))
     return Without(
         way=Way.MASK,
         text=choice.text,
@@ -167,7 +167,7 @@ async def _without_tools(
 ) -> Without | None:
     request = asked.request.without_tools(max_tokens)
     if capture is not None:
-        body = request.upstream_captured(_named(parts, asked, capture))
+        body = request.upstream_captured(arguments_of(parts, asked.capabilities, capture))
     else:
         found = asked.capabilities
         top = found.top_logprobs if found.token_ids else 0
@@ -181,7 +181,7 @@ async def _without_tools(
     if capture is None:
         tokens.add_chat(choice.token_ids, choice.logprobs, raw)
     else:
-        await _take_captured(tokens, capture, answer.usage)
+        await take_captured(tokens, capture, _counted(answer.usage))
     text, finish = choice.message.content or "", choice.finish_reason or None
     return Without(
         way=Way.NO_TOOLS,
@@ -201,20 +201,29 @@ async def _post(parts: Parts, path: str, body: dict[str, Any], headers: Mapping[
         return await response.read()
 
 
-def _named(parts: Parts, asked: Asked, capture: RequestCapture) -> dict[str, Any]:
+def arguments_of(
+    parts: Parts, capabilities: Capabilities, capture: RequestCapture
+) -> dict[str, Any]:
+    """How a request names itself to the engine, so that what is sampled of it arrives here."""
     if parts.channel is None:
         raise RuntimeError("there is no channel to capture by")
-    return {
-        REQUEST_ARGUMENT: parts.channel.argument(capture, asked.capabilities.tool_call_token_id)
-    }
+    return {REQUEST_ARGUMENT: parts.channel.argument(capture, capabilities.tool_call_token_id)}
 
 
-async def _take_captured(
-    tokens: ChoiceTokens, capture: RequestCapture, usage: Usage | None
+async def take_captured(
+    tokens: ChoiceTokens, capture: RequestCapture, n_counted: int | None = None
 ) -> None:
+    """Wait for what the engine captured of a request with one choice, and take it into ``tokens``.
+
+    ``n_counted`` is the server's own count where it is known.
+    """
     await capture.complete(1)
     captured = capture.choices.get(0)
     if captured is None:
         tokens.mark("capture_incomplete")
     else:
-        tokens.take_captured(captured, None if usage is None else usage.completion_tokens)
+        tokens.take_captured(captured, n_counted)
+
+
+def _counted(usage: Usage | None) -> int | None:
+    return None if usage is None else usage.completion_tokens

@@ -7,6 +7,7 @@ cache (`vllm.v1.core.kv_cache_manager`) makes it cheap.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from entrogate.upstream.capabilities import Capabilities
@@ -46,10 +47,12 @@ def resume_request(
     prompt_token_ids: list[int],
     kept_token_ids: list[int],
     seed: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """The body for ``/v1/completions``; None when no token may be sampled any more.
 
-    Penalties count the kept tokens as prompt, as vLLM does for any continued text.
+    ``arguments`` go to the engine, beside the client's. Penalties count the kept tokens as prompt,
+    as vLLM does for any continued text.
     """
     source = request.body
     limit = source.get("max_completion_tokens") or source.get("max_tokens")
@@ -82,6 +85,8 @@ def resume_request(
         body["min_tokens"] = min_tokens - len(kept_token_ids)
     if seed is not None:
         body["seed"] = seed
+    if arguments is not None:
+        body["vllm_xargs"] = {**body.get("vllm_xargs", {}), **arguments}
     return body
 
 
