@@ -9,7 +9,16 @@ from html import escape
 
 from entrogate.calibrate.result import Calibrated, Judged, Row
 from entrogate.calibrate.samples import Log
-from entrogate.calibrate.tables import area, left_out, ranked, signal_name, verdict, whole_policy
+from entrogate.calibrate.tables import (
+    area,
+    figures,
+    left_out,
+    ranked,
+    saved_share,
+    signal_name,
+    verdict,
+    whole_policy,
+)
 
 _COLOURS = (
     "#0f766e", "#b45309", "#1d4ed8", "#be185d", "#4d7c0f", "#7c3aed", "#0e7490", "#b91c1c",
@@ -62,19 +71,7 @@ def _table(found: Calibrated) -> str:
 
 
 def _table_row(row: Row) -> str:
-    saved = row.saved
-    cells = (
-        "all" if row.tool is None else row.tool,
-        str(row.n),
-        str(row.n_with_tool),
-        str(row.losses),
-        f"{row.upper:.2%}",
-        f"{row.max_loss:.2%}",
-        str(row.gains),
-        signal_name(row.signal),
-        "–" if row.threshold is None else f"{row.threshold:.6g}",
-        f"{saved.value:.1%} [{saved.lower:.1%}, {saved.upper:.1%}]",
-    )
+    cells = ("all" if row.tool is None else row.tool, *figures(row), saved_share(row))
     kind = "good" if row.certified else "bad"
     return (
         "<tr>"

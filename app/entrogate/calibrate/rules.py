@@ -35,8 +35,8 @@ def with_fields(policy: Policy, **values: object) -> Policy:
     return Policy.model_validate(own | values, context={"can_force": True})
 
 
-def _changed(rule: ToolRule, values: dict[str, object]) -> ToolRule:
-    own = {name: getattr(rule, name) for name in rule.model_fields_set}
+def _changed(rule: ToolRule, values: dict[str, object], *, without: Sequence[str] = ()) -> ToolRule:
+    own = {name: getattr(rule, name) for name in rule.model_fields_set if name not in without}
     return ToolRule.model_validate(own | values)
 
 
@@ -49,13 +49,7 @@ def certified_policy(
         row = rows[0]
         assert row.signal is not None
         cleared = {
-            tool: type(rule).model_validate(
-                {
-                    key: getattr(rule, key)
-                    for key in rule.model_fields_set
-                    if tool not in tools or key not in ("threshold", "signal")
-                }
-            )
+            tool: _changed(rule, {}, without=("threshold", "signal")) if tool in tools else rule
             for tool, rule in base.tools.items()
         }
         unseen = [tool for tool in gated_tools(base) if tool not in tools]
@@ -78,7 +72,5 @@ def certified_policy(
 
 
 def _ungated(policy: Policy, tool: str) -> Policy:
-    rule = policy.tools[tool]
-    kept = {key: getattr(rule, key) for key in rule.model_fields_set if key != "signal"}
-    rules = dict(policy.tools) | {tool: type(rule).model_validate(kept | {"threshold": None})}
-    return with_fields(policy, tools=rules)
+    rule = _changed(policy.tools[tool], {"threshold": None}, without=("signal",))
+    return with_fields(policy, tools=dict(policy.tools) | {tool: rule})

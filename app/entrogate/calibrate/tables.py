@@ -118,10 +118,9 @@ def as_json(found: Calibrated, log: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(row: Row) -> tuple[str, ...]:
-    saved = row.saved
+def figures(row: Row) -> tuple[str, ...]:
+    """The numbers of a row as text, from its trajectories to its threshold."""
     return (
-        "(all)" if row.tool is None else row.tool,
         str(row.n),
         str(row.n_with_tool),
         str(row.losses),
@@ -130,9 +129,17 @@ def _row(row: Row) -> tuple[str, ...]:
         str(row.gains),
         signal_name(row.signal),
         "–" if row.threshold is None else f"{row.threshold:.6g}",
-        f"{saved.value:.1%} [{saved.lower:.1%}, {saved.upper:.1%}]" if row.certified else "–",
-        verdict(row),
     )
+
+
+def saved_share(row: Row) -> str:
+    """The calls saved, with the interval."""
+    return f"{row.saved.value:.1%} [{row.saved.lower:.1%}, {row.saved.upper:.1%}]"
+
+
+def _row(row: Row) -> tuple[str, ...]:
+    saved = saved_share(row) if row.certified else "–"
+    return ("(all)" if row.tool is None else row.tool, *figures(row), saved, verdict(row))
 
 
 def ranked(judged: Sequence[Judged]) -> list[Judged]:
