@@ -1,20 +1,15 @@
-"""Intervals at 95 % and percentiles, in plain Python."""
+"""Intervals at 95 % that are always there, and percentiles."""
 
 import math
 from collections.abc import Sequence
 
-_Z = 1.959963984540054
+from entrogate.risk import means
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's score interval for a proportion; (0, 1) without trials."""
-    if trials == 0:
-        return 0.0, 1.0
-    share, square = successes / trials, _Z * _Z
-    centre = share + square / (2 * trials)
-    spread = _Z * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
-    scale = 1 + square / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    found = means.share_interval(successes / trials, trials) if trials else None
+    return found or (0.0, 1.0)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -24,12 +19,7 @@ def mean(values: Sequence[float]) -> float:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean plus and minus 1.96 standard errors (the normal interval; for some tens and up)."""
-    centre = mean(values)
-    if len(values) < 2:
-        return centre, centre
-    variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
-    spread = _Z * math.sqrt(variance / len(values))
-    return centre - spread, centre + spread
+    return means.mean_interval(values) or (mean(values), mean(values))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
