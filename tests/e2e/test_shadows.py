@@ -12,6 +12,7 @@ import httpx
 from entrogate.turn.shadow import shadow_draw
 from entrogate_lab.almanac.evaluate import evaluate
 from tests.e2e.conftest import NAME, Served, StartGateway, chat_body, tasks
+from tests.e2e.same import assert_same_answers
 from tests.integration.harness import CHAT, same_bytes
 
 ALWAYS = {
@@ -50,17 +51,21 @@ def test_what_a_suppression_sends_and_the_same_bytes(start: StartGateway, tmp_pa
     plain, enforcing = gateway("plain"), gateway("enforcing", ALWAYS)
     shadowing = gateway("shadowing", shadow__share="1", shadow__max_tokens="128")
     found: list[tuple[str, str | None]] = []
+    bodies = [chat_body(task, stream=number % 2 == 1) for number, task in enumerate(tasks(16))]
+    without: list[bytes] = []
+    with_shadows: list[bytes] = []
     with plain.client() as a, shadowing.client() as b, enforcing.client() as c:
-        for number, task in enumerate(tasks(16)):
-            body = chat_body(task, stream=number % 2 == 1)
+        for body in bodies:
             told, same = a.post(CHAT, json=body), b.post(CHAT, json=body)
             assert told.status_code == 200, told.text
-            assert same_bytes(told.content) == same_bytes(same.content)
+            without.append(same_bytes(told.content))
+            with_shadows.append(same_bytes(same.content))
             suppressed = c.post(CHAT, json=body)
             (turn,) = trajectory(c, suppressed.headers["x-entrogate-trajectory-id"])
             if turn["calls"]:
                 id_ = same.headers["x-entrogate-trajectory-id"]
                 found.append((id_, turn["response"]["content"]))
+        assert_same_answers(bodies, without, with_shadows)
         assert len(found) >= 8
         settled(shadowing, len(found))
         for id_, content in found:
