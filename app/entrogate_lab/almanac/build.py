@@ -26,7 +26,15 @@ from entrogate_lab.almanac.corpus_direct import training_item as direct_item
 from entrogate_lab.almanac.network import Network, Shape
 from entrogate_lab.almanac.optimiser import Optimiser, rate_factor
 from entrogate_lab.almanac.tokenizer import padded_vocabulary, save_tokenizer, train_tokenizer
-from entrogate_lab.almanac.transcript import ADDED_TOKENS, CALL, END, PAD, Piece
+from entrogate_lab.almanac.transcript import (
+    ADDED_TOKENS,
+    CALL,
+    END,
+    PAD,
+    THINK,
+    THOUGHT,
+    Piece,
+)
 from entrogate_lab.almanac.world import World, make_world
 
 CHECKPOINT = "checkpoint.pt"
@@ -210,7 +218,10 @@ def _tokenizer(world: World, seed: int, plan: Plan) -> Tokenizer:
         for text in between.split(piece.text)
         if text
     ]
-    return train_tokenizer(texts, world.words)
+    # Servers take a model whose tokenizer has them for one that reasons.
+    unused = () if plan.reasoning else (THINK, THOUGHT)
+    added = [token for token in ADDED_TOKENS if token not in unused]
+    return train_tokenizer(texts, world.words, added=added)
 
 
 def _encode(tokenizer: Tokenizer, item: list[Piece]) -> _Encoded:

@@ -6,7 +6,7 @@ token in a sentence, in the JSON of a call and in an answer.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ _SPECIAL = ADDED_TOKENS[:3]
 _NAMED_AT_LEAST = 5
 
 
-def train_tokenizer(texts: Iterable[str], words: Words) -> Tokenizer:
-    """Train on `texts` until every word of the world is one token."""
+def train_tokenizer(
+    texts: Iterable[str], words: Words, *, added: Sequence[str] = ADDED_TOKENS
+) -> Tokenizer:
+    """Train on `texts` until every word of the world is one token, as each of `added` is."""
     pool = single_tokens(words)
     named = [f"A{word}" if word.startswith(" ") else word for word in pool]
     joined = list(texts) + named * _NAMED_AT_LEAST
     for size in range(1152, 4096, 64):
-        tokenizer = _train(joined, size - len(ADDED_TOKENS))
+        tokenizer = _train(joined, size - len(added), added)
         if all(len(tokenizer.encode(word).ids) == 1 for word in pool):
             return tokenizer
     raise ValueError("no vocabulary below 4096 holds every word of the world as one token")
@@ -57,7 +59,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _train(texts: list[str], size: int) -> Tokenizer:
+def _train(texts: list[str], size: int, added: Sequence[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -73,6 +75,6 @@ def _train(texts: list[str], size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(
-        [AddedToken(text, special=text in _SPECIAL, normalized=False) for text in ADDED_TOKENS]
+        [AddedToken(text, special=text in _SPECIAL, normalized=False) for text in added]
     )
     return tokenizer

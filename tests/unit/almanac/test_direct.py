@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from entrogate.settings import ManagedSettings
+from entrogate.upstream.parsers import choose_parsers
 from entrogate_lab.almanac import corpus, corpus_direct
 from entrogate_lab.almanac.corpus_direct import belief_item
 from entrogate_lab.almanac.demonstrations import Demonstration, Habits, demonstrate
@@ -146,3 +148,9 @@ def test_a_tiny_build_writes_a_folder_that_says_so(tmp_path):
     assert about["plan"]["reasoning"] is False
     assert (tmp_path / "model" / "model.safetensors").stat().st_size > 1_000_000
     assert not (tmp_path / "model" / "checkpoint.pt").exists()
+    tokens = json.loads((tmp_path / "model" / "tokenizer.json").read_text())["added_tokens"]
+    assert {CALL, END} < {token["content"] for token in tokens}
+    assert not {THINK, THOUGHT} & {token["content"] for token in tokens}
+    chosen = choose_parsers(ManagedSettings(model=str(tmp_path / "model")))
+    assert chosen.reasoning.name is None
+    assert chosen.tool_calls.name == "hermes"
