@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from entrogate.cli import command_line
+from entrogate.errors import ConfigError
+from entrogate.gate.policy import load_policy
 from entrogate_lab.bench.upstream import ScriptedUpstream
 from tests.integration.conftest import Start
 from tests.integration.harness import (
@@ -237,3 +242,29 @@ async def test_the_viewer_shows_both_arms(start: Start, folder: Path) -> None:
     table = re.sub(r"</t[hd]><td[^>]*>", " | ", page.text)
     for label, allowed, suppressed in (("previewed", 0, 30), ("main", 30, 0), ("trial", 0, 30)):
         assert re.search(rf"{label}: \w+ \w+ \| {allowed} \| {suppressed} \| 0 \| ", table)
+
+
+async def test_kept_versions_at_a_terminal(start: Start, folder: Path, store_url: str) -> None:
+    path = written(folder / "main.yaml", "main", **KEEPS)
+    gateway = await start(policy=path)
+    await put(gateway, "main", policy=text_of("other", **DROPS))
+    await deciders(gateway, 2)
+    main, other = load_policy(path), gateway.gateway.policies.main
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(command_line(), ["policy", *arguments, "--store", store_url])
+
+    listed = (await asyncio.to_thread(run, "versions")).output.splitlines()
+    assert [line.split()[:3] for line in listed[1:]] == [
+        [other.version, "other", "enforce"],
+        [main.version, "main", "enforce"],
+    ]
+    assert [line.split()[-1] for line in listed[1:]] == ["2", "0"]
+    as_json = json.loads((await asyncio.to_thread(run, "versions", "--json")).output)
+    assert [each["version"] for each in as_json] == [other.version, main.version]
+    shown = folder / "shown.yaml"
+    shown.write_text((await asyncio.to_thread(run, "show", main.version)).output)
+    assert load_policy(str(shown)) == main
+    unknown = await asyncio.to_thread(run, "show", "f00")
+    assert isinstance(unknown.exception, ConfigError)
+    assert "no policy version 'f00' is kept" in str(unknown.exception)

@@ -10,7 +10,12 @@ from entrogate.store.read.decisions import read_policy
 from entrogate.store.read.overview import read_figures
 from entrogate.store.read.policies import KeptPolicy, read_versions
 from entrogate.store.read.rows import TrajectoryFigures
-from entrogate.store.write.policies import PolicyChange, put_in_force, read_orders
+from entrogate.store.write.policies import (
+    PolicyChange,
+    put_in_force,
+    read_orders,
+    remember_policy,
+)
 
 
 class PolicyRecords:
@@ -20,6 +25,10 @@ class PolicyRecords:
         self.shared = shared
         self._write = write
         self._read = read
+
+    async def remember(self, version: str, name: str, mode: str, text: str) -> None:
+        """Keep the policy of this version, so that its decisions can be replayed."""
+        await self._write(lambda connection: remember_policy(connection, version, name, mode, text))
 
     async def put_in_force(self, change: PolicyChange) -> None:
         """Store the change; StoreError when it is not stored."""

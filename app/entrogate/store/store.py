@@ -48,7 +48,6 @@ from entrogate.store.shadows import ShadowStore
 from entrogate.store.write.feedback import Feedback, add_feedback
 from entrogate.store.write.fuses import FuseRecords
 from entrogate.store.write.models import remember_model
-from entrogate.store.write.policies import remember_policy
 from entrogate.store.write.weights import (
     ChangeWeights,
     change_weights,
@@ -254,9 +253,7 @@ class Store:
 
     async def remember_policy(self, version: str, name: str, mode: Mode | str, text: str) -> None:
         """Keep the policy of this version, so that its decisions can be replayed."""
-        await self._write(
-            lambda connection: remember_policy(connection, version, name, str(mode), text)
-        )
+        await self.policies.remember(version, name, str(mode), text)
 
     async def remember_model(self, names: Sequence[str], hashes: ModelHashes) -> None:
         """Note which tokenizer and chat template are served under these names from now on."""
