@@ -62,8 +62,8 @@ def test_every_metric_that_is_written_about_exists() -> None:
     assert named - known == set()
 
 
-def test_the_readme_names_every_command() -> None:
-    _, _, table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Commands")
+def test_the_start_page_names_every_command() -> None:
+    _, _, table = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").partition("## Commands")
     words = set(re.findall(r"\w+", " ".join(re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE))))
     assert set(COMMANDS) - words == set()
 
