@@ -23,7 +23,7 @@ class CalibrationMetrics:
     def __init__(self, gauge: Callable[..., Gauge], counter: Callable[..., Counter]) -> None:
         self._state = gauge(
             "policy_calibration",
-            "Always 1: what the calibration of a policy in force is worth for the stable weights.",
+            "Always 1: state of the calibration of a policy in force, for the stable weights.",
             "policy",
             "version",
             "state",

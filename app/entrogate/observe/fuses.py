@@ -34,24 +34,28 @@ class FuseMetrics:
         self._tool = tool
         self._blown = gauge(
             "fuse_blown",
-            "1: audits showed more losses than the policy allows; the tool is only observed.",
+            "1 while the tool is only observed because audits showed too many losses, else 0.",
             *_LABELS,
         )
-        self._audits = gauge("fuse_audits", "Audited calls that were judged.", *_LABELS)
+        self._audits = gauge("fuse_audits", "Audits that have been judged.", *_LABELS)
         self._waiting = gauge(
             "fuse_audits_waiting",
-            "Audited calls without an outcome or a score of the answer without the call.",
+            "Audits that still lack an outcome or a score of the answer without the call.",
             *_LABELS,
         )
         self._losses = gauge("fuse_losses", "Judged audits in which the call was needed.", *_LABELS)
-        self._rate = gauge("fuse_loss_rate", "Share of judged audits that were lost.", *_LABELS)
+        self._rate = gauge("fuse_loss_rate", "Share of judged audits that were losses.", *_LABELS)
         self._lower = gauge(
-            "fuse_loss_rate_lower", "Lower bound of the loss rate, at all times.", *_LABELS
+            "fuse_loss_rate_lower",
+            "Lower confidence bound on the loss rate, valid at all times.",
+            *_LABELS,
         )
         self._upper = gauge(
-            "fuse_loss_rate_upper", "Upper bound of the loss rate, at all times.", *_LABELS
+            "fuse_loss_rate_upper",
+            "Upper confidence bound on the loss rate, valid at all times.",
+            *_LABELS,
         )
-        self._limit = gauge("fuse_max_loss", "The loss rate that the policy allows.", *_LABELS)
+        self._limit = gauge("fuse_max_loss", "Loss rate that the policy allows.", *_LABELS)
 
     def set(self, fuses: Sequence[FuseFigures]) -> None:
         """Show these fuses and no others."""

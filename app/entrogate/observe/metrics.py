@@ -173,10 +173,14 @@ class Metrics:
             "policy_info", "Always 1: a policy in force.", "policy", "version", "mode", "arm"
         )
         self._policy_share = self._gauge(
-            "policy_share", "What a policy gets of new trajectories.", "policy", "version", "arm"
+            "policy_share",
+            "Share of new trajectories that a policy decides.",
+            "policy",
+            "version",
+            "arm",
         )
         self._policy_reloads = self._counter(
-            "policy_reloads", "Times that policies were put in force or refused.", "result"
+            "policy_reloads", "Reloads of the policies, by result.", "result"
         )
         self._policy_problem = self._gauge(
             "policy_reload_failed", "1 while the policy files cannot be put in force, else 0."

@@ -14,9 +14,9 @@ class ShadowOutcome(StrEnum):
 
     STORED = "stored"
     DROPPED = "dropped"  # too many were waiting
-    UNAVAILABLE = "unavailable"  # the tokens before the call are not known for certain
-    NO_ROOM = "no_room"  # no token may follow
-    FAILED = "failed"  # the model server did not answer as it should
+    UNAVAILABLE = "unavailable"  # the tokens before the call are not known exactly
+    NO_ROOM = "no_room"  # the turn already fills the context or its token limit
+    FAILED = "failed"  # the model server failed or its answer could not be used
     UNSTORED = "unstored"  # the store did not take it, or its turn is gone
 
 
@@ -41,13 +41,19 @@ class ShadowMetrics:
 
     def __init__(self, counter: MakeCounter, gauge: MakeGauge) -> None:
         self._shadows = counter(
-            "shadows", "Shadows that were due, by what became of them.", "purpose", "outcome"
+            "shadows", "Shadow answers that were due, by outcome.", "purpose", "outcome"
         )
-        self._called = counter("shadows_called", "Shadows that called again, in words.")
-        self._tokens = counter("shadow_tokens", "Tokens sampled for shadows.")
-        self._scored = counter("shadow_scores", "Scores given to shadows.", "judged_by")
-        self._failures = counter("grader_failures", "Answers without a score.", "kind")
-        self._waiting = gauge("shadows_waiting", "Shadows that wait for room at the model server.")
+        self._called = counter(
+            "shadows_called", "Shadow answers in which the model wrote a call as text."
+        )
+        self._tokens = counter("shadow_tokens", "Tokens sampled for shadow answers.")
+        self._scored = counter(
+            "shadow_scores", "Scores given to shadow answers, by source.", "judged_by"
+        )
+        self._failures = counter(
+            "grader_failures", "Failures of the grader of shadow answers, by kind.", "kind"
+        )
+        self._waiting = gauge("shadows_waiting", "Shadow answers waiting to be decoded.")
         for outcome in ShadowOutcome:
             self._shadows.labels("sample", outcome.value)
         for kind in ("timeout", "raised", "invalid", "unavailable", "hanging", "dropped"):
