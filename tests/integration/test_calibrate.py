@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from entrogate.calibrate.paired import under
 from entrogate.calibrate.samples import read_log
@@ -25,48 +24,10 @@ from entrogate.gate.schema import Statistic
 from entrogate.model_hashes import ModelHashes
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
-from entrogate.types import Capture, Features, Mode, TurnRecord
-from tests.unit.calibrate.world import features, policy, segment
-from tests.unit.store.made import calls_of, capture, shadow, turn
-
-POLICY = """
-schema_version: 1
-name: mine
-signal: {statistic: entropy_max}
-defaults: {threshold: 1.5, on_repeat: replay}
-tools: {search: , mail: {side_effects: true}}
-"""
-
-
-async def add(
-    store: Store,
-    name: str,
-    *seen: Features,
-    right_alone: bool = True,
-    right: bool = True,
-    feedback: bool = True,
-    mode: Mode = Mode.OBSERVE,
-    shadowed: bool = True,
-    draft: Capture | None = None,
-    **changed: Any,
-) -> TurnRecord:
-    """A trajectory with one turn of calls and an answer; its shadow is judged by the gold."""
-    changed = {"weight_version": "base"} | changed
-    called = turn(
-        name, calls=calls_of(*seen, mode=mode, by=policy(POLICY)), finish_reason="tool_calls",
-        **changed,
-    )  # fmt: skip
-    head = (await store.commit_turns([called]))[0]
-    task = {"task_id": changed["task_id"]} if "task_id" in changed else {}
-    answer = turn(name, parent=called, head=head, **task)
-    await store.commit_turns([answer])
-    if shadowed:
-        said = "Paris" if right_alone else "Rome"
-        await store.shadows.add(shadow(called, content=said, capture=draft or capture(7, seed=5)))
-    if feedback:
-        answer_given = "Paris" if right else "Rome"
-        await store.add_feedback(trajectory_id=name, answer=answer_given, gold="Paris")
-    return called
+from entrogate.types import Estimator, Mode
+from tests.integration.calibrating import POLICY, add, calibrate, filled
+from tests.unit.calibrate.world import features, segment
+from tests.unit.store.made import capture
 
 
 async def fill(store: Store, n: int = 240, seed: int = 0) -> None:
@@ -96,30 +57,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def filled(folder: Path, work: Callable[[Store], Coroutine[Any, Any, None]]) -> str:
-    """A store on which ``work`` was done; its URL."""
-    url = f"sqlite:///{folder / 'entrogate.db'}"
-
-    async def run() -> None:
-        store = Store.open(StoreSettings(url=url, durability="off"))
-        await store.start()
-        try:
-            await work(store)
-        finally:
-            await store.aclose()
-
-    asyncio.run(run())
-    return url
-
-
-def calibrate(folder: Path, url: str, *arguments: str) -> Result:
-    base = ("--store", url, "--base-policy", str(folder / "mine.yaml"))
-    plain = () if "--signals" in arguments else ("--signals", "entropy_max,entropy_mean,draft")
-    return CliRunner().invoke(
-        command_line(), ["calibrate", *base, *plain, *arguments], catch_exceptions=False
-    )
-
-
 def read_samples(folder: Path, url: str) -> list[Any]:
     store = Store.open(StoreSettings(url=url), read_only=True)
     try:
@@ -135,13 +72,14 @@ def test_a_policy_with_a_promise_a_report_and_json(folder: Path, full: str) -> N
     done = calibrate(folder, url, "--out", str(out), "--report", str(report))
 
     assert done.exit_code == 0, done.output
-    assert "model almanac, weights base, tokenizer abc" in done.output
+    assert "model almanac, weights base, tokenizer abc, estimator topk" in done.output
     assert "certified" in done.output
     assert "shadows judged by: gold 240" in done.output
     written = load_policy(out)
     block = written.calibration
     assert block is not None
     assert (block.model, block.weights, block.tokenizer) == ("almanac", "base", "abc")
+    assert block.estimator is Estimator.TOPK
     assert (block.max_loss, block.delta) == (0.05, 0.1)
     assert block.n == 120
     told = json.loads(calibrate(folder, url, "--json").stdout)
@@ -280,8 +218,10 @@ def test_a_log_of_several_models_is_refused_with_the_list_until_one_is_picked(
 
     refused = CliRunner().invoke(command_line(), ["calibrate", "--store", url])
     # The one-line form that the command prints:
-    assert "pick one with --model, --weights or --tokenizer" in str(refused.exception)
-    assert "model almanac, weights lora-1, tokenizer ?: 30" in str(refused.exception)
+    assert "pick one with --model, --weights, --tokenizer or --estimator" in str(refused.exception)
+    assert "model almanac, weights lora-1, tokenizer ?, estimator topk: 30" in str(
+        refused.exception
+    )
     picked = calibrate(folder, url, "--weights", "lora-1", "--json")
     assert json.loads(picked.stdout)["origin"]["weights"] == "lora-1"
     assert json.loads(picked.stdout)["left_out"] == {"other_model": 61}

@@ -61,7 +61,7 @@ async def state(gateway: Running) -> str:
 async def test_a_calibrated_policy_is_enforced_and_nothing_is_said(
     start: Start, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gateway = await begin(start, calibrated(folder), required=True)
+    gateway = await begin(start, calibrated(folder, estimator="topk"), required=True)
 
     decision = await suppresses(gateway)
 
@@ -75,6 +75,7 @@ BROKEN = [
     ({"model": "another"}, "other_model"),
     ({"weights": "lora-1"}, "other_weights"),
     ({"hash": "0" * 32}, "edited"),
+    ({"estimator": "exact"}, "other_estimator"),  # log-probs are all there is here
 ]
 
 

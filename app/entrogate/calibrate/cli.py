@@ -23,6 +23,7 @@ from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.options import opened, store_option
 from entrogate.store.read.paired import PairedTrajectory
 from entrogate.store.store import Store
+from entrogate.types import Estimator
 from entrogate.wire.body import to_json
 
 NOTHING_CERTIFIED = 3
@@ -100,6 +101,11 @@ def _signals(
 @click.option("--model", help="Only trajectories of this model.")
 @click.option("--weights", help="Only those of this weight version ('base': none published).")
 @click.option("--tokenizer", help="Only those of the tokenizer with this hash.")
+@click.option(
+    "--estimator",
+    type=click.Choice([each.value for each in Estimator]),
+    help="Only those whose entropies were measured so.",
+)
 @click.option("--tenant", help="Only this tenant's ('': the default one's).")
 @click.option("--since", type=click.DateTime(), help="Only trajectories begun from then on (UTC).")
 @click.option("--until", type=click.DateTime(), help="Only trajectories begun before (UTC).")
@@ -156,7 +162,13 @@ def _log(store: Store, base: Policy, given: dict[str, Any]) -> Log:
     wanted = TrajectoryFilter(
         tenant=given["tenant"], since=_epoch(given["since"]), until=_epoch(given["until"])
     )
-    picked = Picked(model=given["model"], weights=given["weights"], tokenizer=given["tokenizer"])
+    estimator = given["estimator"]
+    picked = Picked(
+        model=given["model"],
+        weights=given["weights"],
+        tokenizer=given["tokenizer"],
+        estimator=None if estimator is None else Estimator(estimator),
+    )
     stored: Iterator[PairedTrajectory] = store.iter_paired(wanted)
     log = read_log(stored, base, draft_tokens=given["draft_tokens"], picked=picked)
     if given["all_of_task"]:

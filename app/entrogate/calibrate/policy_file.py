@@ -31,6 +31,7 @@ def with_calibration(found: Calibrated, log: Log, date: str) -> Policy:
         model=log.origin.model,
         weights=log.origin.weights,
         tokenizer=log.origin.tokenizer or None,
+        estimator=log.origin.estimator,
         n=found.certified_on,
         max_loss=found.options.max_loss,
         delta=found.options.delta,

@@ -18,7 +18,7 @@ from entrogate.gate.features import from_json
 from entrogate.gate.schema import Policy, Signal, Statistic
 from entrogate.label.shadows import RIGHT
 from entrogate.store.read.paired import PairedTrajectory, StoredCallTurn, StoredShadow
-from entrogate.types import Action, Features, Mode, SegmentStats
+from entrogate.types import Action, Estimator, Features, Mode, SegmentStats
 
 _GAP = "capture_gap"
 
@@ -26,11 +26,12 @@ _GAP = "capture_gap"
 class LeftOut(StrEnum):
     """Why a stored trajectory is no sample; the first reason that holds."""
 
-    OTHER_MODEL = "other_model"  # not the model, weights or tokenizer that were asked for
+    OTHER_MODEL = "other_model"  # not the model, weights, … that were asked for
     NO_OUTCOME = "no_outcome"  # no feedback
     CONTRADICTORY = "contradictory_outcomes"  # feedback calls it right and wrong
     INCOMPLETE = "incomplete"  # a turn of it was not recorded
     MIXED_WEIGHTS = "mixed_weights"  # several weights or models answered it
+    MIXED_ESTIMATORS = "mixed_estimators"  # not all entropies of it were measured alike
     NOT_OBSERVED = "not_observed"  # a call was decided in another mode than observe
     CAPTURE_GAP = "capture_gap"  # a turn with calls has no complete capture
     BAD_FEATURES = "bad_features"  # unreadable, or not a number where one has to be
@@ -42,14 +43,21 @@ class LeftOut(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Origin:
-    """What answered: thresholds are for one of these alone. ``tokenizer`` is "" where unknown."""
+    """What answered, and how it was measured: thresholds are for one of these alone.
+
+    ``tokenizer`` is "" where unknown.
+    """
 
     model: str
     weights: str
     tokenizer: str
+    estimator: Estimator
 
     def __str__(self) -> str:
-        return f"model {self.model}, weights {self.weights}, tokenizer {self.tokenizer or '?'}"
+        return (
+            f"model {self.model}, weights {self.weights}, tokenizer {self.tokenizer or '?'},"
+            f" estimator {self.estimator}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +67,7 @@ class Picked:
     model: str | None = None
     weights: str | None = None
     tokenizer: str | None = None
+    estimator: Estimator | None = None
 
     def takes(self, origin: Origin) -> bool:
         """Whether ``origin`` is among those that are meant."""
@@ -66,6 +75,7 @@ class Picked:
             (self.model, origin.model),
             (self.weights, origin.weights),
             (self.tokenizer, origin.tokenizer),
+            (self.estimator, origin.estimator),
         )
         return all(wanted is None or wanted == found for wanted, found in pairs)
 
@@ -102,7 +112,8 @@ def read_log(
     """The samples among ``stored`` for a calibration of ``base``.
 
     Drafts are measured anew on the first ``draft_tokens`` tokens of each shadow. Raises ConfigError
-    where samples come from several models, weights or tokenizers: the list, and how to pick one.
+    where samples come from several models, weights, tokenizers or estimators: the list, and how to
+    pick one.
     """
     reader = _Reader(base, draft_tokens, picked or Picked())
     groups: dict[Origin, list[Sample]] = {}
@@ -126,8 +137,9 @@ def read_log(
 def _mixed(groups: dict[Origin, list[Sample]]) -> str:
     listed = "; ".join(f"{origin}: {len(groups[origin])}" for origin in sorted(groups))
     return (
-        f"the log holds trajectories of {len(groups)} models, weights or tokenizers, and a "
-        f"threshold is for one alone: pick one with --model, --weights or --tokenizer ({listed})"
+        f"the log holds trajectories of {len(groups)} models, weights, tokenizers or estimators, "
+        "and a threshold is for one alone: pick one with --model, --weights, --tokenizer or "
+        f"--estimator ({listed})"
     )
 
 
@@ -149,7 +161,10 @@ class _Reader:
         """What answered the first turn with calls."""
         first = trajectory.turns[0]
         return Origin(
-            model=first.model, weights=first.weight_version, tokenizer=trajectory.tokenizer
+            model=first.model,
+            weights=first.weight_version,
+            tokenizer=trajectory.tokenizer,
+            estimator=first.estimator,
         )
 
     def sample(self, trajectory: PairedTrajectory) -> Sample | LeftOut:
@@ -191,7 +206,7 @@ class _Reader:
         decided = [call for turn in turns for call in turn.calls]
         if any(c.mode != Mode.OBSERVE or c.applied != Action.ALLOW for c in decided):
             return LeftOut.NOT_OBSERVED
-        return LeftOut.CAPTURE_GAP if any(turn.capture_gap for turn in turns) else None
+        return _unmeasured(turns)
 
     def _turn(self, turn: StoredCallTurn) -> CallTurn | LeftOut:
         try:
@@ -221,6 +236,16 @@ class _Reader:
         if stored.capture is None:
             return None
         return draft_stats(stored.capture, self._draft_tokens, ended=stored.ended)
+
+
+def _unmeasured(turns: Sequence[StoredCallTurn]) -> LeftOut | None:
+    """Why the entropies of these turns and of their shadows are none to learn from."""
+    if any(turn.capture_gap for turn in turns):
+        return LeftOut.CAPTURE_GAP
+    beside = (turn.shadow.capture for turn in turns if turn.shadow is not None)
+    estimators = {capture.estimator for capture in beside if capture is not None}
+    estimators |= {turn.estimator for turn in turns}
+    return LeftOut.MIXED_ESTIMATORS if len(estimators) > 1 else None
 
 
 def _unusable(features: Features) -> bool:

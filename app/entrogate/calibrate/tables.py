@@ -94,6 +94,7 @@ def as_json(found: Calibrated, log: Log) -> dict[str, Any]:
             "model": log.origin.model,
             "weights": log.origin.weights,
             "tokenizer": log.origin.tokenizer or None,
+            "estimator": log.origin.estimator.value,
         },
         "n": found.n,
         "certified_on": found.certified_on,

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from enum import StrEnum
 
 from entrogate.gate.schema import Calibration, Policy
+from entrogate.types import Estimator
 
 _FREE = {"name", "mode", "explore", "audit", "calibration"}
 """What may be changed after calibration: none of it decides what is suppressed."""
@@ -22,6 +23,7 @@ class CalibrationState(StrEnum):
     OTHER_MODEL = "other_model"
     OTHER_WEIGHTS = "other_weights"
     OTHER_TOKENIZER = "other_tokenizer"
+    OTHER_ESTIMATOR = "other_estimator"
 
     @property
     def told(self) -> str:
@@ -36,6 +38,10 @@ _TOLD = {
     CalibrationState.OTHER_MODEL: "the policy was calibrated for another model",
     CalibrationState.OTHER_WEIGHTS: "the policy was calibrated for other weights",
     CalibrationState.OTHER_TOKENIZER: "the policy was calibrated for another tokenizer",
+    CalibrationState.OTHER_ESTIMATOR: (
+        "the policy was calibrated on entropies that were measured in another way (with or without"
+        " the plugin in vLLM)"
+    ),
 }
 
 
@@ -54,13 +60,19 @@ def calibration_hash(policy: Policy, calibration: Calibration | None = None) -> 
 
 
 def calibration_state(
-    policy: Policy, *, models: Collection[str], weights: str, tokenizer: str = ""
+    policy: Policy,
+    *,
+    models: Collection[str],
+    weights: str,
+    tokenizer: str = "",
+    estimator: Estimator | None = None,
 ) -> CalibrationState:
     """What the promise of ``policy`` is worth for the model that answers.
 
-    ``models`` are its names, ``weights`` their version, ``tokenizer`` the hash of its tokenizer. An
-    unknown hash ("" here, None in the block) is not compared, nor are two that were found in
-    different ways (of a file, or by asking a server).
+    ``models`` are its names, ``weights`` their version, ``tokenizer`` the hash of its tokenizer,
+    ``estimator`` how its entropies are measured. An unknown hash ("" here, None in the block) is
+    not compared, nor are two that were found in different ways (of a file, or by asking a server),
+    nor an unknown estimator (None).
     """
     block = policy.calibration
     if block is None:
@@ -73,6 +85,8 @@ def calibration_state(
         return CalibrationState.OTHER_WEIGHTS
     if _differ(block.tokenizer or "", tokenizer):
         return CalibrationState.OTHER_TOKENIZER
+    if None not in (block.estimator, estimator) and block.estimator is not estimator:
+        return CalibrationState.OTHER_ESTIMATOR
     return CalibrationState.VALID
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from entrogate.gate.vector import FEATURES, TOOL_FEATURE
-from entrogate.types import Mode
+from entrogate.types import Estimator, Mode
 
 SCHEMA_VERSION = 1
 _DRAFT = "draft_"
@@ -290,6 +290,8 @@ class Calibration(_Part):
     model: str
     weights: str
     tokenizer: str | None = None  # hash of the tokenizer, where it is known
+    # How its entropies were measured; None: certified before this was recorded.
+    estimator: Annotated[Estimator | None, Field(strict=False)] = _later(None)
     n: int = Field(ge=1)  # trajectories that certified
     max_loss: float = Field(gt=0.0, lt=1.0)
     delta: float = Field(gt=0.0, lt=1.0)

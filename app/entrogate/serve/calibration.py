@@ -1,8 +1,8 @@
 """Whether the promise of a policy holds for what answers: warnings, a metric, and the refusal.
 
-With `gate.require_calibration`, a turn whose policy is not calibrated for the model, weights and
-tokenizer that answer it is only observed. It is answered all the same: what cannot be trusted is
-the gate, so it fails open.
+With `gate.require_calibration`, a turn whose policy is not calibrated for the model, weights,
+tokenizer and estimator that answer it is only observed. It is answered all the same: what cannot
+be trusted is the gate, so it fails open.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from entrogate.gate.calibrated import CalibrationState, calibration_state
 from entrogate.gate.schema import Policy
 from entrogate.observe.calibration import CalibrationFigures, CalibrationMetrics
-from entrogate.types import Mode
+from entrogate.types import Estimator, Mode
 
 _log = logging.getLogger("entrogate.serve")
 
@@ -41,12 +41,19 @@ class Calibrations:
         self._metrics = metrics
         self._models: frozenset[str] = frozenset()  # empty: not known yet
         self._tokenizer = ""
+        self._estimator: Estimator | None = None
         self._told: dict[str, CalibrationState] = {}
         self._seen: tuple[str, ...] = ()
 
-    def found(self, models: Collection[str], tokenizer: str) -> None:
-        """These are the names of the model behind the gateway, and the hash of its tokenizer."""
-        self._models, self._tokenizer, self._seen = frozenset(models), tokenizer, ()
+    def found(
+        self, models: Collection[str], tokenizer: str, estimator: Estimator | None = None
+    ) -> None:
+        """These are the names of the model behind the gateway, and the hash of its tokenizer.
+
+        ``estimator``: how its entropies are measured; None where they are not.
+        """
+        self._models, self._tokenizer = frozenset(models), tokenizer
+        self._estimator, self._seen = estimator, ()
         self.look()
 
     def look(self) -> None:
@@ -80,6 +87,7 @@ class Calibrations:
             models=self._models | {model},
             weights=weights,
             tokenizer=self._tokenizer,
+            estimator=self._estimator,
         )
 
     def mode(

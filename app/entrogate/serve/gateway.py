@@ -105,7 +105,7 @@ class Gateway:
         hashes = await ask_hashes(self.client, found.model, found.folder)
         names = [found.model, *found.base_models]
         self.in_background(self._remember_model(names, hashes))
-        self.calibrations.found(names, hashes.tokenizer)
+        self.calibrations.found(names, hashes.tokenizer, found.estimator)
         return found
 
     async def _remember_model(self, names: list[str], hashes: ModelHashes) -> None:

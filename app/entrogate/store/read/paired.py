@@ -50,6 +50,7 @@ class StoredCallTurn:
     turn_id: str
     model: str
     weight_version: str
+    estimator: Estimator
     capture_gap: str | None
     calls: tuple[StoredCall, ...]
     shadow: StoredShadow | None
@@ -125,6 +126,7 @@ class _Parts:
                 turns.c.parent_id,
                 turns.c.model,
                 turns.c.weight_version,
+                turns.c.estimator,
                 turns.c.capture_gap,
             )
             .where(turns.c.trajectory_id.in_(ids))
@@ -174,6 +176,7 @@ class _Parts:
             turn_id=turn.id,
             model=turn.model,
             weight_version=turn.weight_version,
+            estimator=Estimator(turn.estimator),
             capture_gap=turn.capture_gap,
             calls=tuple(
                 StoredCall(
