@@ -86,6 +86,11 @@ def not_made_by_policy() -> str:
     return f"({some} or 0 * {every}) / {every}"
 
 
+def of_fuse(name: str) -> str:
+    """A figure of the fuses; replicas compute the same."""
+    return f"max by (policy, version, tool) (entrogate_fuse_{name}{{{TOOL}}})"
+
+
 ROWS = (
     Row(
         title="Is it well?",
@@ -250,6 +255,92 @@ ROWS = (
                 text="Calls that were suppressed or replayed, of those that the model proposed.",
                 unit="percentunit",
                 queries={"{{policy}} {{version}}": not_made_by_policy()},
+            ),
+        ),
+    ),
+    Row(
+        title="Does the promise hold?",
+        text=(
+            "A calibration is valid for one model, its weights and one kind of capture. Audits test"
+            " it on live traffic: the fuse of a tool blows when the lower bound of its losses"
+            " passes the limit. Shadows are what the next calibration learns from."
+        ),
+        panels=(
+            Panel(
+                title="Calibration of the policies",
+                text="State of each policy in force (docs/calibration.md lists them).",
+                kind="table",
+                queries={
+                    "calibration": "sum by (instance, policy, version, state)"
+                    f" (entrogate_policy_calibration{{{ON}}})"
+                },
+            ),
+            Panel(
+                title="Turns without a valid calibration",
+                text=(
+                    "In modes enforce and explore, by what is wrong. none: thresholds typed by"
+                    " hand. applied: observe where calibration is required."
+                ),
+                unit="ops",
+                stacked=True,
+                queries={
+                    "{{state}}, {{applied}}": rate("uncalibrated_turns_total", "state, applied")
+                },
+            ),
+            Panel(
+                title="Fuses",
+                text="1: the tool is only observed until its fuse is armed again.",
+                kind="bargauge",
+                thresholds=(1, 1),
+                queries={
+                    "{{tool}} ({{policy}} {{version}})": of_fuse("blown"),
+                },
+            ),
+            Panel(
+                title="Losses of audited calls",
+                text=(
+                    "Bounds on the share of suppressed calls that were needed, valid at all times,"
+                    " and the limit of the policy. Without a judged audit they are 0 and 1."
+                ),
+                unit="percentunit",
+                width=12,
+                queries={
+                    "{{tool}} lower": f"{of_fuse('loss_rate_lower')} or 0 * {of_fuse('max_loss')}",
+                    "{{tool}} upper": f"{of_fuse('loss_rate_upper')}"
+                    f" or 1 + 0 * {of_fuse('max_loss')}",
+                    "{{tool}} limit": of_fuse("max_loss"),
+                },
+            ),
+            Panel(
+                title="Audits",
+                text="Audits that were judged, and those that still lack an outcome or a score.",
+                width=12,
+                queries={
+                    "{{tool}} judged": of_fuse("audits"),
+                    "{{tool}} waiting": of_fuse("audits_waiting"),
+                },
+            ),
+            Panel(
+                title="Shadow answers",
+                text="By purpose and outcome. dropped: too many were waiting.",
+                unit="ops",
+                stacked=True,
+                queries={"{{purpose}} {{outcome}}": rate("shadows_total", "purpose, outcome")},
+            ),
+            Panel(
+                title="Scores of shadow answers",
+                text="By source; a shadow without a score is of no use to a calibration.",
+                unit="ops",
+                queries={
+                    "{{judged_by}}": rate("shadow_scores_total", "judged_by"),
+                    "grader: {{kind}}": rate("grader_failures_total", "kind"),
+                },
+            ),
+            Panel(
+                title="The price of shadow answers",
+                text="Tokens a second that the model server samples for them.",
+                unit="ops",
+                queries={"tokens": total("shadow_tokens_total")},
             ),
         ),
     ),

@@ -22,12 +22,26 @@ POLICY: dict[str, Any] = {
     "defaults": {"threshold": 1.5, "on_repeat": "replay"},
     "tools": {"lookup": None},
     "audit": {"share": 0.01},
+    "calibration": {
+        "model": "another",
+        "weights": "base",
+        "n": 60,
+        "max_loss": 0.05,
+        "delta": 0.1,
+        "date": "2026-01-01",
+        "data": "00",
+        "hash": "none",
+    },
 }
 
 
 def watched(upstream_url: str, folder: Path) -> Settings:
-    """A gateway whose policy can do everything but force, which needs the engine."""
-    return settings(upstream_url, folder, policy=policy_file(folder, **POLICY))
+    """A gateway whose policy can do everything but force, which needs the engine.
+
+    Its calibration is void, and every trajectory has shadows.
+    """
+    policy = policy_file(folder, **POLICY)
+    return settings(upstream_url, folder, policy=policy, shadow={"share": 1.0})
 
 
 async def everything(gateway: Running) -> set[str]:
@@ -59,7 +73,7 @@ async def everything(gateway: Running) -> set[str]:
     await gateway.chat(ask({"content": "No.", "fault": "error"}))
     await gateway.chat(ask(calling("Ed", **sure, fault="no_logprobs")))
     trajectory = first.headers["x-entrogate-trajectory-id"]
-    outcome = {"trajectory_id": trajectory, "score": 1.0}
+    outcome = {"trajectory_id": trajectory, "answer": "Rome", "gold": "Rome"}
     answer = await gateway.client.post("/v1/feedback", json=outcome)
     assert answer.status_code == 200, answer.text
     return decisions
