@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,14 @@ import pytest
 
 from entrogate_lab.bench.processes import free_port
 from entrogate_lab.bench.upstream import ScriptedUpstream
-from tests.integration.harness import CHAT, ask, events
+from tests.integration.harness import (
+    CHAT,
+    ask,
+    calling,
+    events,
+    message_of,
+    message_of_stream,
+)
 from tests.integration.policies import DROPS, KEEPS, written
 
 SECONDS = 60
@@ -102,6 +111,52 @@ async def test_sighup_reloads_and_breaks_no_stream(
         process.terminate()
         assert process.wait(SECONDS) == 0
     assert "main.yaml:3:1: " in log.read_text()
+
+
+async def test_no_request_is_lost_while_policies_are_reloaded(
+    upstream: ScriptedUpstream, folder: Path
+) -> None:
+    """Agents keep asking, on kept connections and on new ones, plain and streamed."""
+    port, log, answers = free_port(), folder / "gateway.log", Counter[str]()
+    over = asyncio.Event()
+
+    async def agent(http: httpx.AsyncClient, number: int) -> None:
+        body = ask(calling("Ada", masked="It is Ada."), stream=number % 2 == 0)
+        own = {"Connection": "close"} if number % 4 < 2 else {}
+        while not over.is_set():
+            answer = await http.post(CHAT, json=body, headers=own)
+            assert answer.status_code == 200, answer.text
+            whole = message_of_stream(answer.content) if body["stream"] else message_of(answer)
+            called = "tool_calls" in whole
+            assert called or whole["content"].strip() == "It is Ada."
+            answers["called" if called else "suppressed"] += 1
+
+    with started(command(upstream, folder, port), log) as process:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+            await ready(http, process)
+            async with asyncio.TaskGroup() as agents:
+                for number in range(8):
+                    agents.create_task(agent(http, number))
+                for number in range(12):
+                    content = DROPS if number % 2 == 0 else KEEPS
+                    written(folder / "main.yaml", f"p{number}", **content)
+                    process.send_signal(signal.SIGHUP)
+                    if number % 3 == 0:  # some overtake the reload before them
+                        await until_policy(http, f"p{number}")
+                    (folder / "main.yaml").unlink()
+                    process.send_signal(signal.SIGHUP)
+                written(folder / "main.yaml", "last", **KEEPS)
+                process.send_signal(signal.SIGHUP)
+                await until_policy(http, "last")
+                over.set()
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, SECONDS) == 0
+    assert min(answers["called"], answers["suppressed"]) > 0
+    with closing(sqlite3.connect(folder / "store.db")) as store:
+        assert store.execute("select count(*) from turns").fetchone() == (answers.total(),)
+        decided = store.execute("select count(distinct policy_version) from trajectories")
+        assert decided.fetchone()[0] > 1
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("nohup", [False, True])
