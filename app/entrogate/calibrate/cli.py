@@ -35,7 +35,7 @@ _SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
 def _signals(
     _context: click.Context, _option: click.Parameter, value: str
 ) -> tuple[Statistic, ...]:
-    """Names, ``draft`` for all of the draft, or ``all``; a minus before a name takes it out."""
+    """Names, ``draft`` for all draft signals, or ``all``; a minus before a name excludes it."""
     chosen: list[Statistic] = []
     for name in (each.strip() for each in value.split(",")):
         bare = name.removeprefix("-")
@@ -62,14 +62,14 @@ def _signals(
     "--base-policy",
     default="observe",
     show_default=True,
-    help="Bundled policy or YAML file: which tools may be gated, and every other rule.",
+    help="Bundled policy or YAML file with the tools that may be gated and all other rules.",
 )
 @click.option(
     "--max-loss",
     type=_SHARE,
     default=0.05,
     show_default=True,
-    help="ε: right with, wrong without the call, at most.",
+    help="ε: largest share of trajectories right with and wrong without a call.",
 )
 @click.option(
     "--delta",
@@ -82,35 +82,41 @@ def _signals(
     "--per-tool/--pooled",
     default=False,
     show_default=True,
-    help="One threshold a tool, or one for all.",
+    help="A threshold for each tool, or one for all.",
 )
 @click.option(
     "--signals",
     default="all",
     show_default=True,
     callback=_signals,
-    help="Names by comma; 'draft': all of the draft; a minus takes one out.",
+    help="Separated by commas; 'draft': all draft signals; a minus excludes.",
 )
 @click.option(
     "--draft-tokens",
     type=click.IntRange(1, 64),
     default=8,
     show_default=True,
-    help="Length of a draft.",
+    help="Length of a draft, in tokens.",
 )
 @click.option("--model", help="Only trajectories of this model.")
-@click.option("--weights", help="Only those of this weight version ('base': none published).")
-@click.option("--tokenizer", help="Only those of the tokenizer with this hash.")
+@click.option("--weights", help="Only this weight version ('base': none was published).")
+@click.option("--tokenizer", help="Only the tokenizer with this hash.")
 @click.option(
     "--estimator",
     type=click.Choice([each.value for each in Estimator]),
-    help="Only those whose entropies were measured so.",
+    help="Only trajectories whose entropies were measured in this way.",
 )
-@click.option("--tenant", help="Only this tenant's ('': the default one's).")
-@click.option("--since", type=click.DateTime(), help="Only trajectories begun from then on (UTC).")
-@click.option("--until", type=click.DateTime(), help="Only trajectories begun before (UTC).")
-@click.option("--all-of-task", is_flag=True, help="Take every trajectory of a task, not one.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
+@click.option("--tenant", help="Only this tenant ('': the default tenant).")
+@click.option(
+    "--since",
+    type=click.DateTime(),
+    help="Only trajectories that began at or after this time (UTC).",
+)
+@click.option(
+    "--until", type=click.DateTime(), help="Only trajectories that began before this time (UTC)."
+)
+@click.option("--all-of-task", is_flag=True, help="Use every trajectory of a task instead of one.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split.")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Policy file to write."
 )
@@ -120,9 +126,9 @@ def _signals(
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON instead of the table.")
 @click.pass_context
 def calibrate(context: click.Context, url: str, **given: Any) -> None:
-    """Choose a signal and certify a threshold from stored trajectories with judged shadows.
+    """Choose a signal and certify a threshold from stored trajectories with scored shadows.
 
-    Exit status 3: nothing can be certified; says how many more trajectories it would take.
+    Exit status 3: nothing can be certified; the output says how many more trajectories are needed.
     """
     if Statistic.LEARNED in given["signals"]:
         _check_extra()
@@ -189,7 +195,7 @@ def _refuse_empty(log: Log, options: Options, *, as_json_: bool) -> None:
         nothing = Calibrated(options=options, n=0, rows=(), policy=None, total=None, certified_on=0)
         click.echo(to_json(as_json(nothing, log) | {"needs": least}).decode())
     click.echo(
-        f"nothing to calibrate on: no trajectory has an outcome and a judged shadow for each of its"
+        f"nothing to calibrate on: no trajectory has an outcome and a scored shadow for each of its"
         f" calls; at least {least} are needed (docs/calibration.md)",
         err=True,
     )

@@ -166,23 +166,24 @@ def _refusal(
     n, support, effective = len(trajectories), weighed.support, weighed.effective
     if _forces(trajectories, asked):
         return (
-            "a policy with another 'force' than the one that explored cannot be evaluated: an "
-            "answer that was not turned into a call leaves no record. Leave 'force' as it was"
+            "the policy has another 'force' than the logging policy, and answers that were not "
+            "turned into calls were not recorded: evaluate it with the same 'force'"
         )
     if support.unsupported > MOST_UNSUPPORTED * max(support.n, 1):
         return (
             f"in {support.unsupported} of {support.n} decisions the policy would do what the "
-            "exploring one never did (suppress a repeat that it replays or lets through, gate a "
-            "tool that it does not name, decide on fewer 'min_tokens'): no weights can tell what "
-            "comes of that. Explore under a policy that may do it (with 'on_repeat: allow' every "
+            "logging policy never did (suppress a repeat that it replays or lets through, gate a "
+            "tool that it does not name, decide on fewer 'min_tokens'), so the log cannot tell "
+            "the result. Explore under a policy that may do it (with 'on_repeat: allow' every "
             "call may be suppressed), or evaluate on observed trajectories with shadows"
         )
     if effective < least:
-        more = "a policy closer to the one that explored, or a larger epsilon, needs fewer"
-        wanted = f"{math.ceil(n * least / effective) - n} more of this kind; " if effective else ""
+        more = "a policy closer to the logging one, or a larger epsilon, needs fewer"
+        missing = math.ceil(n * least / effective) - n if effective else None
+        wanted = "" if missing is None else f"about {missing} more trajectories are needed; "
         return (
-            f"{n} explored trajectories weigh as much as {effective:.1f}; want at least "
-            f"{least:g}: {wanted}{more}"
+            f"the effective sample size of {n} explored trajectories is {effective:.1f}; want at "
+            f"least {least:g}: {wanted}{more}"
         )
     return None
 
@@ -212,41 +213,44 @@ def _warnings(
 ) -> Iterable[str]:
     n = len(trajectories)
     if n_outcomes < n:
-        yield f"{n - n_outcomes} of {n} trajectories have no outcome: theirs is taken to be alike"
+        yield (
+            f"{n - n_outcomes} of {n} trajectories have no outcome; they are assumed to be like"
+            " the others"
+        )
     yield from _of_outcomes(trajectories)
     if support.silent:
         yield (
             f"the policy's signal is unknown for {support.silent} of {support.n} decisions: "
-            "there it would let the call through"
+            "for these it would let the call through"
         )
     if 0 < support.unsupported <= MOST_UNSUPPORTED * support.n:
         yield (
             f"in {support.unsupported} of {support.n} decisions the policy would do what the "
-            "exploring one never did; they count as if it had not"
+            "logging policy never did; they are treated as what the logging policy did"
         )
     if support.unclear:
         yield (
-            f"{support.unclear} of {support.n} calls were masked before it was known whether they "
-            "repeat one, and the policy minds: they count as if they did not"
+            f"{support.unclear} of {support.n} calls were masked before it was known whether "
+            "they are repeats, which matters to the policy: they are treated as no repeats"
         )
     unrecorded = sum(turn.masked and not turn.calls for each in trajectories for turn in each.turns)
     if unrecorded:
         yield (
             f"{unrecorded} turns were masked without a record (by an older version, with a gap in "
-            "the capture, or where no call would have been sampled): they count as if they were not"
+            "the capture, or where no call would have been sampled): they are treated as not masked"
         )
     if support.unknown_policies:
         listed = ", ".join(sorted(support.unknown_policies))
-        yield f"not stored: the policies {listed}, so what they could have done is not known"
+        yield f"logging policies missing from the store, so their support is unknown: {listed}"
 
 
 def _of_outcomes(trajectories: Sequence[LoggedTrajectory]) -> Iterable[str]:
     known = [each.scores[-1] for each in trajectories if each.scores]
     if not known:
-        yield "no outcomes: send /v1/feedback to learn what a policy would do to them"
+        yield "no outcomes: send them to /v1/feedback to evaluate them as well"
     elif len({score >= RIGHT for score in known}) == 1:
         kind = "right" if known[0] >= RIGHT else "wrong"
-        yield f"every known outcome is {kind}: one class says little about the other"
+        yield f"every known outcome is {kind}: effects on the other class cannot be estimated"
 
 
 def _observed(
@@ -266,8 +270,8 @@ def _observed(
     refused = None
     if len(pairs) < options.least_effective:
         refused = (
-            f"{len(pairs)} observed trajectories have all the shadows that the policy asks for; "
-            f"want at least {options.least_effective:g}: record more with `shadow.share`"
+            f"{len(pairs)} observed trajectories have all the shadows that the policy needs; "
+            f"want at least {options.least_effective:g}: record more with --shadow-share"
         )
     compared: dict[str, Compared] = {}
     shares: dict[str, Estimate] = {}
@@ -285,7 +289,7 @@ def _observed(
     if n_outcomes < len(pairs):
         warnings.append(
             f"{len(pairs) - n_outcomes} of {len(pairs)} trajectories have no outcome, or end with "
-            "a shadow that nobody has judged: they count in calls, tokens and seconds alone"
+            "a shadow without a score: they count for calls, tokens and seconds only"
         )
     return (
         Observed(

@@ -52,17 +52,17 @@ def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
     type=click.Choice([mode.value for mode in Mode]),
     default=Mode.ENFORCE.value,
     show_default=True,
-    help="In which the policy would run, whatever its file says.",
+    help="Mode in which to evaluate the policy, whatever its file says.",
 )
-@click.option("--model", help="Only what this model answered.")
-@click.option("--weights", help="Only what these weights answered.")
+@click.option("--model", help="Only trajectories answered by this model.")
+@click.option("--weights", help="Only trajectories answered by these weights.")
 @click.option(
     "--confidence",
     type=click.FloatRange(0.5, 0.9999),
     default=0.95,
     show_default=True,
     callback=_a_number,
-    help="Of the intervals.",
+    help="Confidence level of the intervals.",
 )
 @click.option(
     "--least",
@@ -70,9 +70,14 @@ def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
     default=LEAST_EFFECTIVE,
     show_default=True,
     callback=_a_number,
-    help="Effective sample size below which nothing is said.",
+    help="Smallest effective sample size that gives an estimate.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the figures to this file.",
+)
 def evaluate_command(
     policy_file: str,
     url: str,
@@ -84,10 +89,11 @@ def evaluate_command(
     least: float,
     json_file: Path | None,
 ) -> None:
-    """What POLICY (a bundled name or a YAML file) would have done to recorded trajectories.
+    """Estimate what POLICY (a bundled name or a YAML file) would have done to recorded traffic.
 
-    From those recorded in mode explore by importance weights, from observed ones with shadows in
-    pairs. Exit status 3 where neither says anything, with what it would take.
+    Uses importance weights for trajectories recorded in mode explore, and paired comparison for
+    observed ones with shadows. Exit status 3: neither gives an estimate; the output says what is
+    missing.
     """
     policy = load_policy(policy_file, can_force=True)
     options = Options(
@@ -127,14 +133,14 @@ class _Stored:
 def report_lines(report: Report) -> Iterable[str]:
     """The report for a terminal."""
     percent = f"{100 * report.confidence:g} %"
-    yield f"policy {report.policy} {report.version} in mode {report.mode}; intervals of {percent}"
+    yield f"policy {report.policy} {report.version} in mode {report.mode}; {percent} intervals"
     for each in report.models:
         yield from _model_lines(each)
     if not report.models:
         yield ""
         yield (
             "no explored trajectories and no observed ones with shadows: record some in mode"
-            " explore, or with shadow.share above 0"
+            " explore, or with --shadow-share"
         )
     if report.left_out:
         yield ""
@@ -156,10 +162,10 @@ def _model_lines(found: OfModel) -> Iterable[str]:
 def _explored_lines(found: Explored) -> Iterable[str]:
     yield (
         f"from {found.n} explored trajectories with {found.support.n} decisions,"
-        f" weighed; effective sample size {found.effective:.1f}"
+        f" weighted; effective sample size {found.effective:.1f}"
     )
     if found.refused is not None:
-        yield f"  nothing can be said: {found.refused}"
+        yield f"  no estimate: {found.refused}"
     else:
         rows = [["per trajectory", "as logged", "policy", "self-normalised", "per decision"]]
         for metric in METRICS:
@@ -172,9 +178,9 @@ def _explored_lines(found: Explored) -> Iterable[str]:
 
 
 def _observed_lines(found: Observed) -> Iterable[str]:
-    yield f"from {found.n} observed trajectories with calls and shadows, in pairs"
+    yield f"from {found.n} observed trajectories with calls and shadows, paired"
     if found.refused is not None:
-        yield f"  nothing can be said: {found.refused}"
+        yield f"  no estimate: {found.refused}"
     else:
         rows = [["per trajectory", "as observed", "policy", "difference"]]
         for metric, own in found.compared.items():

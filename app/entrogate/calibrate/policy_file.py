@@ -72,15 +72,16 @@ def policy_yaml(policy: Policy, found: Calibrated) -> str:
     head = (
         f"# Written by `entrogate calibrate` from {found.n} trajectories, of which"
         f" {found.certified_on} certified the thresholds.\n"
-        "# Promise: a trajectory is right with its calls and wrong without a suppressed one in at\n"
-        f"# most {options.max_loss:.4g} of all cases, with confidence {1 - options.delta:.4g},"
-        " as long as the\n"
-        "# trajectories are like those of the log. `name`, `mode`, `explore` and `audit` may be\n"
-        "# changed; a change of anything else voids the promise, and the server says so.\n"
+        f"# Promise: with confidence {1 - options.delta:.4g}, at most {options.max_loss:.4g} of\n"
+        "# all trajectories are right with their calls and wrong without a suppressed one, as long\n"
+        "# as trajectories are like those of the log. `name`, `mode`, `explore` and `audit` may be\n"
+        "# changed; any other change voids the promise, and the server reports it.\n"
     )
     text = head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     if parse_policy(text, "written policy") != policy:
-        raise ValueError("the policy does not survive being written: please report this")
+        raise ValueError(
+            "the written policy does not parse to the same policy: please report this bug"
+        )
     return text
 
 

@@ -51,8 +51,8 @@ def report_html(found: Calibrated, log: Log) -> str:
         "<h1>Calibration</h1>\n"
         f"<p>{escape(str(log.origin))}. {found.n} trajectories: signals chosen on"
         f" {found.n - found.certified_on}, thresholds certified on {found.certified_on}.</p>\n"
-        "<p>Promise: a trajectory is right with its calls and wrong without a suppressed one in at"
-        f" most {options.max_loss:.3g} of all cases, with confidence {1 - options.delta:.3g}.</p>\n"
+        f"<p>Promise: with confidence {1 - options.delta:.3g}, at most {options.max_loss:.3g} of"
+        " all trajectories are right with their calls and wrong without a suppressed one.</p>\n"
         f"{_table(found)}{_whole(found)}{sections}{rest}\n</body></html>\n"
     )
 
@@ -85,7 +85,7 @@ def _whole(found: Calibrated) -> str:
     if whole is None:
         more = "" if found.needs is None else f" About {found.needs} more trajectories are needed."
         return f'<p class="bad">Nothing can be certified.{more}</p>\n'
-    return f"<p>The whole policy on the certifying part: {escape(whole_policy(whole))}.</p>\n"
+    return f"<p>The whole policy on the certifying half: {escape(whole_policy(whole))}.</p>\n"
 
 
 def _section(row: Row) -> str:
@@ -105,11 +105,12 @@ def _section(row: Row) -> str:
         f"<h2>{escape(name)}</h2>\n<figure>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img"'
         f' aria-label="Risk against savings">{_axes(row)}{curves}</svg>'
-        "<figcaption>Trajectories lost against calls saved on the certifying part, one curve a"
-        " signal. Dashed: what is allowed; the circle: the certified threshold. Only the chosen"
-        " signal is certified: the others are for comparison.</figcaption></figure>\n"
-        "<table><tr><th>signal</th><th>does it tell right answers from wrong ones?</th><th></th>"
-        f"<th>saved at the promise (choosing part)</th></tr>{bars}</table>\n"
+        "<figcaption>Trajectories lost against calls saved on the certifying half, one curve per"
+        " signal. Dashed: the allowed loss; circle: the certified threshold. Only the chosen"
+        " signal is certified; the others are for comparison.</figcaption></figure>\n"
+        "<table><tr><th>signal</th><th>AUC for right answers without the call</th>"
+        "<th>95 % interval</th>"
+        f"<th>calls saved at the same promise (choosing half)</th></tr>{bars}</table>\n"
     )
 
 

@@ -137,9 +137,9 @@ def read_log(
 def _mixed(groups: dict[Origin, list[Sample]]) -> str:
     listed = "; ".join(f"{origin}: {len(groups[origin])}" for origin in sorted(groups))
     return (
-        f"the log holds trajectories of {len(groups)} models, weights, tokenizers or estimators, "
-        "and a threshold is for one alone: pick one with --model, --weights, --tokenizer or "
-        f"--estimator ({listed})"
+        f"the log has trajectories of {len(groups)} models, weights, tokenizers or estimators, but "
+        "a threshold belongs to one: pick it with --model, --weights, --tokenizer or --estimator "
+        f"({listed})"
     )
 
 

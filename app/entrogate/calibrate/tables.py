@@ -28,15 +28,18 @@ def lines(found: Calibrated, log: Log) -> list[str]:
             f" {found.certified_on}"
         ),
         (
-            f"promise: right with the calls and wrong without in at most {options.max_loss:.3g},"
-            f" with confidence {1 - options.delta:.3g}"
+            f"promise: at most {options.max_loss:.3g} of trajectories are right with their calls"
+            f" and wrong without, with confidence {1 - options.delta:.3g}"
         ),
         "",
         *_aligned([_HEAD, *(_row(row) for row in found.rows)]),
     ]
     if found.total is not None:
         told += ["", "all together: " + whole_policy(found.total)]
-    told += ["", "does the signal tell right answers from wrong ones? (certifying part)"]
+    told += [
+        "",
+        "how well each signal tells right from wrong answers without the call (certifying half):",
+    ]
     for row in found.rows:
         told += [] if row.tool is None else [f"{row.tool}:"]
         told += _aligned([_judged(each) for each in ranked(row.judged)], indent="  ")
@@ -50,7 +53,7 @@ def whole_policy(whole: Total) -> str:
         f"{whole.losses} of {whole.n} lost (at most {whole.upper:.1%}), {whole.gains} gained; "
         f"right {whole.right_before} → {whole.right_after}; {saved.value:.1%} of {whole.calls} "
         f"calls saved [{saved.lower:.1%}, {saved.upper:.1%}]; "
-        f"{whole.called_again} would have called again"
+        f"{whole.called_again} shadows called again"
     )
 
 
@@ -62,7 +65,7 @@ def left_out(log: Log) -> list[str]:
         told += ["", f"left out: {listed}"]
     if log.judged_by:
         judges = ", ".join(f"{judge} {count}" for judge, count in log.judged_by.most_common())
-        told += [f"shadows judged by: {judges}"]
+        told += [f"shadows scored by: {judges}"]
     return told
 
 

@@ -14,7 +14,7 @@ from entrogate.calibrate.result import Options
 from entrogate.gate.policy import load_policy
 from entrogate.gate.schema import Policy, Statistic
 from entrogate.types import Estimator, Features, Interval, SegmentStats
-from entrogate_lab.almanac.promise.comparing import compare, difference, foretell
+from entrogate_lab.almanac.promise.comparing import compare, difference, predict
 from entrogate_lab.almanac.promise.holding import Draw, Holding, Realised, hold
 from entrogate_lab.almanac.promise.ranking import rank
 
@@ -210,7 +210,7 @@ def _record(task: int, *, correct: bool, calls: int) -> dict[str, Any]:
     }
 
 
-def test_a_policy_is_foretold_from_the_first_turn_that_it_would_suppress(policy: Policy):
+def test_a_policy_is_predicted_from_the_first_turn_that_it_would_suppress(policy: Policy):
     samples = [
         _sample("t0", [(2.5, False), (0.2, True)], right=False),  # ends at the second turn, right
         _sample("t1", [(0.2, False), (0.2, True)], right=True),  # ends at the first, wrong
@@ -223,7 +223,7 @@ def test_a_policy_is_foretold_from_the_first_turn_that_it_would_suppress(policy:
         _record(3, correct=True, calls=0),
         _record(4, correct=True, calls=1),  # has no sample: left out
     ]
-    told = foretell(policy, samples, records)
+    told = predict(policy, samples, records)
     assert {task: (each.right, each.calls) for task, each in told.items()} == {
         "t0": (True, 1),
         "t1": (False, 0),
@@ -242,10 +242,10 @@ def test_a_policy_is_foretold_from_the_first_turn_that_it_would_suppress(policy:
     assert found["with_shadow"] == 4
     assert found["accuracy"] == {
         "observed": pytest.approx(0.8),
-        "foretold": pytest.approx(0.75),
+        "predicted": pytest.approx(0.75),
         "enforced": pytest.approx(0.6),
     }
-    assert found["accuracy_against_foretold"] == {"n": 4, "mean": 0.0, "ci": [0.0, 0.0]}
+    assert found["accuracy_against_predicted"] == {"n": 4, "mean": 0.0, "ci": [0.0, 0.0]}
     assert found["accuracy_against_observed"]["mean"] == pytest.approx(-0.2)
     assert found["calls"]["saved"] == pytest.approx(0.5)
     assert found["lost"] == pytest.approx(0.4)

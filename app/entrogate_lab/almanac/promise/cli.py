@@ -26,7 +26,7 @@ _POLICY = click.option(
 
 @click.group()
 def promise() -> None:
-    """Does the promise of a calibrated policy hold? Experiments with a real server."""
+    """Test whether calibrated policies keep their promise, on a real server."""
 
 
 @promise.command()
@@ -36,7 +36,7 @@ def promise() -> None:
 @click.option("--seed", type=int, default=100, show_default=True, help="Which held-out tasks.")
 @_POLICY
 def collect(*, out: Path, model: Path | None, tasks: int, seed: int, policy: str) -> None:
-    """Observe tasks, with a shadow of every turn with a call and the gold as feedback."""
+    """Run tasks in mode observe, with a shadow of every turn with a call and gold as feedback."""
     from entrogate_lab.almanac.demo import BUNDLED_MODEL
     from entrogate_lab.almanac.promise.collecting import Run, run, world_seed_of
 
@@ -58,7 +58,7 @@ def collect(*, out: Path, model: Path | None, tasks: int, seed: int, policy: str
 @_POLICY
 @_JSON
 def signals(*, log: Path, policy: str, json_file: Path | None) -> None:
-    """Rank the signals by how well they tell where the answer without the call is right."""
+    """Rank the signals by how well they predict that the answer without the call is right."""
     from entrogate.calibrate.result import Options
     from entrogate_lab.almanac.promise.ranking import rank
 
@@ -102,7 +102,7 @@ def hold(
     policy: str,
     json_file: Path | None,
 ) -> None:
-    """Calibrate many times on samples of the LOGS and count the broken promises."""
+    """Calibrate many times on samples of the LOGS and count how many promises are broken."""
     from entrogate_lab.almanac.promise.holding import Draw
     from entrogate_lab.almanac.promise.holding import hold as hold_all
 
@@ -147,7 +147,7 @@ def hold(
 @_POLICY
 @_JSON
 def enforce(*, log: Path, out: Path, policy: str, json_file: Path | None) -> None:
-    """Enforce a policy on the tasks of LOG and compare with it, and with what shadows foretell."""
+    """Enforce a policy on the tasks of LOG; compare with LOG and with what its shadows predict."""
     from dataclasses import replace
 
     from entrogate_lab.almanac.promise.collecting import read_records, read_run, run
@@ -160,10 +160,10 @@ def enforce(*, log: Path, out: Path, policy: str, json_file: Path | None) -> Non
     found = compare(rules, _samples(log, base), read_records(log), read_records(out))
     accuracy, calls = found["accuracy"], found["calls"]
     click.echo(
-        f"accuracy: observed {accuracy['observed']:.1%}, foretold by shadows "
-        f"{accuracy['foretold']:.1%}, enforced {accuracy['enforced']:.1%}\n"
+        f"accuracy: observed {accuracy['observed']:.1%}, predicted by shadows "
+        f"{accuracy['predicted']:.1%}, enforced {accuracy['enforced']:.1%}\n"
         f"  enforced - observed {_interval(found['accuracy_against_observed'])}\n"
-        f"  enforced - foretold {_interval(found['accuracy_against_foretold'])}\n"
+        f"  enforced - predicted {_interval(found['accuracy_against_predicted'])}\n"
         f"calls a task: observed {calls['observed']:.2f}, enforced {calls['enforced']:.2f} "
         f"({calls['saved']:.1%} saved)\n"
         f"lost {found['lost']:.1%}, gained {found['gained']:.1%} of {found['tasks']} tasks"

@@ -1,4 +1,4 @@
-"""What shadows foretell of a policy, beside a run that really enforced it on the same tasks."""
+"""What shadows predict for a policy, compared with a run that enforced it on the same tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from entrogate_lab.almanac.intervals import mean, mean_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foretold:
+class Predicted:
     """One task under a policy that did not run: whether it would end well, calls it would make."""
 
     right: bool
@@ -45,26 +45,26 @@ def difference(pairs: Sequence[tuple[float, float]]) -> Difference:
     return Difference(n=len(each), mean=mean(each), lower=lower, upper=upper)
 
 
-def foretell(
+def predict(
     policy: Policy, samples: Sequence[Sample], records: Sequence[Mapping[str, Any]]
-) -> dict[str, Foretold]:
+) -> dict[str, Predicted]:
     """By task: what ``policy`` would have made of the observed ``records``.
 
-    A trajectory without a call stays what it was. Tasks whose sample is missing (no shadow, no
-    outcome) are left out. A replayed call is not a call made: it is counted as the gate would.
+    A trajectory without a call is unchanged. Tasks without a sample (no shadow, no outcome) are
+    left out.
     """
     by_id = {sample.trajectory_id: sample for sample in samples}
-    told: dict[str, Foretold] = {}
+    predicted: dict[str, Predicted] = {}
     for record in records:
         sample = by_id.get(str(record["trajectory_id"]))
         if sample is not None:
             ended = under(policy, sample)
-            told[str(record["task_id"])] = Foretold(
+            predicted[str(record["task_id"])] = Predicted(
                 right=ended.right, calls=sample.n_calls - ended.saved
             )
         elif not record["calls"] and record["turns"] == 1:
-            told[str(record["task_id"])] = Foretold(right=bool(record["correct"]), calls=0)
-    return told
+            predicted[str(record["task_id"])] = Predicted(right=bool(record["correct"]), calls=0)
+    return predicted
 
 
 def compare(
@@ -73,15 +73,15 @@ def compare(
     observed: Sequence[Mapping[str, Any]],
     enforced: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Accuracy and calls of an enforced run, against what was observed and what was foretold.
+    """Accuracy and calls of an enforced run, against what was observed and what was predicted.
 
     Differences are enforced minus the other, paired by task.
     """
     before = {str(record["task_id"]): record for record in observed}
     after = {str(record["task_id"]): record for record in enforced}
-    told = foretell(policy, samples, observed)
+    predicted = predict(policy, samples, observed)
     tasks = [task for task in after if task in before]
-    known = [task for task in tasks if task in told]
+    known = [task for task in tasks if task in predicted]
     calls_before = sum(len(before[task]["calls"]) for task in tasks)
     calls_after = sum(len(after[task]["calls"]) for task in tasks)
     return {
@@ -89,7 +89,7 @@ def compare(
         "with_shadow": len(known),
         "accuracy": {
             "observed": mean([float(before[task]["correct"]) for task in tasks]),
-            "foretold": mean([float(told[task].right) for task in known]),
+            "predicted": mean([float(predicted[task].right) for task in known]),
             "enforced": mean([float(after[task]["correct"]) for task in tasks]),
         },
         "calls": {
@@ -106,8 +106,8 @@ def compare(
         "accuracy_against_observed": difference(
             [(before[task]["correct"], after[task]["correct"]) for task in tasks]
         ).as_json(),
-        "accuracy_against_foretold": difference(
-            [(told[task].right, after[task]["correct"]) for task in known]
+        "accuracy_against_predicted": difference(
+            [(predicted[task].right, after[task]["correct"]) for task in known]
         ).as_json(),
         "calls_against_observed": difference(
             [(len(before[task]["calls"]), len(after[task]["calls"])) for task in tasks]
