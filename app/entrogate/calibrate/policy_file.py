@@ -73,8 +73,8 @@ def policy_yaml(policy: Policy, found: Calibrated) -> str:
         f"# Written by `entrogate calibrate` from {found.n} trajectories, of which"
         f" {found.certified_on} certified the thresholds.\n"
         f"# Promise: with confidence {1 - options.delta:.4g}, at most {options.max_loss:.4g} of\n"
-        "# all trajectories are right with their calls and wrong without a suppressed one, as long\n"
-        "# as trajectories are like those of the log. `name`, `mode`, `explore` and `audit` may be\n"
+        "# all trajectories are right with their calls and wrong without a suppressed one, as\n"
+        "# long as they are like those of the log. `name`, `mode`, `explore` and `audit` may be\n"
         "# changed; any other change voids the promise, and the server reports it.\n"
     )
     text = head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -138,7 +138,7 @@ def _mixed(groups: dict[Origin, list[Sample]]) -> str:
     listed = "; ".join(f"{origin}: {len(groups[origin])}" for origin in sorted(groups))
     return (
         f"the log has trajectories of {len(groups)} models, weights, tokenizers or estimators, but "
-        "a threshold belongs to one: pick it with --model, --weights, --tokenizer or --estimator "
+        "a threshold belongs to one: pick one with --model, --weights, --tokenizer or --estimator "
         f"({listed})"
     )
 
