@@ -65,7 +65,7 @@ def left_out(log: Log) -> list[str]:
         told += ["", f"left out: {listed}"]
     if log.judged_by:
         judges = ", ".join(f"{judge} {count}" for judge, count in log.judged_by.most_common())
-        told += [f"shadows scored by: {judges}"]
+        told += [f"shadows judged by: {judges}"]
     return told
 
 
