@@ -128,7 +128,7 @@ async def test_thresholds_typed_by_hand_are_no_calibration(
 
     assert (decision["applied"], decision["mode"]) == ("allow", "observe")
     assert await state(gateway) == "none"
-    assert "its thresholds are guesses" in caplog.text
+    assert "nothing is promised for its thresholds" in caplog.text
 
 
 async def test_a_client_cannot_ask_for_more_than_the_policy_promises(

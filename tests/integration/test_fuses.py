@@ -120,8 +120,8 @@ async def test_a_shifted_world_blows_the_fuse(
     assert await gateway.metric("entrogate_fuse_max_loss", **labels) == AUDIT["max_loss"]
     overview = (await gateway.client.get("/ui")).text
     assert '<li class="problem"><strong>lookup</strong> blown: its calls are only obs' in overview
-    assert f"{blown['losses']} of {blown['audits']} audits lost" in overview
-    assert "<li><strong>search</strong> armed under test" in overview
+    assert f"{blown['losses']} of {blown['audits']} audits were losses" in overview
+    assert "<li><strong>search</strong> armed (policy test" in overview
     entries = (await gateway.client.get("/v1/audit?action=fuse.blow")).json()["data"]
     assert [(entry["actor"], entry["target"]) for entry in entries] == [("gateway", "lookup")]
     assert entries[0]["detail"]["losses"] == blown["losses"]

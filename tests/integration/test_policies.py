@@ -267,4 +267,4 @@ async def test_kept_versions_at_a_terminal(start: Start, folder: Path, store_url
     assert load_policy(str(shown)) == main
     unknown = await asyncio.to_thread(run, "show", "f00")
     assert isinstance(unknown.exception, ConfigError)
-    assert "no policy version 'f00' is kept" in str(unknown.exception)
+    assert "no policy version 'f00' is stored" in str(unknown.exception)

@@ -126,7 +126,7 @@ async def test_a_policy_is_tried_and_nothing_changes(gateway: Running) -> None:
     before = (await gateway.client.get(f"/v1/trajectories/{id_}")).json()
     page = await gateway.client.post("/ui/policy", data={"policy": POLICY})
     assert page.status_code == 200
-    assert "2 of 2 calls in 2 turns" in page.text
+    assert "2 of 2 decisions in 2 turns" in page.text
     assert re.search(r"lookup</th><td>allow</td><td>suppress</td><td class=\"n\">1<", page.text)
     assert f'href="/ui/trajectories/{id_}"' in page.text
     assert (await gateway.client.get(f"/v1/trajectories/{id_}")).json() == before

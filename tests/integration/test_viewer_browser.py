@@ -102,7 +102,7 @@ async def test_forms_are_sent(gateway: Running, browser: Browser, store_url: str
     await page.get_by_role("link", name="Policy preview").click()
     await page.get_by_label("Policy").fill(POLICY)
     await page.get_by_role("button", name="Preview").click()
-    assert "2 of 2 calls in 2 turns" in await page.get_by_role("status").inner_text()
+    assert "2 of 2 decisions in 2 turns" in await page.get_by_role("status").inner_text()
     assert said == []
 
 

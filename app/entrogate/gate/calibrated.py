@@ -15,10 +15,10 @@ _FREE = {"name", "mode", "explore", "audit", "calibration"}
 
 
 class CalibrationState(StrEnum):
-    """What a `calibration` block is worth for the model that answers."""
+    """Whether the promise of a `calibration` block holds for the model that answers."""
 
     VALID = "valid"
-    NONE = "none"  # thresholds typed by hand
+    NONE = "none"  # no block: nothing is promised
     EDITED = "edited"  # the rules or the block are not what was certified
     OTHER_MODEL = "other_model"
     OTHER_WEIGHTS = "other_weights"
@@ -33,7 +33,7 @@ class CalibrationState(StrEnum):
 
 _TOLD = {
     CalibrationState.VALID: "the policy is calibrated for this model",
-    CalibrationState.NONE: "the policy has no calibration: its thresholds are guesses",
+    CalibrationState.NONE: "the policy has no calibration: nothing is promised for its thresholds",
     CalibrationState.EDITED: "the policy was changed after calibration: its promise is void",
     CalibrationState.OTHER_MODEL: "the policy was calibrated for another model",
     CalibrationState.OTHER_WEIGHTS: "the policy was calibrated for other weights",
@@ -67,7 +67,7 @@ def calibration_state(
     tokenizer: str = "",
     estimator: Estimator | None = None,
 ) -> CalibrationState:
-    """What the promise of ``policy`` is worth for the model that answers.
+    """Whether the promise of ``policy`` holds for the model that answers.
 
     ``models`` are its names, ``weights`` their version, ``tokenizer`` the hash of its tokenizer,
     ``estimator`` how its entropies are measured. An unknown hash ("" here, None in the block) is

@@ -125,7 +125,7 @@ async def _kept(policies: Policies, version: str) -> Policy:
         raise RequestError(str(error), code="policy_invalid", param="version") from None
     if policy is None:
         raise RequestError(
-            f"no policy version {version!r} is kept; GET /admin/policies/versions lists them",
+            f"no policy version {version!r} is stored; GET /admin/policies/versions lists them",
             status=404,
             code="unknown_version",
             param="version",

@@ -1,4 +1,4 @@
-"""``/ui/policy``: the policies in force beside each other, and what another one would decide."""
+"""``/ui/policy``: compares the policies in force, and previews what another would decide."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SHOWN = (Action.ALLOW, Action.SUPPRESS, Action.REPLAY)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """What one policy would decide of the calls of a preview."""
+    """What one policy would decide for the calls of a preview."""
 
     label: str
     decisions: Sequence[int]  # calls allowed, suppressed, replayed
-    changed: int  # decided otherwise than they were
+    changed: int  # decisions that differ from the stored ones
 
 
 async def policy(request: Request) -> Response:
-    """What is in force and what it did; what a posted policy would have decided of the latest
-    calls, beside what is in force."""
+    """The policies in force and their figures; for a posted policy, what it would have decided
+    for the latest calls, compared with the policies in force."""
     gateway: Gateway = request.app.state.gateway
     if request.method == "GET":
         main = gateway.policies.main.model_dump(mode="json", exclude_unset=True)

@@ -1,4 +1,4 @@
-"""Policies beside each other: what became of the trajectories that they decided from the start."""
+"""Compares policies by the trajectories that they decided from the first turn on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from entrogate.risk.means import Limits, mean_interval, ratio_interval, share_interval
 from entrogate.store.read.rows import TrajectoryFigures
 
-HEAD = ("Policy", "Trajectories", "Calls each", "Not made", "Outcomes", "Mean outcome")
+HEAD = (
+    "Policy",
+    "Trajectories",
+    "Calls per trajectory",
+    "Suppressed or replayed",
+    "Outcomes",
+    "Mean outcome",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +26,9 @@ class PolicyFigures:
     version: str
     label: str
     n: int
-    calls: float  # proposed, each
+    calls: float  # proposed calls per trajectory, mean
     calls_limits: Limits | None
-    spared: float | None  # of the proposed calls, suppressed or replayed; None: none was proposed
+    spared: float | None  # share of the proposed calls suppressed or replayed; None: no calls
     spared_limits: Limits | None
     n_outcomes: int
     outcome: float | None  # mean, in [0, 1]
@@ -42,7 +49,7 @@ class PolicyFigures:
 def by_policy(rows: Sequence[TrajectoryFigures], names: Mapping[str, str]) -> list[PolicyFigures]:
     """Figures of each policy version, those with the most trajectories first.
 
-    A trajectory that went on under another policy belongs to none of them. ``names`` by version.
+    Trajectories whose policy changed are left out. ``names``: of policies, by version.
     """
     grouped: defaultdict[str, list[TrajectoryFigures]] = defaultdict(list)
     for row in rows:
@@ -56,7 +63,7 @@ def by_policy(rows: Sequence[TrajectoryFigures], names: Mapping[str, str]) -> li
 
 
 def figures_of(version: str, label: str, rows: Sequence[TrajectoryFigures]) -> PolicyFigures:
-    """Of these trajectories."""
+    """The figures of one policy version from its trajectories ``rows``."""
     calls = [float(row.n_calls) for row in rows]
     spared = [float(row.n_suppressed + row.n_replayed) for row in rows]
     outcomes = [row.outcome for row in rows if row.outcome is not None]

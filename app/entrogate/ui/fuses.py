@@ -1,4 +1,4 @@
-"""The overview's line on each fuse, from the figures that metrics show as well."""
+"""The overview's line for each fuse, from the figures that the metrics show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from entrogate.observe.fuses import FuseFigures
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FuseLine:
-    """One fuse in words; ``blown`` ones are to be noticed."""
+    """One fuse as text; blown ones are highlighted."""
 
     tool: str
     blown: bool
@@ -18,21 +18,21 @@ class FuseLine:
 
 
 def fuse_lines(fuses: Sequence[FuseFigures]) -> list[FuseLine]:
-    """One line a fuse, those that are blown first."""
+    """One line per fuse, blown ones first."""
     lines = [FuseLine(tool=each.tool, blown=each.blown, text=_text(each)) for each in fuses]
     return sorted(lines, key=lambda line: not line.blown)
 
 
 def _text(fuse: FuseFigures) -> str:
     state = "blown: its calls are only observed" if fuse.blown else "armed"
-    limit = f"at most {fuse.max_loss:.1%} may be lost"
-    waiting = f"; {fuse.waiting} not judged yet" if fuse.waiting else ""
     if fuse.estimate is None:
-        audits = f"No audit is judged yet, {limit}"
+        audits = "No audits judged yet"
     else:
-        audits = f"{fuse.losses} of {fuse.audits} audits lost ({fuse.estimate:.1%}{_bounds(fuse)})"
-        audits += f", {limit}"
-    return f"{state} under {fuse.policy} {fuse.version}. {audits}{waiting}."
+        share = f"{fuse.estimate:.1%}{_bounds(fuse)}"
+        audits = f"{fuse.losses} of {fuse.audits} audits were losses ({share})"
+    waiting = f"; {fuse.waiting} not judged yet" if fuse.waiting else ""
+    policy = f"policy {fuse.policy} {fuse.version}"
+    return f"{state} ({policy}). {audits}, {fuse.max_loss:.1%} allowed{waiting}."
 
 
 def _bounds(fuse: FuseFigures) -> str:

@@ -43,7 +43,7 @@ def sections(overview: Overview) -> list[Section]:
         _decisions(overview.decisions),
         _changes(overview.changes),
         _arms(by_policy(overview.trajectories, overview.policy_names)),
-        _versions("Decisions by policy", "How many.", _policy_rows(overview.policies)),
+        _versions("Decisions by policy", "Calls decided.", _policy_rows(overview.policies)),
         _versions("Weights", "Which weights answered.", _weight_rows(overview.weights)),
     ]
     return [section for section in found if section.rows]
@@ -134,9 +134,9 @@ def _arms(policies: Sequence[PolicyFigures]) -> Section:
     return Section(
         title="Policies",
         text=(
-            "Trajectories that one policy decided from their first turn on, with 95 % intervals:"
-            " the chart shows those of the mean outcome. Two policies that ran at different times"
-            " differ in more than the policy; a share of the traffic compares them fairly."
+            "Trajectories that one policy decided from the first turn on, with 95 % intervals; the"
+            " chart shows the mean outcome. Policies that ran at different times had different"
+            " traffic: to compare two fairly, put one on trial for a share of the trajectories."
         ),
         chart=bands(known, label="Mean outcome by policy"),
         head=HEAD,

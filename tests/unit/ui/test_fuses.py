@@ -35,9 +35,9 @@ def test_a_fuse_in_words_and_the_blown_ones_first() -> None:
     lines = fuse_lines([ARMED, BLOWN])
     assert [(line.tool, line.blown) for line in lines] == [("search", True), ("lookup", False)]
     assert lines[0].text == (
-        "blown: its calls are only observed under p 1a. 6 of 40 audits lost"
-        " (15.0%; bounds 6.1% to 30.0%), at most 5.0% may be lost."
+        "blown: its calls are only observed (policy p 1a). 6 of 40 audits were losses"
+        " (15.0%; bounds 6.1% to 30.0%), 5.0% allowed."
     )
     assert lines[1].text == (
-        "armed under p 1a. No audit is judged yet, at most 5.0% may be lost; 3 not judged yet."
+        "armed (policy p 1a). No audits judged yet, 5.0% allowed; 3 not judged yet."
     )

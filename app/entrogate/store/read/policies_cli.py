@@ -20,7 +20,7 @@ from entrogate.store.read.show import table
 @store_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def versions(url: str, *, as_json: bool) -> None:
-    """Every policy that was in force, the latest first, with the trajectories that it decided."""
+    """List every policy that was in force, latest first, with its number of trajectories."""
     with opened(url) as store:
         kept = asyncio.run(store.policies.versions())
     if as_json:
@@ -39,12 +39,12 @@ def versions(url: str, *, as_json: bool) -> None:
 @click.argument("version")
 @store_option
 def show(version: str, url: str) -> None:
-    """The policy VERSION as a policy file."""
+    """Print the policy VERSION as a policy file."""
     with opened(url) as store:
         text = asyncio.run(store.policies.text(version))
     if text is None:
         raise ConfigError(
-            f"no policy version {version!r} is kept; `entrogate policy versions` lists them"
+            f"no policy version {version!r} is stored; `entrogate policy versions` lists them"
         )
     click.echo(f"# version {version}")
     click.echo(yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True), nl=False)
