@@ -1,4 +1,4 @@
-"""Tasks that run beside something else and end with it."""
+"""Background tasks that end with a `with` block."""
 
 from __future__ import annotations
 

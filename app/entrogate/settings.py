@@ -87,9 +87,8 @@ class StoreSettings(_Branch):
 class GateSettings(_Branch):
     """Which policies decide, and whether their decisions are carried out.
 
-    ``require_calibration``: a turn whose policy is not calibrated for what answers it is only
-    observed. ``fuse_interval_seconds``: how often the audits of a policy with an `audit` are looked
-    at.
+    ``require_calibration``: a turn whose policy is not calibrated for the model and weights that
+    answer it is only observed. ``fuse_interval_seconds``: how often fuses are computed from audits.
     """
 
     policy: str = "observe"  # a bundled name or the path of a YAML file
@@ -97,9 +96,9 @@ class GateSettings(_Branch):
     allow_mode_header: bool = False  # lets a client choose with `x-entrogate-mode`
     require_calibration: bool = False
     fuse_interval_seconds: float = Field(default=5.0, gt=0)
-    trial_policy: str | None = None  # a second one, for a share of the trajectories that begin
+    trial_policy: str | None = None  # a second policy, for a share of new trajectories
     trial_share: float = Field(default=0.0, ge=0, le=1)
-    watch_policy: bool = False  # take up changes of the files
+    watch_policy: bool = False  # reload policy files when they change
     watch_interval_seconds: float = Field(default=2.0, gt=0)
 
     @model_validator(mode="after")
@@ -114,9 +113,9 @@ class GateSettings(_Branch):
 class ShadowSettings(_Branch):
     """Answers without the call (docs/shadows.md), for a ``share`` of the trajectories.
 
-    ``tools`` gives tools a share of their own. They wait while ``busy_turns`` turns of clients are
-    under way, and of what waits no more than ``queue_limit`` is kept. ``grader``: a Python function
-    as ``module:function``, or an http(s) URL, that scores them where no gold is known.
+    ``tools``: the shares of single tools. No shadow starts while ``busy_turns`` client turns are
+    running; beyond ``queue_limit`` waiting ones, shadows are dropped. ``grader``: a Python function
+    as ``module:function``, or an http(s) URL, that scores shadows without gold.
     """
 
     share: float = Field(default=0.0, ge=0, le=1)

@@ -1,1 +1,1 @@
-"""From stored trajectories with shadows to a policy with a promise; offline."""
+"""Calibrates and evaluates policies from stored trajectories; offline."""

@@ -39,9 +39,9 @@ from entrogate.calibrate.rules import certified_policy, gated_tools
 from entrogate.gate.schema import Policy, Signal, Statistic
 from entrogate.risk.auc import Auc, auc
 from entrogate.risk.ltt import certify, samples_needed, upper_bound
+from entrogate.risk.means import ratio_interval
 
 _Numbers = NDArray[np.int64]
-_TWO_SIDED = 1.959964  # 95 % of a normal distribution lie within so many deviations
 
 
 class Pool:
@@ -321,9 +321,5 @@ def total(policy: Policy, samples: Sequence[Sample], delta: float) -> Total:
 
 def _share(parts: NDArray[np.float64], wholes: NDArray[np.float64]) -> Share:
     """Σ parts / Σ wholes with a 95 % interval by linearisation over trajectories."""
-    share = float(parts.sum() / wholes.sum())
-    if len(parts) < 2:
-        return Share(value=share, lower=0.0, upper=1.0)
-    error = (parts - share * wholes).std(ddof=1) / (math.sqrt(len(parts)) * wholes.mean())
-    reach = _TWO_SIDED * float(error)
-    return Share(value=share, lower=max(0.0, share - reach), upper=min(1.0, share + reach))
+    lower, upper = ratio_interval(parts.tolist(), wholes.tolist()) or (0.0, 1.0)
+    return Share(value=float(parts.sum() / wholes.sum()), lower=lower, upper=upper)

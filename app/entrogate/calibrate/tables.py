@@ -9,6 +9,7 @@ from entrogate.calibrate.result import Calibrated, Judged, Row, Share, Total
 from entrogate.calibrate.samples import Log
 from entrogate.gate.schema import Signal
 from entrogate.risk.auc import Auc
+from entrogate.store.read.show import table
 
 SCHEMA_VERSION = 1
 _HEAD = (
@@ -32,7 +33,7 @@ def lines(found: Calibrated, log: Log) -> list[str]:
             f" and wrong without, with confidence {1 - options.delta:.3g}"
         ),
         "",
-        *_aligned([_HEAD, *(_row(row) for row in found.rows)]),
+        *table([_HEAD, *(_row(row) for row in found.rows)]),
     ]
     if found.total is not None:
         told += ["", "all together: " + whole_policy(found.total)]
@@ -42,7 +43,7 @@ def lines(found: Calibrated, log: Log) -> list[str]:
     ]
     for row in found.rows:
         told += [] if row.tool is None else [f"{row.tool}:"]
-        told += _aligned([_judged(each) for each in ranked(row.judged)], indent="  ")
+        told += [f"  {line}" for line in table([_judged(each) for each in ranked(row.judged)])]
     return [*told, *left_out(log)]
 
 
@@ -161,17 +162,6 @@ def area(found: Auc | None) -> str:
     if found is None:
         return "AUC –: one class only"
     return f"AUC {found.value:.3f} [{found.lower:.3f}, {found.upper:.3f}]"
-
-
-def _aligned(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
-    if not rows:
-        return []
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return [
-        indent
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _row_json(row: Row) -> dict[str, Any]:

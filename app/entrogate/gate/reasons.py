@@ -14,7 +14,7 @@ class Reason(StrEnum):
     TRAJECTORY_BUDGET = "trajectory_budget"  # calls_per_trajectory used up
     TOOL_BUDGET = "tool_budget"  # max_calls of the tool used up
     CIRCLE = "circle"  # the calls and their results go round in a circle
-    CERTAIN = "certain"  # the signal says that the model knows without the tool
+    CERTAIN = "certain"  # by the signal the model is certain without the tool
     RANDOM = "random"  # statistic `uniform`: suppressed by the draw
     REPEAT = "repeat"  # an identical earlier call
     REPLAY_LIMIT = "replay_limit"  # a repeat, after enough replays in this turn
@@ -47,4 +47,4 @@ UNTOUCHABLE = frozenset(
     {Reason.NOT_NAMED, Reason.SIDE_EFFECTS, Reason.TOOL_CHOICE, Reason.UNCERTAIN_ANSWER}
 )
 AUDITED = frozenset({Reason.CERTAIN, Reason.RANDOM})
-"""Suppressed because the signal says so, a guess; budgets, repeats and circles are orders."""
+"""Suppressed by a signal, which can be wrong; budgets, repeats and circles are fixed rules."""

@@ -85,12 +85,26 @@ _PLACES = {
 @click.option("--tool-call-parser", help="Of the managed vLLM; 'none', or by the tokenizer.")
 @click.option("--vllm-arg", "vllm_args", multiple=True, help="Passed on to the managed vLLM.")
 @click.option("--policy", help="Bundled policy (observe, balanced, …) or a YAML file.")
-@click.option("--trial-policy", help="A second policy, for a share of new trajectories.")
-@click.option("--trial-share", type=click.FloatRange(0, 1), help="That share (default 0).")
-@click.option("--watch-policy", is_flag=True, default=None, help="Take up changes of the files.")
-@click.option("--mode", type=click.Choice(["observe", "enforce", "explore"]), help="Overrides it.")
+@click.option("--trial-policy", help="Second policy, for a share of new trajectories.")
+@click.option(
+    "--trial-share",
+    type=click.FloatRange(0, 1),
+    help="Share of new trajectories under --trial-policy (default 0).",
+)
+@click.option(
+    "--watch-policy", is_flag=True, default=None, help="Reload policy files when they change."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["observe", "enforce", "explore"]),
+    help="Overrides the policies' modes.",
+)
 @click.option("--allow-mode-header", is_flag=True, default=None, help="Clients may set the mode.")
-@click.option("--shadow-share", type=click.FloatRange(0, 1), help="Of trajectories (shadows).")
+@click.option(
+    "--shadow-share",
+    type=click.FloatRange(0, 1),
+    help="Share of trajectories that get shadow answers.",
+)
 @click.option("--shadow-grader", help="Scores shadows: package.module:function or a URL.")
 @click.option("--store", "store_url", help="Database URL, such as sqlite:///entrogate.db.")
 @click.option("--durability", type=click.Choice(["full", "normal", "off"]), help="Of the store.")

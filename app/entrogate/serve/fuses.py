@@ -1,4 +1,4 @@
-"""The fuses: audits of suppressed calls are followed up, and a tool that loses too much is let go.
+"""Fuses: evaluate the audits of suppressed calls, and only observe tools with too many losses.
 
 A policy with an `audit` lets a share of what it suppresses through (`gate.decide`). Where the
 answer without the call is found to be wrong although the observed one is right, the call was
@@ -36,7 +36,7 @@ _BUSY_SHARE = 0.05  # of the time may be spent on reading audits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """A fuse as it stands now, and what it goes by."""
+    """The current state of a fuse, with the policy and audit that it belongs to."""
 
     policy: Policy
     audit: Audit
@@ -45,7 +45,7 @@ class Standing:
 
     @property
     def estimate(self) -> float | None:
-        """The share of judged audits that were lost."""
+        """The share of judged audits that were losses."""
         return self.fuse.losses / self.fuse.n if self.fuse.n else None
 
     def figures(self) -> FuseFigures:
@@ -66,7 +66,7 @@ class Standing:
 
 
 class Fuses:
-    """``policies`` says which ones are in use; ``metrics`` shows how their fuses stand."""
+    """Keeps the fuses of the policies in use; ``policies`` lists these, ``metrics`` shows them."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Fuses:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Know what is stored, and follow the audits in the block."""
+        """Read the stored fuses, then keep them up to date while the block runs."""
         await self._rounds.round()
         async with beside(self._follow(), name="fuses"):
             yield

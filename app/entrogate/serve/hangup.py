@@ -1,4 +1,4 @@
-"""SIGHUP: an operator's word to read the policies again, or the end of the terminal."""
+"""SIGHUP: reload the policies, or end with the terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 
 def reloads_on_hangup(reload: Callable[[], None]) -> None:
-    """From now on SIGHUP calls ``reload``, in the running loop.
+    """Make SIGHUP call ``reload`` in the running loop.
 
-    Where the terminal that the process was started in has gone, it does what SIGTERM does, so that
-    no server is left behind which nobody sees. A process that `nohup` started stays.
+    If the terminal that the process was started in is gone, SIGHUP acts like SIGTERM, so that no
+    orphaned server keeps running. A process started with `nohup` keeps running.
     """
     ends_with_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL and _has_terminal()
 

@@ -1,4 +1,4 @@
-"""A refresh that is done again and again: a fault ends one round of it, and is told once."""
+"""A repeated refresh: a fault ends one round only, and is logged once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _log = logging.getLogger("entrogate.serve")
 
 
 class Refreshing:
-    """Supervises rounds of ``refresh``; ``event`` is the log's word for one that failed."""
+    """Supervises rounds of ``refresh``; ``event`` is logged when a round fails."""
 
     def __init__(self, refresh: Callable[[], Awaitable[None]], *, event: str) -> None:
         self._refresh = refresh
@@ -19,7 +19,7 @@ class Refreshing:
         self._fault = ""  # of the last round
 
     async def round(self) -> None:
-        """One round. What it raises is logged; the same as the round before, not again."""
+        """Run once. Errors are logged, but not the same error twice in a row."""
         try:
             await self._refresh()
         except EntrogateError as error:

@@ -27,10 +27,10 @@ almanac.add_command(offpolicy)
 @click.option(
     "--no-reasoning",
     is_flag=True,
-    help="A model that calls or answers straight away, without reasoning before it.",
+    help="A model that calls tools or answers without reasoning.",
 )
 def build(*, seed: int, out: Path, threads: int, no_reasoning: bool) -> None:
-    """Train tokenizer and model of a world from scratch; run again to go on after a stop."""
+    """Train tokenizer and model of a world from scratch; run it again to continue after a stop."""
     try:
         from entrogate_lab.almanac.build import DIRECT_PLAN, Plan
         from entrogate_lab.almanac.build import build as build_model

@@ -1,4 +1,4 @@
-"""`almanac eval`: tasks through the agent, and a table of what came out."""
+"""`almanac eval`: runs tasks through the agent and prints a table of the results."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ BASE_URL = "http://127.0.0.1:8000/v1"
     type=click.FloatRange(0.0, 1.0),
     default=0.0,
     show_default=True,
-    help="The share of what the model knows that has changed since it was taught.",
+    help="Share of the known facts that have changed since training.",
 )
 def evaluation(
     *,

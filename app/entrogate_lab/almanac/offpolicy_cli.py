@@ -7,9 +7,26 @@ import click
 
 
 @click.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
-@click.option("--explored", type=click.IntRange(min=1), default=600, show_default=True)
-@click.option("--enforced", type=click.IntRange(min=1), default=300, show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the runs; finished ones are reused.",
+)
+@click.option(
+    "--explored",
+    type=click.IntRange(min=1),
+    default=600,
+    show_default=True,
+    help="Tasks to explore.",
+)
+@click.option(
+    "--enforced",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Tasks to run under each of the four policies.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--concurrency", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option("--only", multiple=True, help="Only these of the steps; may be repeated.")
@@ -24,7 +41,10 @@ def offpolicy(
     only: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
-    """Estimate four policies from an explored log, run them, and compare; goes on after a stop."""
+    """Estimate four policies from an explored log, run them and compare.
+
+    Run it again to continue after a stop.
+    """
     from entrogate.calibrate.evaluate_cli import shown
     from entrogate.store.read.show import table
     from entrogate_lab.almanac.offpolicy import Plan, as_json, compare, run
@@ -34,7 +54,7 @@ def offpolicy(
     rows = compare(out)
     if json_file is not None:
         json_file.write_text(json.dumps(as_json(rows), indent=2) + "\n")
-    lines = [["policy", "metric", "estimated", "ran", "brackets", "difference holds 0"]]
+    lines = [["policy", "metric", "estimated", "ran", "brackets", "difference contains 0"]]
     lines += [
         [
             row.policy,

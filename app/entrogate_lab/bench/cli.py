@@ -133,14 +133,19 @@ def gate(
 @click.option("--requests", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--tasks", type=click.IntRange(0), default=400, show_default=True)
-@click.option("--policy", default="balanced", show_default=True, help="Judged by shadows.")
+@click.option(
+    "--policy",
+    default="balanced",
+    show_default=True,
+    help="Policy to predict by shadows and to enforce.",
+)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--base-url", help="A running vLLM with the bundled model instead of our own.")
+@click.option("--base-url", help="A running vLLM with the bundled model (default: start one).")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
 )
 def shadows(*, base_url: str | None, json_file: Path | None, **options: Any) -> None:
-    """What shadows cost (--rounds), and whether they tell what enforcing does (--tasks).
+    """Measure what shadows cost (--rounds) and whether they predict enforced runs (--tasks).
 
     0 leaves a part out.
     """
@@ -235,7 +240,7 @@ def fuse(
     seed: int,
     json_file: Path | None,
 ) -> None:
-    """False alarms of the fuse, and audits until it blows after a shift, by simulation."""
+    """Simulate false alarms of the fuse, and the audits it takes to blow after a shift."""
     from entrogate_lab.bench.fuse import measure
 
     result = measure(
