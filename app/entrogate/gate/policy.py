@@ -127,7 +127,13 @@ def _config_error(problems: list[_Problem], label: str) -> ConfigError:
     return ConfigError("\n".join(p.text(label) for p in ordered))
 
 
-_PLAIN_TAGS = frozenset({"str", "int", "float", "bool", "null", "map", "seq", "timestamp"})
+_SCALAR_TAGS = frozenset({"str", "int", "float", "bool", "null", "timestamp"})
+_KINDS: dict[type[yaml.Node], tuple[str, frozenset[str]]] = {
+    yaml.ScalarNode: ("a single value", _SCALAR_TAGS),
+    yaml.SequenceNode: ("a list", frozenset({"seq"})),
+    yaml.MappingNode: ("a mapping", frozenset({"map"})),
+}
+_PLAIN_TAGS = frozenset[str]().union(*(tags for _, tags in _KINDS.values()))
 
 
 def _structural_problems(node: yaml.Node, builder: yaml.SafeLoader) -> Iterator[_Problem]:
@@ -135,12 +141,15 @@ def _structural_problems(node: yaml.Node, builder: yaml.SafeLoader) -> Iterator[
     kind = node.tag.rpartition(":")[2]
     if kind not in _PLAIN_TAGS:
         yield _Problem(node.start_mark, f"unknown tag {node.tag}")
+    elif kind not in _KINDS[type(node)][1]:
+        yield _Problem(node.start_mark, f"the tag !!{kind} on {_KINDS[type(node)][0]}")
     elif isinstance(node, yaml.ScalarNode):
         try:
             if kind != "str" and len(node.value) > _LONGEST_NUMBER:
                 raise ValueError
             builder.construct_object(node)  # pyright: ignore[reportUnknownMemberType]
-        except (ValueError, yaml.YAMLError):
+        except (ValueError, LookupError, AttributeError, yaml.YAMLError):
+            # As `!!int ''`, `!!bool x` and `!!timestamp x` do in PyYAML.
             shown = _show(node.value)
             yield _Problem(node.start_mark, f"{shown} is no {kind}; quote it if it is text")
     elif isinstance(node, yaml.SequenceNode):
