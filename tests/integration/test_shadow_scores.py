@@ -177,6 +177,25 @@ async def test_what_a_grader_is_told(start: Start) -> None:
     }
 
 
+async def test_a_shadow_that_comes_has_no_other_graded_again(start: Start) -> None:
+    """Else the grader is asked as often as the square of the turns."""
+    graders_of_tests.seen.clear()
+    gateway = await start_shadowing(start, shadow={"grader": f"{GRADERS}:keeps"})
+    steps = [calling(name, masked="Berlin") for name in ("Ada", "Bob", "Cleo")]
+    body = ask(*steps, {"content": "Paris"})
+    last = await gateway.chat(body)
+    await settled(gateway)
+    await tell(gateway, trajectory_id=last.headers["x-entrogate-trajectory-id"], score=1)
+    for asked in range(1, 4):
+        await settled(gateway)
+        assert len(graders_of_tests.seen) == asked
+        body = follow_up(body, message_of(last), "…")
+        last = await gateway.chat(body)
+    await tell(gateway, trajectory_id=last.headers["x-entrogate-trajectory-id"], score=0.5)
+    await settled(gateway)
+    assert len(graders_of_tests.seen) == 6  # another outcome: all of them
+
+
 @pytest.mark.parametrize(
     ("named", "kind"),
     [

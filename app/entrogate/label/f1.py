@@ -22,20 +22,37 @@ def squad_f1(answer: str, gold: str) -> float:
 
 def best_f1(answer: str, golds: Iterable[str]) -> float:
     """The best F1 of ``answer`` against one of ``golds``, in time linear in all of them."""
-    said = Counter(_words(answer))
-    n_said = said.total()
-    return max(_f1(said, n_said, Counter(_words(gold))) for gold in golds)
+    return Golds(golds).best(answer)
 
 
-def _f1(said: Counter[str], n_said: int, wanted: Counter[str]) -> float:
-    n_wanted = wanted.total()
+class Golds:
+    """Accepted answers, read once for however many answers are compared with them."""
+
+    __slots__ = ("_wanted",)
+
+    def __init__(self, golds: Iterable[str]) -> None:
+        self._wanted = [(words, words.total()) for words in map(_bag, golds)]
+
+    def best(self, answer: str) -> float:
+        """The best F1 of ``answer`` against one of them, in time linear in ``answer`` for each."""
+        said = _bag(answer)
+        n_said = said.total()
+        return max(_f1(said, n_said, wanted, n_wanted) for wanted, n_wanted in self._wanted)
+
+
+def _f1(said: Counter[str], n_said: int, wanted: Counter[str], n_wanted: int) -> float:
     if not n_said or not n_wanted:
         return float(n_said == n_wanted)
-    common = sum(min(count, said[word]) for word, count in wanted.items())
+    few, many = (said, wanted) if len(said) < len(wanted) else (wanted, said)
+    common = sum(min(count, many[word]) for word, count in few.items())
     if common == 0:
         return 0.0
     precision, recall = common / n_said, common / n_wanted
     return 2 * precision * recall / (precision + recall)
+
+
+def _bag(text: str) -> Counter[str]:
+    return Counter(_words(text))
 
 
 def _words(text: str) -> list[str]:

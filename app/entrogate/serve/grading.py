@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -30,7 +31,7 @@ class Grading:
         self._store = store
         self._grader = grader
         self._metrics = metrics
-        self._pending: set[str] = set()
+        self._pending: dict[str, bool] = {}  # True: all of its shadows, though graded before
         self._backlog = Backlog(
             self._work, concurrency=settings.concurrency, limit=settings.queue_limit
         )
@@ -40,14 +41,25 @@ class Grading:
         """Is nothing waiting or being graded?"""
         return self._backlog.idle
 
-    def wish(self, trajectory_id: str) -> None:
-        """A trajectory has got an outcome or a shadow: grade it, if there is a grader."""
-        if self._grader is None or trajectory_id in self._pending:
+    def wish(self, trajectory_id: str, *, anew: bool = True) -> None:
+        """A trajectory has got an outcome: grade it, if there is a grader.
+
+        Without ``anew`` it has got a shadow, and those that were graded keep their score: else
+        each of many shadows would have all the others graded again.
+        """
+        if self._grader is None:
             return
-        self._pending.add(trajectory_id)
+        if trajectory_id in self._pending:
+            self._pending[trajectory_id] |= anew
+            return
+        self._pending[trajectory_id] = anew
         if self._backlog.put(trajectory_id) is not None:
-            self._pending.discard(trajectory_id)
+            self._pending.pop(trajectory_id, None)
             self._metrics.record_grader_failure("dropped")
+
+    def wish_for_new(self, trajectory_id: str) -> None:
+        """A trajectory has got a shadow: grade what is not graded, if there is a grader."""
+        self.wish(trajectory_id, anew=False)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -59,13 +71,13 @@ class Grading:
             yield
 
     async def _work(self, trajectory_id: str) -> None:
-        self._pending.discard(trajectory_id)  # what comes from now on is a new wish
+        anew = self._pending.pop(trajectory_id)  # what comes from now on is a new wish
         grader = self._grader
         assert grader is not None
         try:
-            for each in await self._store.shadows.to_grade(trajectory_id):
+            for each in await self._store.shadows.to_grade(trajectory_id, anew=anew):
                 try:
-                    score = await grader.score(each.asked)
+                    score = await grader.score(await asyncio.to_thread(each.asked))
                 except GraderError as error:
                     self._metrics.record_grader_failure(error.kind)
                     _log.warning("shadow.ungraded turn=%s %s", each.turn_id, error)

@@ -36,22 +36,24 @@ class Judged:
 def read_judged(connection: Connection, trajectory_id: str) -> Judged | None:
     """What the latest feedback says, and the latest gold where there is any; None without
     feedback."""
-    given = connection.execute(
+    given = (
         select(feedback.c.score, feedback.c.turn_id, feedback.c.answer, feedback.c.gold)
         .where(feedback.c.trajectory_id == trajectory_id)
         .order_by(feedback.c.id.desc())
-    ).all()
+        .limit(1)  # there may be any number, each with much gold
+    )
+    latest = connection.execute(given).first()
+    golden = connection.execute(given.where(feedback.c.gold.is_not(None))).first()
     rows = connection.execute(
         select(turns.c.id, turns.c.parent_id, turns.c.has_calls)
         .where(turns.c.trajectory_id == trajectory_id)
         .order_by(turns.c.turn_index)
     ).all()
-    if not given or not rows:
+    if latest is None or not rows:
         return None
-    golden = next((each for each in given if each.gold is not None), None)
-    path = _path(rows, given[0].turn_id if golden is None else golden.turn_id)
+    path = _path(rows, latest.turn_id if golden is None else golden.turn_id)
     return Judged(
-        outcome=given[0].score,
+        outcome=latest.score,
         final=text_of(connection, path[-1].id),
         turn_ids=frozenset(row.id for row in path),
         answer="" if golden is None else golden.answer,

@@ -24,9 +24,12 @@ class ShadowStore:
         """
         return await self._write(lambda connection: add_shadow(connection, record))
 
-    async def to_grade(self, trajectory_id: str) -> list[ToGrade]:
-        """What a user's grader is to be asked about a trajectory, if anything."""
-        return await self._read(lambda connection: shadows_to_grade(connection, trajectory_id))
+    async def to_grade(self, trajectory_id: str, *, anew: bool = True) -> list[ToGrade]:
+        """What a user's grader is to be asked about a trajectory, if anything; without ``anew``
+        only about what it has not graded."""
+        return await self._read(
+            lambda connection: shadows_to_grade(connection, trajectory_id, anew=anew)
+        )
 
     async def grade(self, turn_id: str, score: float) -> bool:
         """Write what the user's grader says of the shadow of a turn; False where gold has said

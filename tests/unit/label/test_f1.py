@@ -3,7 +3,7 @@
 import pytest
 
 from entrogate.label import f1, squad_f1
-from entrogate.label.f1 import best_f1
+from entrogate.label.f1 import Golds, best_f1
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_the_answer_is_read_once_however_many_golds_there_are(
     monkeypatch.setattr(f1, "_words", lambda text: (read.append(text), words(text))[1])
     best_f1("said", [f"gold {i}" for i in range(50)])
     assert len(read) == 51
+
+
+def test_golds_are_read_once_however_many_answers_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    words = f1._words  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(f1, "_words", lambda text: (read.append(text), words(text))[1])
+    golds = Golds([f"gold {i}" for i in range(50)])
+    assert [golds.best(f"gold {i}") for i in range(10)] == [1.0] * 10
+    assert len(read) == 60

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrogate.label.shadows import answer_like, score_by_agreement, score_by_gold
+from entrogate.label.shadows import ByAgreement, ByGold, Place
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from entrogate.label.shadows import answer_like, score_by_agreement, score_by_go
 def test_the_answer_is_where_it_was_in_the_final_text(
     text: str, answer: str, final: str, found: str | None
 ) -> None:
-    assert answer_like(text, answer=answer, final=final) == (text if found is None else found)
+    assert Place.of(answer, final).taken_from(text) == (text if found is None else found)
 
 
 @given(
@@ -40,18 +40,41 @@ def test_the_answer_is_where_it_was_in_the_final_text(
 )
 def test_in_the_same_form_it_is_found(answer: str, other: str, before: str, after: str) -> None:
     final = f"{before}{answer}{after}"
-    assert answer_like(f"{before}{other}{after}", answer=answer, final=final).strip() == other
+    assert Place.of(answer, final).taken_from(f"{before}{other}{after}").strip() == other
+
+
+@given(answer=st.text("ab \n", min_size=1), final=st.text("ab \n"), text=st.text("ab \n"))
+def test_it_is_the_last_place(answer: str, final: str, text: str) -> None:
+    """Against the same by `rfind`."""
+    answer, final, text = answer.strip(), final.strip(), text.strip()
+    at = final.rfind(answer) if answer and answer != final else -1
+    before = final[:at].rpartition("\n")[2].lstrip() if at >= 0 else ""
+    place = Place.of(answer, final)
+    assert place.before == before
+    if before:
+        found = text.rfind(before)
+        rest = text[found + len(before) :].partition("\n")[0].rstrip().removesuffix(place.after)
+        assert place.taken_from(text) == (text if found < 0 else rest)
+
+
+def test_long_texts_that_nearly_agree_at_every_place_take_no_time() -> None:
+    """`rfind` takes the product of the lengths: an hour for these."""
+    near = "ab" + "a" * 2_000_000
+    assert Place.of(near, "a" * 4_000_000) == Place()
+    asked = ByGold(("Oslo",), answer="Oslo", final=f"{near}Oslo.")
+    assert asked.score("a" * 4_000_000) == 0
 
 
 def test_gold_compares_the_answer_alone() -> None:
-    given = {"answer": "Paris", "final": "The answer is Paris."}
-    assert score_by_gold("The answer is Oslo.", ("oslo", "Christiania"), **given) == 1
-    assert score_by_gold("The answer is Rome.", ("oslo", "Christiania"), **given) == 0
-    assert score_by_gold("I say Oslo", ("oslo",), **given) == pytest.approx(0.5)  # 1/3 and 1
+    asked = ByGold(("oslo", "Christiania"), answer="Paris", final="The answer is Paris.")
+    assert asked.score("The answer is Oslo.") == 1
+    assert asked.score("The answer is Rome.") == 0
+    asked = ByGold(("oslo",), answer="Paris", final="The answer is Paris.")
+    assert asked.score("I say Oslo") == pytest.approx(0.5)  # 1/3 and 1
 
 
 def test_agreement_needs_a_trajectory_that_was_right() -> None:
-    assert score_by_agreement("Paris", final="paris.", outcome=0.5) == 1
-    assert score_by_agreement("Rome", final="paris.", outcome=1) == 0
-    assert score_by_agreement("Paris", final="Paris", outcome=0.49) is None
-    assert score_by_agreement("Paris", final=" \n", outcome=1) is None
+    assert ByAgreement(final="paris.", outcome=0.5).score("Paris") == 1
+    assert ByAgreement(final="paris.", outcome=1).score("Rome") == 0
+    assert ByAgreement(final="Paris", outcome=0.49).score("Paris") is None
+    assert ByAgreement(final=" \n", outcome=1).score("Paris") is None

@@ -18,10 +18,25 @@ _NAMES = tuple(field.name for field in fields(Shadow))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToGrade:
-    """One shadow that only the user's grader can score; ``asked`` is what it is told, as JSON."""
+    """One shadow that only the user's grader can score."""
 
     turn_id: str
-    asked: dict[str, Any]
+    answer: str
+    shared: dict[str, Any]  # by all shadows of the trajectory
+    said: Said
+
+    def asked(self) -> dict[str, Any]:
+        """What the grader is told, as JSON.
+
+        Made when it is wanted: each turn of a trajectory was asked with all before it, and all of
+        them at once take the square of its length.
+        """
+        return self.shared | {
+            "turn_id": self.turn_id,
+            "messages": self.said.before(self.turn_id),
+            "calls": self.said.calls(self.turn_id),
+            "answer": self.answer,
+        }
 
 
 def shadows_of(
@@ -42,8 +57,12 @@ def shadows_of(
     return found
 
 
-def shadows_to_grade(connection: Connection, trajectory_id: str) -> list[ToGrade]:
+def shadows_to_grade(
+    connection: Connection, trajectory_id: str, *, anew: bool = True
+) -> list[ToGrade]:
     """What to ask the user's grader about a trajectory with an outcome and no gold.
+
+    Without ``anew`` it is not asked about what it has graded.
 
     Shadows that called again are no answers: nobody is asked about them.
     """
@@ -55,12 +74,14 @@ def shadows_to_grade(connection: Connection, trajectory_id: str) -> list[ToGrade
         ~shadows.c.called,
         shadows.c.judged_by.is_distinct_from(JudgedBy.GOLD.value),
     )
+    if not anew:
+        query = query.where(shadows.c.judged_by.is_distinct_from(JudgedBy.GRADER.value))
     rows = [row for row in connection.execute(query) if row.turn_id in judged.turn_ids]
     if not rows:
         return []
     columns = (trajectories.c.task_id, trajectories.c.model, trajectories.c.metadata)
     about = connection.execute(select(*columns).where(trajectories.c.id == trajectory_id)).one()
-    said = _Said(connection, trajectory_id)
+    said = Said(connection, trajectory_id)
     shared: dict[str, Any] = {
         "schema_version": 1,
         "trajectory_id": trajectory_id,
@@ -71,21 +92,11 @@ def shadows_to_grade(connection: Connection, trajectory_id: str) -> list[ToGrade
         "final": judged.final,
     }
     return [
-        ToGrade(
-            turn_id=row.turn_id,
-            asked=shared
-            | {
-                "turn_id": row.turn_id,
-                "messages": said.before(row.turn_id),
-                "calls": said.calls(row.turn_id),
-                "answer": row.content,
-            },
-        )
-        for row in rows
+        ToGrade(turn_id=row.turn_id, answer=row.content, shared=shared, said=said) for row in rows
     ]
 
 
-class _Said:
+class Said:
     """The messages and the calls of one trajectory."""
 
     def __init__(self, connection: Connection, trajectory_id: str) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
 
 from sqlalchemy import Connection, select
 
 from entrogate.errors import UnknownRecord
-from entrogate.label.shadows import score_by_agreement, score_by_gold
-from entrogate.store.outcomes import Judged, JudgedBy, read_judged
+from entrogate.label.shadows import ByAgreement, ByGold
+from entrogate.store.outcomes import JudgedBy, read_judged
 from entrogate.store.schema import shadows, trajectories, turns
 from entrogate.store.write.rows import Row, capture_columns
 from entrogate.types import ShadowRecord
@@ -57,13 +56,15 @@ def judge_shadows(connection: Connection, trajectory_id: str) -> Counter[str]:
     judged = read_judged(connection, trajectory_id) if rows else None
     if judged is None:
         return told
+    by, scorer = JudgedBy.AGREEMENT, ByAgreement(final=judged.final, outcome=judged.outcome)
+    if judged.gold:
+        by, scorer = JudgedBy.GOLD, ByGold(judged.gold, answer=judged.answer, final=judged.final)
     for row in rows:
         if row.turn_id not in judged.turn_ids:
             continue
-        by = JudgedBy.GOLD if judged.gold else JudgedBy.AGREEMENT
         if by is JudgedBy.AGREEMENT and row.judged_by in (JudgedBy.GOLD, JudgedBy.GRADER):
             continue
-        score = _score(row, judged)
+        score = 0.0 if row.called else scorer.score(row.content)  # a call is no answer
         if (score, None if score is None else by) == (row.score, row.judged_by):
             continue
         set_score(connection, row.turn_id, score, by)
@@ -98,14 +99,6 @@ def grade_shadow(connection: Connection, turn_id: str, score: float) -> bool:
         return False
     set_score(connection, turn_id, score, JudgedBy.GRADER)
     return True
-
-
-def _score(row: Any, judged: Judged) -> float | None:
-    if row.called:
-        return 0.0  # no answer
-    if judged.gold:
-        return score_by_gold(row.content, judged.gold, answer=judged.answer, final=judged.final)
-    return score_by_agreement(row.content, final=judged.final, outcome=judged.outcome)
 
 
 def _row(record: ShadowRecord) -> Row:
