@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -10,6 +11,10 @@ import pytest
 
 from entrogate.settings import StoreSettings
 from entrogate.store import Store
+from entrogate_lab.bench.upstream import ScriptedUpstream
+from tests.integration.conftest import Start
+from tests.integration.harness import TOOLS, ask, calling, message_of
+from tests.integration.shadowed import busy, start_shadowing, turns_of
 from tests.unit.store.made import allowed_call, shadow, turn
 
 BLOCK = 2**17
@@ -63,6 +68,32 @@ async def test_what_a_grader_is_told_of_a_long_trajectory_is_not_held_at_once(
         assert [len(each.asked()["messages"]) for each in told] == [2 * i + 1 for i in range(n)]
 
     assert await peak_of(grade) < 5 * n * BLOCK  # all at once: n * n / 2 of them
+
+
+async def test_what_waits_does_not_keep_the_requests(
+    start: Start, upstream: ScriptedUpstream
+) -> None:
+    """The tokens say it all; else each of many keeps as much as a body may have."""
+    gateway = await start_shadowing(start, shadow={"busy_turns": 1})
+    n, large = 40, "x" * BLOCK
+    tools = [{**each, "function": {**each["function"], "description": large}} for each in TOOLS]
+    async with busy(gateway, upstream):
+        tracemalloc.start()
+        try:
+            for _ in range(n):
+                answer = await gateway.chat(
+                    ask(calling("Ada", masked="Berlin"), tools=False) | {"tools": tools},
+                )
+                assert message_of(answer)["tool_calls"]
+            upstream.stats.bodies.clear()
+            gc.collect()
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert await gateway.metric("entrogate_shadows_waiting") == n
+    assert held < n * BLOCK
+    (turn,) = await turns_of(gateway, answer)
+    assert turn["shadow"]["content"].strip() == "Berlin"
 
 
 async def test_only_the_feedback_that_counts_is_read(store: Store) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
+from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from entrogate.turn.parts import Parts
 from entrogate.turn.state import Leg, Turn
@@ -23,10 +24,11 @@ from entrogate.types import (
     TurnRecord,
 )
 from entrogate.upstream.capabilities import Way
+from entrogate.upstream.resume import kept_to_resume
 from entrogate.wire.spelled import spells_call
 
 _HASHES = 2.0**64
-_BYTES_A_TOKEN = 8
+_IDS = "i"  # of an array: a list takes ten times as much of what waits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,9 @@ class ShadowJob:
     def size_bytes(self) -> int:
         """Of what it keeps in memory, roughly."""
         tokens = len(self.asked.prompt_token_ids) + len(self.asked.kept_token_ids)
-        return self.asked.request.size_bytes + _BYTES_A_TOKEN * tokens
+        headers = sum(map(len, self.asked.headers.values()))
+        text = self.asked.request.size_bytes + headers + len(self.said)
+        return text + array(_IDS).itemsize * tokens
 
 
 def purpose_of(record: TurnRecord, share_of: Callable[[str], float]) -> ShadowPurpose | None:
@@ -105,15 +109,11 @@ def request_shadow(
     known = record.capture_gap is None and bool(leg.prompt_token_ids)
     if position is None or (masked and not known):
         return None
-    request = leg.request
-    if masked:  # the tokens say it all: do not keep the messages
-        body = {name: value for name, value in request.body.items() if name != "messages"}
-        request = replace(request, messages=[], body=body, size_bytes=0)
     asked = Asked(
-        request=request,
+        request=kept_to_resume(leg.request) if masked else leg.request,
         capabilities=turn.capabilities,
-        prompt_token_ids=leg.prompt_token_ids if masked else [],
-        kept_token_ids=choice.tokens.ids[:position],
+        prompt_token_ids=array(_IDS, leg.prompt_token_ids if masked else ()),
+        kept_token_ids=array(_IDS, choice.tokens.ids[:position]),
         headers=headers,
     )
     said = "".join(choice.content) if masked else ""

@@ -7,7 +7,7 @@ without its tools.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,8 @@ class Asked:
 
     request: ChatRequest  # for the weights of the turn
     capabilities: Capabilities
-    prompt_token_ids: list[int]
-    kept_token_ids: list[int]
+    prompt_token_ids: Sequence[int]
+    kept_token_ids: Sequence[int]
     headers: Mapping[str, str]
     seed: int | None = None  # instead of the request's
 

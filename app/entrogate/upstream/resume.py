@@ -7,10 +7,12 @@ cache (`vllm.v1.core.kv_cache_manager`) makes it cheap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from entrogate.upstream.capabilities import Capabilities
+from entrogate.wire.body import to_json
 from entrogate.wire.chunks import CompletionChoice
 from entrogate.wire.request import ChatRequest
 
@@ -38,14 +40,33 @@ _COPIED = (
     "cache_salt",
     "vllm_xargs",
 )
+_READ = (*_COPIED, "max_completion_tokens", "max_tokens", "logit_bias", "min_tokens")
+
+
+def kept_to_resume(request: ChatRequest) -> ChatRequest:
+    """What `resume_request` reads of ``request``, and the names of its tools: to be kept for long.
+
+    The token ids say what the messages and the tools said.
+    """
+    body = {name: request.body[name] for name in _READ if name in request.body}
+    body["tools"] = [{"function": {"name": name}} for name in request.tool_names]
+    return replace(
+        request,
+        messages=[],
+        body=body,
+        size_bytes=len(to_json(body)),
+        metadata=None,
+        failed_results=frozenset(),
+        door={},
+    )
 
 
 def resume_request(
     request: ChatRequest,
     capabilities: Capabilities,
     *,
-    prompt_token_ids: list[int],
-    kept_token_ids: list[int],
+    prompt_token_ids: Sequence[int],
+    kept_token_ids: Sequence[int],
     seed: int | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
@@ -56,7 +77,7 @@ def resume_request(
     """
     source = request.body
     limit = source.get("max_completion_tokens") or source.get("max_tokens")
-    prompt = prompt_token_ids + kept_token_ids
+    prompt = [*prompt_token_ids, *kept_token_ids]
     room = [limit - len(kept_token_ids)] if isinstance(limit, int) else []
     if capabilities.max_model_len is not None:
         room.append(capabilities.max_model_len - len(prompt))
