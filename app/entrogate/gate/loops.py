@@ -6,8 +6,11 @@ request is worked out once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 from entrogate.gate.circles import WINDOW, circle_rounds
 from entrogate.gate.failures import is_cleared, is_failure
@@ -139,15 +142,10 @@ class Loops:
 
         Sorted; where there are too many, those that the rule asks for are kept.
         """
-        calls = self._history.calls
-        first = position
-        while first > 0 and calls[first - 1].turn == calls[position].turn:
-            first -= 1
-        names = {*others, *(c.name for c in calls[first:position])}
-        names.update(c.name for c in calls[position + 1 :])
+        asked = set(rule.invalidated_by)
+        names = self._tables().called_since(position, asked) | set(others)
         if len(names) > MAX_CALLED_SINCE:
-            asked = names & set(rule.invalidated_by)
-            names = set([*sorted(asked), *sorted(names - asked)][:MAX_CALLED_SINCE])
+            names = set([*sorted(asked & names), *sorted(names - asked)][:MAX_CALLED_SINCE])
         return tuple(sorted(names))
 
     def _rounds(self, names: Sequence[str], keys: Sequence[bytes]) -> list[int]:
@@ -212,11 +210,17 @@ class _Table:
         self.repeats: dict[bytes, int] = {}
         self.answered: dict[bytes, int] = {}  # position of the latest call with a result
         self._calls = calls
-        self._times: list[float | None] | None = None
+        self._latest: dict[str, int] = {}  # position of each tool's latest call
+        self._previous: list[int] = []  # of each call, that of the one before by its tool, or -1
         for position, form in enumerate(forms):
+            call = calls[position]
             self.repeats[form] = self.repeats.get(form, 0) + 1
-            if _result(calls[position]) is not None:
+            if _result(call) is not None:
                 self.answered[form] = position
+            self._previous.append(self._latest.get(call.name, -1))
+            self._latest[call.name] = position
+        self._names = sorted(self._latest)
+        self._earliest: list[float] | None = None
 
     def age(self, position: int, now: float) -> float | None:
         """Seconds since the call at ``position`` was proposed, so at least the age of its result.
@@ -225,14 +229,34 @@ class _Table:
         call made after it, as where a clock was set back.
         """
         calls = self._calls
-        if self._times is None:
-            self._times = [minted_at(call.call_id) for call in calls]
         call = calls[position]
-        asked = minted_at(call.dated_by) if call.dated_by else self._times[position]
+        asked = minted_at(call.dated_by or call.call_id)
         if asked is None or asked > now:
             return None
-        for later in range(position + 1, len(calls)):
-            at = self._times[later]
-            if at is not None and at < asked and calls[later].turn > call.turn:
-                return None
-        return now - asked
+        after = bisect_right(calls, call.turn, position, key=_turn)
+        return None if self._earliest_from()[after] < asked else now - asked
+
+    def called_since(self, position: int, asked: Collection[str]) -> set[str]:
+        """The tools called after the call at ``position``, or beside it.
+
+        Of many, the first by name, and those of ``asked``.
+        """
+        first = bisect_left(self._calls, self._calls[position].turn, 0, position, key=_turn)
+
+        def called(name: str) -> bool:
+            at = self._latest.get(name, -1)
+            return (self._previous[at] if at == position else at) >= first
+
+        return {*islice(filter(called, self._names), MAX_CALLED_SINCE), *filter(called, asked)}
+
+    def _earliest_from(self) -> list[float]:
+        """For each position the earliest time in the ids of the calls from there on."""
+        if self._earliest is None:
+            times = (minted_at(call.call_id) for call in reversed(self._calls))
+            known = (math.inf if at is None else at for at in times)
+            self._earliest = list(accumulate(known, min, initial=math.inf))[::-1]
+        return self._earliest
+
+
+def _turn(call: EarlierCall) -> int:
+    return call.turn

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from entrogate.gate.loops import MAX_CALLED_SINCE, NEAR_WINDOW, Loops, Seen
 from entrogate.gate.normalise import Normaliser
 from entrogate.gate.schema import Policy
-from entrogate.wire.history import CallHistory
+from entrogate.wire.history import CallHistory, EarlierCall
 from entrogate.wire.minted import minted_call
 
 Json = dict[str, Any]
@@ -125,10 +127,10 @@ def test_a_replayed_result_stays_as_old_as_it_was() -> None:
     history = Talk().call(("find", 1), at=NOW - 100).call(("other", 1), at=NOW - 90).history()
     known = history.calls[0]
     again = replace(known, call_id=minted_call(NOW, b"123456"), turn=9, dated_by=known.call_id)
-    loops = Loops(policy, history)
-    assert loops.look([("find", "1")], NOW)[0].result_age_seconds == 100
+    seen_by = Loops(policy, history)
+    assert seen_by.look([("find", "1")], NOW)[0].result_age_seconds == 100
     history.add(again)
-    (find, other) = loops.look([("find", "1"), ("other", "1")], NOW)
+    (find, other) = seen_by.look([("find", "1"), ("other", "1")], NOW)
     assert (find.result_age_seconds, find.repeats) == (100, 2)
     assert other.known is not None
     assert Loops(rules({"other": REPLAY}), history).look([("other", "1")], NOW)[
@@ -292,11 +294,62 @@ def test_nothing_is_worked_out_that_no_rule_asks_for(monkeypatch: pytest.MonkeyP
     talk = Talk()
     for number in range(50):
         talk.call(("find", {"q": number}))
-    loops = Loops(rules({"find": {}}), talk.history())
-    loops.look([("find", '{"q":1}')] * 3, NOW)
+    seen_by = Loops(rules({"find": {}}), talk.history())
+    seen_by.look([("find", '{"q":1}')] * 3, NOW)
     assert not built
     asked = rules({"find": {**REPLAY, "normalise": {"case": True}}}, **CIRCLE)
-    loops = Loops(asked, talk.history())
+    seen_by = Loops(asked, talk.history())
     for _ in range(3):
-        loops.look([("find", '{"q":1}')] * 3, NOW)
+        seen_by.look([("find", '{"q":1}')] * 3, NOW)
     assert len(built) == 50  # each call once, however often it is asked
+
+
+@given(
+    turns=st.lists(
+        st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 1)), min_size=1, max_size=4),
+        min_size=1,
+        max_size=6,
+    ),
+    times=st.lists(st.integers(-3, 3), min_size=6, max_size=6),
+)
+def test_age_and_what_was_called_since_by_going_through_all(
+    turns: list[list[tuple[str, int]]], times: list[int]
+) -> None:
+    talk = Talk()
+    for calls, at in zip(turns, times, strict=False):
+        talk.call(*calls, at=NOW + at)
+    flat = [(name, turn) for turn, calls in enumerate(turns) for name, _ in calls]
+    name, arguments = turns[0][0]
+    position = max(
+        at for at, call in enumerate(c for calls in turns for c in calls) if call == turns[0][0]
+    )
+    turn = flat[position][1]
+    (seen,) = talk.look(rules({"a": REPLAY, "b": REPLAY, "c": REPLAY}), (name, arguments))
+    since = {each for at, (each, of) in enumerate(flat) if of >= turn and at != position}
+    assert seen.called_since == tuple(sorted(since))
+    likely = times[turn] <= 0 and all(at >= times[turn] for at in times[turn + 1 : len(turns)])
+    assert seen.result_age_seconds == (pytest.approx(-times[turn]) if likely else None)
+
+
+class Counted(list[EarlierCall]):
+    """Counts what is read of it."""
+
+    read = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found: Any = super().__getitem__(index)
+        self.read += len(found) if isinstance(index, slice) else 1
+        return found
+
+
+def test_many_calls_at_once_do_not_each_go_through_the_history() -> None:
+    talk = Talk()
+    n = 200
+    for number in range(n):
+        talk.call(("find", {"q": number}))
+    history = talk.history()
+    history.calls = Counted(history.calls)
+    calls = [("find", json.dumps({"q": number})) for number in range(n)]
+    seen = Loops(rules({"find": REPLAY}), history).look(calls, NOW)
+    assert [each.repeats for each in seen] == [1] * n
+    assert history.calls.read < 50 * n
