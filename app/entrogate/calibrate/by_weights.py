@@ -55,14 +55,14 @@ Policies = Callable[[str], Policy | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """The policy in question, in the mode in which it is to run, and those that logged."""
+    """The target policy, the mode in which it would run, and the logging policies by version."""
 
     policy: Policy
     mode: Mode
     policies: Policies
 
     def probabilities(self, features: Sequence[Features]) -> dict[Action, float]:
-        """What the policy in question would do with the calls of a turn."""
+        """What the target policy would do with the calls of a turn."""
         return probabilities(self.policy, self.mode, features)
 
 
@@ -80,7 +80,7 @@ class Step:
 
 @dataclass(slots=True, kw_only=True)
 class Support:
-    """Decisions of which the log can say little or nothing, of ``n``."""
+    """Counts, among ``n`` decisions, of those about which the log says little or nothing."""
 
     n: int = 0
     unsupported: int = 0  # the policy would do what the logging one never does there
@@ -91,7 +91,7 @@ class Support:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighed:
-    """An explored log, weighed for one policy; arrays as in `risk.offpolicy`."""
+    """An explored log with importance weights for one policy; arrays as in `risk.offpolicy`."""
 
     log: Log
     rewards: dict[str, NDArray[np.float64]]  # (n, T + 1) by metric; nan: no outcome is known
@@ -121,7 +121,7 @@ class Estimates:
 
 
 def weigh(trajectories: Sequence[LoggedTrajectory], asked: Asked) -> Weighed:
-    """Weigh every decision. Raises ValueError for a propensity that is no probability."""
+    """Weight every decision. Raises ValueError for a propensity outside (0, 1]."""
     support = Support()
     steps: list[list[Step]] = []
     earned: list[dict[str, list[float]]] = []
@@ -156,7 +156,7 @@ def weigh(trajectories: Sequence[LoggedTrajectory], asked: Asked) -> Weighed:
 
 
 def estimate(weighed: Weighed, metric: str, confidence: float) -> Estimates:
-    """One metric by every estimator. ValueError where nobody goes on as the policy would."""
+    """One metric by every estimator. ValueError where a step has no weight left."""
     known = weighed.known(metric)
     log = Log(
         ratios=weighed.log.ratios[known],
@@ -211,7 +211,7 @@ def _step(turn: LoggedTurn, asked: Asked, support: Support, *, known: bool) -> S
     decision = turn.calls[0].decision
     propensity = 1.0 if known else decision.propensity
     if not 0.0 < propensity <= 1.0:
-        raise ValueError(f"a propensity of {propensity}")
+        raise ValueError(f"a propensity is {propensity}; want above 0, at most 1")
     target = asked.probabilities(features)
     ratio = target.get(decision.applied, 0.0) / propensity
     presence = p_sampled(turn)
@@ -257,7 +257,7 @@ def _note_support(support: Support, turn: LoggedTurn, asked: Asked, wanted: set[
 
 
 def _state(features: Features) -> tuple[float, ...]:
-    """Numbers for the model of what is earned, each with whether it is known."""
+    """Inputs of the reward model: the values, then a flag for each that is unknown."""
     values = named_values(features)
     known = [values.get(name) for name in _STATE]
     bounded = [0.0 if x is None else min(max(x, -_UNBOUNDED), _UNBOUNDED) for x in known]

@@ -1,4 +1,4 @@
-"""What `entrogate policy evaluate` finds, as values and as JSON."""
+"""Options and results of `entrogate policy evaluate`, and their JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LeftOut(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What is asked: the mode in which the policy is to run, and how sure to be."""
+    """The mode to evaluate, the confidence of intervals, and which trajectories to use."""
 
     mode: Mode = Mode.ENFORCE
     confidence: float = 0.95
@@ -44,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explored:
-    """What an explored log says. ``refused`` is why it says nothing, with what it would take."""
+    """Estimates from an explored log; ``refused`` says why there are none, and what is missing."""
 
     n: int
     n_outcomes: int
@@ -57,7 +57,7 @@ class Explored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What observed trajectories with shadows say; ``refused`` is why that is nothing."""
+    """Estimates from observed trajectories with shadows; ``refused`` says why there are none."""
 
     n: int
     n_outcomes: int
@@ -90,7 +90,7 @@ class Report:
 
     @property
     def answered(self) -> bool:
-        """Did any log say anything?"""
+        """Does any log give an estimate?"""
         return any(
             log is not None and log.refused is None
             for each in self.models

@@ -1,4 +1,4 @@
-"""Observed trajectories beside what would have become of them without their calls.
+"""Observed trajectories paired with their outcomes without the calls.
 
 The unit of every promise is one trajectory. Its turns with calls come in order; under a policy the
 first of them that is suppressed ends it with the answer of its shadow. It is a *loss* where the
@@ -82,7 +82,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """What became of one sample under a policy."""
+    """The result of one sample under a policy."""
 
     loss: bool = False
     gain: bool = False

@@ -1,4 +1,4 @@
-"""What is asked of a calibration, and what it finds."""
+"""Options and results of a calibration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNALS = tuple(each for each in Statistic if each is not Statistic.UNIFORM)
 """Every statistic that may be chosen, the learned one included."""
 
 NEARLY = 0.01
-"""Share of the calls: savings that differ by less count as equal."""
+"""Savings that differ by less than this share of the calls count as equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Options:
     def __post_init__(self) -> None:
         check_levels(self.max_loss, self.delta)
         if not self.signals or Statistic.UNIFORM in self.signals:
-            raise ValueError("want at least one signal, and not 'uniform': it knows nothing")
+            raise ValueError("want at least one signal, and not 'uniform', which is random")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """One signal: how well it tells right answers from wrong ones, and what it would do.
+    """One signal: how well it separates right from wrong answers, and its risk curve.
 
     ``auc`` and ``certifying`` are of the certifying part; the curve of a signal that was not chosen
     is for looking at and certifies nothing. ``chosen_saving`` is what it would have saved at the

@@ -1,7 +1,6 @@
-"""Intervals of means and shares over independent trajectories, for figures that people compare.
+"""Asymptotic intervals of means and shares over independent trajectories.
 
-Asymptotic, unlike the bounds of `risk.ltt` that promises rest on: with a few dozen trajectories
-they are a guide.
+Approximate for a few dozen trajectories; promises rest on the exact bounds of `risk.ltt`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ Limits = tuple[float, float]
 
 
 def mean_interval(values: Sequence[float], delta: float = 0.05) -> Limits | None:
-    """Of the mean, with confidence 1 − ``delta``; None where two values are not there."""
+    """Normal interval of the mean with confidence 1 − ``delta``; None for fewer than two values."""
     if len(values) < 2:
         return None
     seen = np.asarray(values, dtype=np.float64)
@@ -26,10 +25,10 @@ def mean_interval(values: Sequence[float], delta: float = 0.05) -> Limits | None
 
 
 def share_interval(share: float, n: int, delta: float = 0.05) -> Limits | None:
-    """Wilson's, of the mean of ``n`` numbers in [0, 1]; None where there are none.
+    """Wilson's interval of the mean ``share`` of ``n`` numbers in [0, 1]; None for ``n`` = 0.
 
-    Exact in spirit for zeros and ones, and wider than need be for what lies between, whose variance
-    is at most ``share`` (1 − ``share``).
+    Meant for zeros and ones; conservative for other numbers, whose variance is at most
+    ``share`` (1 − ``share``).
     """
     if n == 0:
         return None
@@ -42,10 +41,10 @@ def share_interval(share: float, n: int, delta: float = 0.05) -> Limits | None:
 def ratio_interval(
     parts: Sequence[float], wholes: Sequence[float], delta: float = 0.05
 ) -> Limits | None:
-    """Of Σ ``parts`` / Σ ``wholes`` in [0, 1], one pair a trajectory; None without any whole.
+    """Interval of Σ ``parts`` / Σ ``wholes`` in [0, 1], one pair per trajectory; None if Σ is 0.
 
-    Calls of one trajectory depend on each other: the variance is that of the ratio, linearised over
-    trajectories. Where all have the same ratio, Wilson's interval over trajectories.
+    Calls of one trajectory are not independent, so the variance is that of the ratio, linearised
+    over trajectories. If all have the same ratio: Wilson's interval over trajectories.
     """
     part, whole = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
     n, total = int((whole > 0).sum()), float(whole.sum())

@@ -1,4 +1,4 @@
-"""Work that nobody waits for: some of it at a time, a bounded number of pieces waiting."""
+"""Background work with bounded concurrency and a bounded queue."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _log = logging.getLogger("entrogate.serve")
 class Backlog(Generic[T]):
     """Calls ``work`` with each piece while ``may_start`` allows it, up to ``concurrency`` at once.
 
-    Of what waits, at most ``limit`` pieces are kept. Call `pump` when ``may_start`` may have
-    changed. Nothing is started outside `running`.
+    At most ``limit`` pieces are queued. Call `pump` when ``may_start`` may have changed. Nothing
+    is started outside `running`.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Backlog(Generic[T]):
 
     @property
     def idle(self) -> bool:
-        """Is nothing waiting or under way?"""
+        """Is nothing queued or running?"""
         return not self._waiting and not self._tasks
 
     def put(self, piece: T, *, first: bool = False) -> T | None:
-        """Take a piece on, before all others with ``first``; what has no room is returned.
+        """Queue a piece, with ``first`` ahead of all others. Returns the piece that was dropped.
 
-        That is the piece itself, or the last one that waits where it goes before it.
+        If the queue is full, that is this piece, or with ``first`` the last queued one.
         """
         if not self._open:
             return piece
         left_out: T | None = None
         if len(self._waiting) >= self._limit and not first:
-            self.pump()  # what waits may have become startable
+            self.pump()  # may_start may have changed
             if len(self._waiting) >= self._limit:
                 return piece
         elif len(self._waiting) >= self._limit:
@@ -81,7 +81,7 @@ class Backlog(Generic[T]):
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Pieces are worked on while this is entered; what is left then is given up."""
+        """Work on pieces while this is entered; at the end running ones are cancelled."""
         self._open = True
         self.pump()
         try:

@@ -1,8 +1,8 @@
-"""A user's grader: what scores an answer where no gold is known.
+"""Graders: a user's function or HTTP hook that scores answers without gold.
 
-A Python function runs in a thread of its own and is given up after the time-out; a thread cannot
-be ended from outside, so a function that keeps hanging is not called any more. An HTTP hook gets
-the same object as JSON and answers ``{"score": 0.7}``.
+A function runs in a thread and is abandoned after the time-out. Python cannot stop a thread, so a
+function that keeps hanging is no longer called. A hook gets the same object as JSON and answers
+``{"score": 0.7}``.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class FunctionGrader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Nothing is held; threads that hang end with the process."""
+        """Nothing to release; hanging threads end with the process."""
 
     async def score(self, asked: Asked) -> float:
         """In [0, 1]. Raises GraderError."""
         if self._hanging >= MOST_HANGING:
             raise GraderError(
-                f"grader {self._name}: is not called, {self._hanging} calls of it hang",
+                f"grader {self._name}: not called, because {self._hanging} earlier calls hang",
                 kind="hanging",
             )
         loop = asyncio.get_running_loop()
@@ -121,7 +121,7 @@ def _called(function: Callable[..., Any], asked: Asked) -> tuple[Any, str | None
 
 
 class HttpGrader:
-    """Asks a hook. Redirects are not followed, and the environment's proxies are not used."""
+    """Calls an HTTP hook, without redirects and without proxies from the environment."""
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         self._url = url

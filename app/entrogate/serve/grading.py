@@ -1,4 +1,4 @@
-"""Asks the user's grader about shadows whose trajectory has an outcome and no gold."""
+"""Grades the shadows of trajectories that have an outcome but no gold, with a user's grader."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ _log = logging.getLogger("entrogate.serve")
 
 
 class Grading:
-    """Grades trajectories, some at a time. A failure of the grader is logged and counted, and
-    leaves the score that the shadow had."""
+    """Grades trajectories in the background.
+
+    A failure of the grader is logged and counted, and the shadow keeps the score that it had.
+    """
 
     def __init__(
         self,
@@ -42,10 +44,10 @@ class Grading:
         return self._backlog.idle
 
     def wish(self, trajectory_id: str, *, anew: bool = True) -> None:
-        """A trajectory has got an outcome: grade it, if there is a grader.
+        """Queue a trajectory that got an outcome, if there is a grader.
 
-        Without ``anew`` it has got a shadow, and those that were graded keep their score: else
-        each of many shadows would have all the others graded again.
+        With ``anew`` false (it got a shadow) only ungraded shadows are graded: otherwise each of
+        many shadows would have all the others graded again.
         """
         if self._grader is None:
             return
@@ -58,12 +60,12 @@ class Grading:
             self._metrics.record_grader_failure("dropped")
 
     def wish_for_new(self, trajectory_id: str) -> None:
-        """A trajectory has got a shadow: grade what is not graded, if there is a grader."""
+        """Queue a trajectory that got a shadow, to grade what is not graded yet."""
         self.wish(trajectory_id, anew=False)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Trajectories are graded while this is entered."""
+        """Grade queued trajectories while this is entered."""
         if self._grader is None:
             yield
             return
@@ -71,7 +73,7 @@ class Grading:
             yield
 
     async def _work(self, trajectory_id: str) -> None:
-        anew = self._pending.pop(trajectory_id)  # what comes from now on is a new wish
+        anew = self._pending.pop(trajectory_id)  # from now on it can be queued again
         grader = self._grader
         assert grader is not None
         try:

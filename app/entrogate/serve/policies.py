@@ -1,8 +1,8 @@
 """The policies in force: read from files, ordered by admins, changed while turns run.
 
 A turn asks once, when it begins, and keeps its policy. A change is checked and stored before it is
-in force, so every decision can be replayed. What cannot be used changes nothing: the log, a metric
-and `/ready` say so.
+in force, so every decision can be replayed. Invalid files change nothing and are reported by the
+log, a metric and `/ready`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decodes shadows beside the clients' turns, never in their way (docs/shadows.md)."""
+"""Decodes shadow answers in the background, after client turns (docs/shadows.md)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from entrogate.types import ShadowPurpose
 from entrogate.weights.leases import Lease
 
 _log = logging.getLogger("entrogate.serve")
-_MOST_BYTES = 64 * 2**20  # of what waits
+_MOST_BYTES = 64 * 2**20  # of queued shadows
 _TRACE_HEADERS = ("traceparent", "tracestate")
 
 
 class Shadows:
-    """Takes turns whose answers are complete. ``on_stored`` is told the trajectory of each shadow.
+    """Queues and decodes the shadows of completed turns.
 
-    They wait while many turns of clients are under way; beyond a number, and beyond an amount of
-    memory, they are dropped and counted. Audits go first.
+    Shadows wait while many client turns are running. Beyond a number of shadows or bytes they are
+    dropped and counted. Audits go first. ``on_stored`` is called with the trajectory id of each
+    stored shadow.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Shadows:
         self._settings = settings
         self._reasoning_end = reasoning_end
         self._on_stored = on_stored
-        self._turns = 0  # of clients, under way
+        self._turns = 0  # running client turns
         self._bytes = 0
         self._backlog = Backlog(
             self._work,
@@ -57,7 +58,7 @@ class Shadows:
 
     @contextmanager
     def client_turn(self) -> Generator[None]:
-        """A turn of a client is under way."""
+        """Mark a client turn as running while this is entered."""
         self._turns += 1
         try:
             yield
@@ -66,9 +67,9 @@ class Shadows:
             self._backlog.pump()
 
     def take(self, turn: Turn, headers: Mapping[str, str]) -> None:
-        """The answer of ``turn`` is complete: queue the shadows that it is to have.
+        """Queue the shadows of ``turn``, whose answer is complete.
 
-        ``headers`` are those that its own requests had at the model server.
+        ``headers`` are those of its own requests to the model server.
         """
         sent = {name: value for name, value in headers.items() if name not in _TRACE_HEADERS}
         for leg, record in turn.stored:
@@ -83,7 +84,7 @@ class Shadows:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Shadows are decoded while this is entered."""
+        """Decode queued shadows while this is entered."""
         async with self._backlog.running():
             yield
 

@@ -1,4 +1,4 @@
-"""What is known of how a trajectory turned out, for scoring its shadows."""
+"""The outcome of a trajectory, for scoring its shadows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from entrogate.wire.body import from_json
 
 
 class JudgedBy(StrEnum):
-    """Where a shadow's score comes from; an earlier one goes before a later one."""
+    """The source of a shadow's score, in the order of preference."""
 
     GOLD = "gold"
     GRADER = "grader"
@@ -24,7 +24,7 @@ class JudgedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """What is known of a trajectory's outcome, and of how far it speaks."""
+    """A trajectory's outcome and gold, and the turns that they apply to."""
 
     outcome: float
     final: str  # the text of the last turn that the outcome speaks of

@@ -72,7 +72,7 @@ def purpose_of(record: TurnRecord, share_of: Callable[[str], float]) -> ShadowPu
 
 
 def is_audited(call: CallRecord) -> bool:
-    """Was the call let through at random although the policy suppresses it, to audit that?"""
+    """Was the call let through by the audit although the policy suppresses it?"""
     decided = call.decision
     return (
         decided.mode is Mode.ENFORCE
@@ -98,8 +98,8 @@ def request_shadow(
 ) -> ShadowJob | None:
     """The shadow of one recorded choice; None where it cannot be decoded.
 
-    That is where the tokens before its call are not known for certain. ``headers`` go to the model
-    server with it.
+    That is where the tokens before its call are not known exactly. ``headers`` are sent to the
+    model server.
     """
     choice = leg.choices.get(record.choice_index)
     if choice is None:
@@ -158,7 +158,7 @@ async def decode_shadow(
 
 
 def _called(job: ShadowJob, found: Without) -> bool:
-    """Did the model call all the same, in words or by the token itself?"""
+    """Did the model call all the same, as text or by the tool-call token?"""
     if found.tokens.call_position() is not None:
         return True
     return spells_call(found.text, frozenset(job.asked.request.tool_names))

@@ -32,13 +32,13 @@ _CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _REQUEST_ID_HEADER = "x-request-id"
 _MOST_DETAIL = 300
 _HALF_CHARACTER = "�"  # the text of a token that is only a part of a character
-# Rules over the text or the tokens of a whole answer: a request for the rest would begin them anew.
+# Parameters that depend on the whole answer: a request for the rest would restart them.
 _OVER_ALL = ("stop", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Where an answer without its call begins: what was asked, and the ids before the call."""
+    """The request and the token ids before its call, from which an answer is decoded without it."""
 
     request: ChatRequest  # for the weights of the turn
     capabilities: Capabilities
@@ -74,7 +74,7 @@ class Without:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """Of one choice. ``measured`` is None where its capture has a gap."""
+    """The draft of one choice. ``measured`` is None where its capture has a gap."""
 
     without: Without
     measured: Capture | None
@@ -100,7 +100,7 @@ class Draft:
 
 
 async def decode_without(parts: Parts, asked: Asked, max_tokens: int | None) -> Without | None:
-    """Decode up to ``max_tokens`` of the answer (None: to its end); None where it has no room.
+    """Decode up to ``max_tokens`` of the answer (None: to its end); None if no token fits.
 
     Raises UpstreamError where the model server does not answer as it should.
     """
