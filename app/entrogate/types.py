@@ -152,6 +152,7 @@ class Features:
     near_repeats: int = 0  # earlier calls equal under the tool's rules, identical ones included
     result_age_seconds: float | None = None  # of the result that would be replayed
     result_failed: bool = False  # that result was an error
+    failures: int = 0  # errors in a row since the user last spoke, that one included; at most 8
     called_since: tuple[str, ...] = ()  # tools called after that result, sorted, at most 64
     circle_rounds: int = 0  # complete rounds that the calls, this one included, go in a circle
     p_sampled: float | None = None  # of a call that the engine masked: else it had been sampled

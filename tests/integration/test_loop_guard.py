@@ -15,7 +15,7 @@ from entrogate.turn.clock import Clock
 from entrogate.wire.minted import minted_at, minted_call
 from tests.integration.agents import DOORS, FAILED, Agent
 from tests.integration.conftest import Start
-from tests.integration.harness import ask, calling, follow_up, policy_file
+from tests.integration.harness import UNSURE, ask, calling, follow_up, policy_file
 
 Json = dict[str, Any]
 CIRCLE: Json = {"circle": {"rounds": 3}, "tools": {"lookup": None, "search": None}}
@@ -161,6 +161,31 @@ async def test_errors_are_asked_again(
         assert agent.reasons == ["no_rule", "repeat"]
     else:
         assert agent.reasons == ["no_rule", "result_failed", "result_failed", "repeat"]
+
+
+@pytest.mark.parametrize("policy", ["balanced", "strict"])
+@pytest.mark.parametrize(
+    "tool",
+    [same, lambda *_: "Error: busy", lambda *_: f"{FAILED}busy"],
+    ids=["same", "error", "marked"],
+)
+async def test_one_call_for_ever_is_stopped_by_the_bundled_policies(
+    start: Start, policy: str, tool: Callable[[str, str], str]
+) -> None:
+    """Whatever its result: replayed and then suppressed, suppressed, or after five errors."""
+    gateway = await start(policy=policy)
+    agent = Agent(gateway, "messages", tool)
+    said = await agent.run(*[calling("Ada", confidence=UNSURE)] * 20)
+    assert said == MASKED
+    failing = tool is not same
+    if policy == "strict":
+        assert (len(agent.calls), agent.reasons[-1]) == (1, "repeat")
+    elif failing:
+        assert len(agent.calls) == 5
+        assert agent.reasons == ["uncertain", *["result_failed"] * 4, "retry_limit"]
+    else:
+        assert len(agent.calls) == 1
+        assert agent.reasons == ["uncertain", "repeat", "repeat", "replay_limit"]
 
 
 async def test_the_mark_of_an_error_does_not_reach_the_model(start: Start, folder: Path) -> None:

@@ -251,7 +251,8 @@ def _note_support(support: Support, turn: LoggedTurn, asked: Asked, wanted: set[
         support.unsupported += not wanted <= possible
     if turn.calls[0].name == UNSAMPLED:
         suppressed = {
-            asked.probabilities([form]).get(Action.SUPPRESS, 0.0) for form in forms(features[0])
+            asked.probabilities([form]).get(Action.SUPPRESS, 0.0)
+            for form in forms(asked.policy, features[0])
         }
         support.unclear += len(suppressed) > 1
 

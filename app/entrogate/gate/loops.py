@@ -20,6 +20,7 @@ from entrogate.wire.history import CallHistory, EarlierCall, call_key
 from entrogate.wire.minted import minted_at
 
 MAX_CALLED_SINCE = 64
+MAX_FAILURES = 8  # so many errors in a row are counted
 NEAR_WINDOW = 1024  # among so many of the latest calls near-duplicates are looked for
 
 
@@ -32,6 +33,7 @@ class Seen:
     near_repeats: int = 0
     result_age_seconds: float | None = None
     result_failed: bool = False
+    failures: int = 0
     called_since: tuple[str, ...] = ()
     circle_rounds: int = 0
 
@@ -92,7 +94,8 @@ class Loops:
             repeats=self._history.repeats(key),
             near_repeats=found.near_repeats,
             result_age_seconds=self._tables().age(found.position, now),
-            result_failed=found.known.failed or is_failure(found.known.result or ""),
+            result_failed=_failed(found.known),
+            failures=self._tables().failures(found.position, self._history.run),
             called_since=self._called_since(found.position, others, rule),
             circle_rounds=rounds,
         )
@@ -193,6 +196,11 @@ def _result(call: EarlierCall) -> str | None:
     return None if call.result is None or is_cleared(call.result) else call.result
 
 
+def _failed(call: EarlierCall) -> bool:
+    """Was the result of ``call`` an error?"""
+    return call.failed or is_failure(call.result or "")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     """What an index of the history says of one call; ``position`` is that of ``known``."""
@@ -221,6 +229,24 @@ class _Table:
             self._latest[call.name] = position
         self._names = sorted(self._latest)
         self._earliest: list[float] | None = None
+
+    def failures(self, position: int, run: int) -> int:
+        """How many results in a row, up to that of the call at ``position``, were errors.
+
+        Of calls in its form and of ``run``: a user who goes on may want another try. Those without
+        a result do not count.
+        """
+        form, found = self.forms[position], 0
+        for place in range(position, -1, -1):
+            call = self._calls[place]
+            if self.forms[place] != form or _result(call) is None:
+                continue
+            if call.run != run or not _failed(call):
+                break
+            found += 1
+            if found == MAX_FAILURES:
+                break
+        return found
 
     def age(self, position: int, now: float) -> float | None:
         """Seconds since the call at ``position`` was proposed, so at least the age of its result.

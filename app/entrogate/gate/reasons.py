@@ -22,6 +22,7 @@ class Reason(StrEnum):
     RESULT_INVALIDATED = "result_invalidated"  # a repeat, after a call that may have changed it
     RESULT_STALE = "result_stale"  # a repeat, its result too old or of unknown age
     RESULT_FAILED = "result_failed"  # a repeat to replay, but its result was an error
+    RETRY_LIMIT = "retry_limit"  # a repeat, after enough errors in a row
     CAPTURE_GAP = "capture_gap"  # the signal cannot be trusted: fail open
     NO_DRAFT = "no_draft"  # the answer without the call could not be begun: fail open
     NO_SEGMENT = "no_segment"  # no token of reasoning: fail open

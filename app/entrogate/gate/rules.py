@@ -11,6 +11,7 @@ from entrogate.gate.vector import learned_value
 from entrogate.types import Action, Features, Interval, SegmentStats
 
 REPLAYS_PER_TURN = 2
+MOST_FAILURES = 5  # errors in a row after which the same call is not made again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +140,8 @@ def _repeat(rule: ToolRule, features: Features) -> Proposal | None:
     if not replays:
         return Proposal(action=Action.SUPPRESS, reason=Reason.REPEAT)
     if features.result_failed:
+        if features.failures >= MOST_FAILURES and not rule.polling:
+            return Proposal(action=Action.SUPPRESS, reason=Reason.RETRY_LIMIT)
         return Proposal(action=Action.ALLOW, reason=Reason.RESULT_FAILED)
     if features.replays_in_turn >= REPLAYS_PER_TURN:
         return Proposal(action=Action.SUPPRESS, reason=Reason.REPLAY_LIMIT)

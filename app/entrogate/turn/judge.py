@@ -288,6 +288,7 @@ class Judge:
             near_repeats=seen.near_repeats,
             result_age_seconds=seen.result_age_seconds,
             result_failed=seen.result_failed,
+            failures=seen.failures,
             called_since=seen.called_since,
             circle_rounds=seen.circle_rounds,
             draft=None if draft is None else draft.stats(self._signal(call.name).draft_tokens),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrogate.gate.loops import MAX_CALLED_SINCE, NEAR_WINDOW, Loops, Seen
+from entrogate.gate.loops import MAX_CALLED_SINCE, MAX_FAILURES, NEAR_WINDOW, Loops, Seen
 from entrogate.gate.normalise import Normaliser
 from entrogate.gate.schema import Policy
 from entrogate.wire.history import CallHistory, EarlierCall
@@ -353,3 +353,28 @@ def test_many_calls_at_once_do_not_each_go_through_the_history() -> None:
     seen = Loops(rules({"find": REPLAY}), history).look(calls, NOW)
     assert [each.repeats for each in seen] == [1] * n
     assert history.calls.read < 50 * n
+
+
+def test_errors_in_a_row_are_counted() -> None:
+    policy = rules({"find": {**REPLAY, "normalise": {"case": True}}, "other": REPLAY})
+    talk = Talk()
+
+    def failures(name: str = "find") -> int:
+        return talk.look(policy, (name, {"q": "x"}))[0].failures
+
+    assert failures() == 0
+    for n, q in enumerate(["x", "X", "x"], start=1):
+        talk.call(("find", {"q": q}), results="Error: busy")
+        talk.call(("find", {"q": "y"}), results="fine")  # another call
+        assert failures() == n
+    talk.call(("find", {"q": "x"}), results=None)
+    talk.call(("find", {"q": "x"}), results="[Old tool result content cleared]")
+    assert failures() == 3
+    talk.call(("find", {"q": "x"}), results="fine")
+    assert failures() == 0
+    for _ in range(12):
+        talk.call(("other", {"q": "x"}), results="Error: busy")
+    assert failures("other") == MAX_FAILURES
+    talk.say("assistant", "It is busy.").say("user", "Once more.")
+    assert failures("other") == 0
+    assert talk.look(policy, ("other", {"q": "x"}))[0].result_failed

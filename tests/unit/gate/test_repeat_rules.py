@@ -37,6 +37,14 @@ def one(rules, proposed, mode=Mode.ENFORCE):
         ("replay", {"called_since": ("read",)}, REPLAY, Reason.REPEAT),
         ("replay", {"result_failed": True}, ALLOW, Reason.RESULT_FAILED),
         ("replay", {"result_failed": True, "replays_in_turn": 2}, ALLOW, Reason.RESULT_FAILED),
+        ("replay", {"result_failed": True, "failures": 4}, ALLOW, Reason.RESULT_FAILED),
+        ("replay", {"result_failed": True, "failures": 5}, SUPPRESS, Reason.RETRY_LIMIT),
+        (
+            "replay",
+            {"result_failed": True, "failures": 8, "called_since": ("write",)},
+            ALLOW,
+            Reason.RESULT_INVALIDATED,
+        ),
         ("replay", {"repeats": 0, "near_repeats": 1}, REPLAY, Reason.REPEAT),
         ("replay", {"replayable": False}, ALLOW, Reason.RESULT_MISSING),
         ("suppress", {}, SUPPRESS, Reason.REPEAT),
@@ -184,3 +192,9 @@ tools:
 def test_versions_of_policies_that_do_not_use_it_stay_what_they_were():
     plain = parse_policy("schema_version: 1\nname: t\ntools: {a: {on_repeat: replay}}\n", "t")
     assert plain.version == "35f88b77f85b2f58"
+
+
+def test_polling_goes_on_through_errors():
+    rules = policy("null", tools="{lookup: {on_repeat: replay, polling: true}}")
+    failing = features(**KNOWN, result_failed=True, failures=8)
+    assert one(rules, failing).reason == Reason.RESULT_FAILED

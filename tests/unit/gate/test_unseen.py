@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from entrogate.gate import parse_policy
 from entrogate.gate.decide import decide_turn
 from entrogate.gate.unseen import settled
-from entrogate.types import Mode
+from entrogate.types import Action, Mode
 from tests.unit.gate.factory import features, segment
 
 POLICY = """
@@ -56,6 +56,7 @@ arguments = st.fixed_dictionaries(
         "replayable": st.booleans(),
         "result_age_seconds": st.sampled_from([None, 0.0, 1e6]),
         "result_failed": st.booleans(),
+        "failures": st.sampled_from([0, 4, 5]),
         "called_since": st.sampled_from([(), ("write",)]),
         "circle_rounds": st.sampled_from([0, 1, 2, 9]),
         "arguments_valid": st.booleans(),
@@ -76,3 +77,21 @@ def test_arguments_do_not_change_what_is_settled(policy, mode, early, late):
 def test_a_first_call_repeats_nothing_and_is_always_settled(policy, mode, early):
     before = features(**(early | {"calls_before": 0, "tool_calls_before": 0}))
     assert settled(policy, mode, before) is decide_turn(policy, mode, [before])[0].applied
+
+
+def test_a_repeat_may_be_outdated():
+    """The alternative to suppressing a repeat is to let it through, and the reverse if outdated."""
+    text = (
+        "schema_version: 1\nname: r\nmode: explore\nexplore: {epsilon: 0.5}\n"
+        "tools: {lookup: {threshold: 1.0, on_repeat: suppress, invalidated_by: [write]}}\n"
+    )
+    policy = parse_policy(text, "r.yaml")
+    before = features(segment=None, calls_before=1, tool_calls_before=1)
+    draws = [replace(before, draw=number / 100) for number in range(100)]
+    flipped = [
+        draw
+        for draw in draws
+        if decide_turn(policy, Mode.EXPLORE, [replace(draw, repeats=1)])[0].applied is Action.ALLOW
+    ]
+    assert 20 < len(flipped) < 80
+    assert [settled(policy, Mode.EXPLORE, draw) for draw in flipped] == [None] * len(flipped)
