@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from entrogate.settings import StoreSettings
 from entrogate.store.database import Database
-from tests import postgres
+from tests import postgres, sqlite
 
 # Slow machines are no failures, and a red run must be red again when it is repeated.
 settings.register_profile("entrogate", deadline=None, derandomize=True)
@@ -75,4 +75,4 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where this test's store is: SQLite, or both in turn (mark ``both_stores``)."""
     if getattr(request, "param", "sqlite") == "postgres":
         return request.getfixturevalue("postgres_url")
-    return f"sqlite:///{tmp_path}/store.db"
+    return sqlite.new_store(tmp_path / "store.db")

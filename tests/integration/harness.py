@@ -20,6 +20,7 @@ from entrogate.serve.gateway import Gateway
 from entrogate.serve.protocol import http_protocol
 from entrogate.settings import Settings
 from entrogate_lab.bench.script import script
+from tests.sqlite import new_store
 
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
@@ -121,12 +122,13 @@ def settings(
     tree: dict[str, Any] = {
         # Tests with an engine name its channel; to look for one that is not there takes a second.
         "upstream": {"url": upstream_url, "capture": "off"},
-        "store": {"url": f"sqlite:///{folder / 'store.db'}"},
         "gate": {"policy": policy},
         "access": {"metrics_token": METRICS_TOKEN},
     }
     for name, values in branches.items():
         tree[name] = {**tree.get(name, {}), **values}
+    if "url" not in tree.setdefault("store", {}):
+        tree["store"] = {**tree["store"], "url": new_store(folder / "store.db")}
     return Settings(**tree)
 
 

@@ -33,7 +33,11 @@ class VllmAdapters:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._shown_url = shown_url(url.rstrip("/"))
         self._client = httpx.AsyncClient(
-            base_url=url.rstrip("/"), headers=headers, timeout=_LOAD_SECONDS, trust_env=False
+            base_url=url.rstrip("/"),
+            headers=headers,
+            timeout=_LOAD_SECONDS,
+            trust_env=False,
+            verify=httpx.URL(url).scheme != "http",  # loading all authorities takes 20 ms
         )
 
     async def __aenter__(self) -> Self:
