@@ -192,7 +192,7 @@ def resident_bytes(pid: int) -> int:
     return int(found[1]) * 1024
 
 
-SLOW = ask({"content": "Hello, hello, hello, hello.", "delay": 1.0}, tools=False, stream=True)
+SLOW = ask({"content": "Hello, hello, hello, hello.", "delay": 0.3}, tools=False, stream=True)
 
 
 @pytest.mark.parametrize("drain", ["60", "0.5"], ids=["ends by itself", "gets an end"])
@@ -253,7 +253,7 @@ async def test_an_answer_in_one_piece_is_told_too(upstream: ScriptedUpstream, fo
     async with served(folder, upstream.url, serve__drain_seconds="0.3") as (url, process):
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             asking = asyncio.create_task(http.post(CHAT, json=body))
-            await asyncio.sleep(0.3)
+            await eventually(lambda: upstream.stats.open == 1)
             process.send_signal(signal.SIGTERM)
             answer = await asking
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "gateway_stopping")

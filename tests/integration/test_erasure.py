@@ -23,7 +23,15 @@ from entrogate.store.admin.erasure import BATCH, ToErase
 from entrogate.store.database import Database
 from entrogate.store.schema import audit, metadata
 from tests.integration.conftest import Start
-from tests.integration.harness import Running, ask, calling, error_of, follow_up, message_of
+from tests.integration.harness import (
+    Running,
+    ask,
+    calling,
+    error_of,
+    eventually,
+    follow_up,
+    message_of,
+)
 from tests.integration.keyed import Keys, bearer
 from tests.unit.store.made import allowed_call, change, turn
 
@@ -113,7 +121,8 @@ async def test_the_conversation_goes_on_in_a_new_trajectory(
     else:
         done = await run(store_url, "trajectories", "erase", old, "--yes")
         assert done.exit_code == 0, done.output
-        await asyncio.sleep(1.5)  # gateways learn within a second of what others erase
+        # Gateways learn within a second of what others erase, and forget what they remember.
+        await eventually(lambda: not gateway.gateway.store._heads.by_trajectory)
     body = follow_up(body, message_of(first), "found")
     second = await gateway.chat(body)
     new = second.headers[TRAJECTORY]

@@ -72,7 +72,7 @@ async def test_turns_wait_for_a_server_that_stays_away(
 ) -> None:
     """Callers are told after the patience, once; the turns are stored when it is back, in order."""
     assert own_cluster.cluster is not None
-    async with opened(postgres_url, patience_seconds=1.0) as store:
+    async with opened(postgres_url, patience_seconds=2.0) as store:
         (head,) = await store.commit_turns([first := turn("t")])
         await asyncio.to_thread(own_cluster.cluster.stop)
         turns = [first]
@@ -80,7 +80,7 @@ async def test_turns_wait_for_a_server_that_stays_away(
         for _ in range(5):  # nobody waits for the patience again
             turns.append(turn("t", parent=turns[-1], head=head))
             (head,) = await store.commit_turns([turns[-1]])
-        assert time.monotonic() - began < 4.0
+        assert time.monotonic() - began < 9.0  # each for itself, they take 10
         with pytest.raises(StoreError, match="cannot read"):
             await store.get_trajectory("t")
         with pytest.raises(StoreError, match="write failed"):
