@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# Hundreds of processes import the same modules (vLLM's take 12 s to compile): compile each once.
+# Hundreds of processes import the same modules, and vLLM's take 12 s to compile: once is enough.
 unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
@@ -24,7 +24,7 @@ demo: $(DEMO_STAMP) ## Run agents through a real vLLM with the gate off and on; 
 
 test: $(STAMP) ## Run all tests: unit, integration, and e2e on a real vLLM
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/pytest --numprocesses=auto --durations=15 tests/unit tests/integration tests/deploy
+	@$(BIN)/pytest --numprocesses=auto --dist=worksteal --durations=15 tests/unit tests/integration tests/deploy
 	@$(BIN)/pytest --durations=15 tests/e2e
 else
 	@$(BIN)/pytest --durations=15 $(ARGS)
@@ -35,7 +35,7 @@ NEEDS := '\("(torch|vllm|transformers|tokenizers|accelerate|peft)"'
 
 test-vllm: $(STAMP) ## The part of the tests that needs torch or vLLM, or tools of their own
 	@failed=0; \
-	$(BIN)/pytest --numprocesses=auto --durations=15 \
+	$(BIN)/pytest --numprocesses=auto --dist=worksteal --durations=15 \
 	    $$(grep -rlE $(NEEDS) tests/unit tests/integration) tests/deploy || failed=1; \
 	$(BIN)/pytest --durations=15 tests/e2e || failed=1; \
 	exit $$failed
