@@ -90,8 +90,8 @@ async def test_ten_trajectories_say_nothing(start: Start, folder: Path) -> None:
     await record(await start(policy=policy), 10)
     result, report = await evaluated(folder, **RULES)
     assert result.exit_code == 3
-    assert "10 explored trajectories weigh as much as" in result.output
-    assert "more of this kind" in result.output
+    assert "the effective sample size of 10 explored trajectories is" in result.output
+    assert "more trajectories are needed" in result.output
     assert report["models"][0]["explored"]["estimates"] == {}
 
 
@@ -102,7 +102,7 @@ async def test_a_log_of_neither_kind_says_what_to_record(
     await record(await start(policy=policy_file(folder, **RULES, mode=mode)), 6)
     result, report = await evaluated(folder, **RULES)
     assert result.exit_code == 3
-    assert "record some in mode explore, or with shadow.share above 0" in result.output
+    assert "record some in mode explore, or with --shadow-share" in result.output
     assert report["models"] == []
 
 

@@ -144,9 +144,9 @@ def test_one_draw_for_a_replay_and_what_followed_counts_once():
 def test_few_trajectories_are_refused_with_what_it_would_take():
     found = explored_of(report(log(1, 10, EXPLORING, Mode.EXPLORE), threshold(0.8)))
     assert found.refused is not None
-    assert "10 explored trajectories weigh as much as" in found.refused
+    assert "the effective sample size of 10 explored trajectories is" in found.refused
     assert "want at least 50" in found.refused
-    assert "more of this kind" in found.refused
+    assert "more trajectories are needed" in found.refused
     assert not found.estimates
 
 
