@@ -52,7 +52,7 @@ def calibration_hash(policy: Policy, calibration: Calibration | None = None) -> 
     """
     block = policy.calibration if calibration is None else calibration
     content = {
-        "rules": policy.model_dump(mode="json", exclude=_FREE),
+        "rules": {k: v for k, v in policy.hashed_content().items() if k not in _FREE},
         "calibration": None if block is None else block.model_dump(mode="json", exclude={"hash"}),
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -358,8 +358,25 @@ class Policy(_Part):
     @cached_property
     def version(self) -> str:
         """16 hexadecimal digits of the hash of the content, mode and name included."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        content = json.dumps(self.hashed_content(), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+    def hashed_content(self) -> dict[str, Any]:
+        """All that the policy says, as JSON; equal for two policies only if they decide alike.
+
+        A plain dump does not tell a tool that takes a default from one with ``threshold: null``.
+        """
+        usual = ToolRule()
+        own = {
+            name: sorted(
+                field
+                for field in rule.model_fields_set & set(Defaults.model_fields)
+                if getattr(rule, field) == getattr(usual, field) != getattr(self.defaults, field)
+            )
+            for name, rule in self.tools.items()
+        }
+        overridden = {name: fields for name, fields in own.items() if fields}
+        return self.model_dump(mode="json") | ({"overridden": overridden} if overridden else {})
 
     def rule(self, tool: str) -> ToolRule | None:
         """The rules for ``tool`` with the defaults filled in; None where it is not named."""

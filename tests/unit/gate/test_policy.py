@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from entrogate.errors import ConfigError
 from entrogate.gate import bundled_policies, load_policy, parse_policy
+from entrogate.gate.calibrated import calibration_hash
 from entrogate.gate.cli import policy as policy_cli
 from entrogate.gate.schema import OnRepeat
 from entrogate.types import Mode
@@ -157,6 +158,34 @@ def test_the_version_follows_the_content_and_nothing_else():
     assert one.version == same.version
     assert one.version != other.version
     assert len(one.version) == 16
+
+
+@pytest.mark.parametrize(
+    ("defaults", "rule"),
+    [
+        ("threshold: 1.0", "threshold: null"),
+        ("on_repeat: replay", "on_repeat: allow"),
+        ("max_calls: 3", "max_calls: null"),
+        ("replay_for_seconds: 5", "replay_for_seconds: null"),
+        ("invalidated_by: [write]", "invalidated_by: []"),
+        ("normalise: {case: true}", "normalise: {}"),
+    ],
+)
+def test_a_tool_that_overrides_a_default_is_another_policy(defaults: str, rule: str):
+    text = f"{HEAD}defaults: {{{defaults}}}\ntools:\n  a: "
+    plain, own = (parse_policy(f"{text}{{{each}}}", "p.yaml") for each in ("", rule))
+    assert plain.rule("a") != own.rule("a")
+    assert plain.version != own.version
+    assert calibration_hash(plain) != calibration_hash(own)
+
+
+def test_what_changes_nothing_for_a_tool_leaves_the_version():
+    plain, own = (
+        parse_policy(f"{HEAD}tools:\n  a: {{{each}}}", "p.yaml")
+        for each in ("", "threshold: null, on_repeat: allow, max_calls: null")
+    )
+    assert plain.rule("a") == own.rule("a")
+    assert plain.version == own.version
 
 
 def test_the_bundled_policies():
