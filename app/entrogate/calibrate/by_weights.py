@@ -105,6 +105,10 @@ class Weighed:
         """The effective sample size."""
         return effective_size(self.log.weights)
 
+    def mean_weight(self, confidence: float) -> Estimate:
+        """The mean weight of a trajectory. It is 1 in expectation, whatever the policy."""
+        return mean_estimate(self.log.weights, self.log.clusters, confidence=confidence)
+
     def known(self, metric: str) -> NDArray[np.bool_]:
         """Of which trajectories the metric is known."""
         return np.isfinite(self.rewards[metric].sum(axis=1))

@@ -31,6 +31,7 @@ from entrogate.store.read.logged import LoggedTrajectory
 from entrogate.types import Action, Mode
 
 MOST_UNSUPPORTED = 0.01  # of the decisions
+SURELY_MISSING = 0.99  # confidence with which the mean weight is below 1: nothing is said then
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,10 +154,14 @@ def _explored(trajectories: Sequence[LoggedTrajectory], asked: Asked, options: O
         n=len(trajectories),
         n_outcomes=n_outcomes,
         effective=weighed.effective,
+        mean_weight=weighed.mean_weight(options.confidence),
         support=weighed.support,
         estimates=estimates,
         refused=refused,
-        warnings=tuple(_warnings(trajectories, weighed.support, n_outcomes)),
+        warnings=(
+            *_of_weights(weighed.mean_weight(options.confidence)),
+            *_warnings(trajectories, weighed.support, n_outcomes),
+        ),
     )
 
 
@@ -185,7 +190,24 @@ def _refusal(
             f"the effective sample size of {n} explored trajectories is {effective:.1f}; want at "
             f"least {least:g}: {wanted}{more}"
         )
+    weight = weighed.mean_weight(SURELY_MISSING)
+    if weight.upper < 1.0:
+        return (
+            f"the mean weight is {weight.value:.2f}, surely below 1 (at most {weight.upper:.2f}): "
+            "trajectories that the policy would make are missing, such as long ones that the "
+            "exploring policy nearly always cuts short. Explore more of them: a larger epsilon, or "
+            "a policy closer to this one"
+        )
     return None
+
+
+def _of_weights(weight: Estimate) -> Iterable[str]:
+    if weight.upper < 1.0:
+        yield (
+            f"the mean weight is {weight.value:.2f} where 1 is expected (at most "
+            f"{weight.upper:.2f}): some trajectories that the policy would make are missing. The "
+            "self-normalised estimate says nothing of these; trust it less than the others"
+        )
 
 
 def _forces(trajectories: Sequence[LoggedTrajectory], asked: Asked) -> bool:

@@ -162,7 +162,8 @@ def _model_lines(found: OfModel) -> Iterable[str]:
 def _explored_lines(found: Explored) -> Iterable[str]:
     yield (
         f"from {found.n} explored trajectories with {found.support.n} decisions,"
-        f" weighted; effective sample size {found.effective:.1f}"
+        f" weighted; effective sample size {found.effective:.1f},"
+        f" mean weight {found.mean_weight.value:.2f}"
     )
     if found.refused is not None:
         yield f"  no estimate: {found.refused}"

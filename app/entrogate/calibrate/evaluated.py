@@ -44,11 +44,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explored:
-    """Estimates from an explored log; ``refused`` says why there are none, and what is missing."""
+    """Estimates from an explored log; ``refused`` says why there are none, and what is missing.
+
+    ``mean_weight`` is far below 1 where the log lacks what the policy would do.
+    """
 
     n: int
     n_outcomes: int
     effective: float
+    mean_weight: Estimate
     support: Support
     estimates: dict[str, Estimates]
     refused: str | None

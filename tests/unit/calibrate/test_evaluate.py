@@ -44,7 +44,7 @@ def test_intervals_of_an_explored_log_cover_what_the_policy_does(value: float):
     true = means(log(12345, 6000, policy, Mode.ENFORCE))
     covered = {"calls": 0, "tokens": 0, "seconds": 0, "outcome": 0}
     answered = 0
-    for seed in range(220):
+    for seed in range(235):
         trajectories = log(seed, 220, EXPLORING, Mode.EXPLORE)
         found = explored_of(report(trajectories, policy))
         answered += found.refused is None
@@ -349,3 +349,25 @@ def test_a_report_can_be_read_by_programs():
     text = "\n".join(report_lines(found))
     assert "effective sample size" in text
     assert "as logged" in text
+
+
+def test_a_log_that_lacks_what_the_policy_would_do_is_refused():
+    """Without the trajectories of large weight the others stand for all, and are not like them."""
+    policy = threshold(0.9)
+    whole = log(5, 500, EXPLORING, Mode.EXPLORE)
+    asked = Asked(policy=policy, mode=Mode.ENFORCE, policies=lambda _: EXPLORING)
+    weights = weigh(whole, asked).log.weights
+    order = sorted(range(500), key=lambda at: -weights[at])
+
+    def without(count: int):
+        return explored_of(report([whole[at] for at in order[count:]], policy))
+
+    complete, fewer, hollow = (without(count) for count in (0, 20, 60))
+    assert complete.refused is None
+    assert complete.mean_weight.lower < 1.0 < complete.mean_weight.upper
+    assert not any("mean weight" in each for each in complete.warnings)
+    assert any("mean weight" in each for each in fewer.warnings)
+    assert hollow.mean_weight.value == pytest.approx(sum(weights[order[60:]]) / 440)
+    assert hollow.refused is not None
+    assert "mean weight" in hollow.refused
+    assert not hollow.estimates
