@@ -84,13 +84,21 @@ class Pool:
             self._known[key] = cross(self.samples, self.base, signal, self.tools, tool=tool)
         return taken(self._known[key], numbers)
 
-    def calibrate(self, options: Options, numbers: Sequence[int] | None = None) -> Calibrated:
-        """As `calibrate`, over the samples with these numbers (None: all of them)."""
-        own = range(len(self.samples)) if numbers is None else numbers
-        samples = [self.samples[number] for number in own]
-        places = np.array(list(own), dtype=np.int64)
-        parts = split(samples, options.chosen_on, options.seed)
-        choosing, certifying = (places[np.array(part, dtype=np.int64)] for part in parts)
+    def calibrate(
+        self, options: Options, numbers: Sequence[int] | None = None, *, drawn: bool = False
+    ) -> Calibrated:
+        """As `calibrate`, over the samples with these numbers (None: all of them).
+
+        ``drawn``: the numbers are independent draws, with replacement. Each of them then is a
+        sample of its own, and they are split in the order in which they were drawn.
+        """
+        places = np.arange(len(self.samples)) if numbers is None else np.array(numbers, np.int64)
+        if drawn:
+            first = round(options.chosen_on * len(places))
+            choosing, certifying = places[:first], places[first:]
+        else:
+            parts = split(self.of(places), options.chosen_on, options.seed)
+            choosing, certifying = (places[np.array(part, dtype=np.int64)] for part in parts)
         work = _Work(pool=self, options=options, choosing=choosing, certifying=certifying)
         shares = work.shares() if options.per_tool else {None: 1.0}
         rows = tuple(
@@ -104,7 +112,7 @@ class Pool:
             policy = certified_policy(self.base, self.tools, certified, pooled=pooled)
         return Calibrated(
             options=options,
-            n=len(samples),
+            n=len(places),
             rows=rows,
             policy=policy,
             total=None if policy is None else total(policy, self.of(certifying), options.delta),

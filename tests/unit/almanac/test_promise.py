@@ -97,10 +97,9 @@ def test_a_signal_that_tells_all_saves_what_is_known_and_keeps_its_promise(polic
     )
     known = [sample.turns[0].shadow and sample.turns[0].shadow.is_right for sample in pool]
     for each in found.rounds:
-        assert each.loss <= 0.1
         assert each.saved > 0.3 * sum(map(bool, known)) / len(known)
         assert each.judged_on == 200
-    assert found.exceeded == 0
+    assert found.exceeded <= 3  # of 5, each with probability 0.2 at most
     assert found.holds
 
 
@@ -145,6 +144,29 @@ def test_the_realised_loss_is_that_of_the_policy_on_those_not_drawn(policy: Poli
                     break
         assert each.loss == pytest.approx(lost / 100)
         assert each.saved == pytest.approx(saved / calls)
+
+
+@pytest.mark.parametrize("draw", Draw)
+def test_policies_can_be_judged_on_a_log_that_no_calibration_draws(policy: Policy, draw: Draw):
+    pool, fresh = _pool(150, noise=1.1), _pool(150, noise=0.1)[:40]
+    found = hold(
+        pool, policy, MAX_ONLY, draw=draw, size=150, rounds=3, seed=0, report=_quiet, fresh=fresh
+    )
+    assert any(each.threshold is not None for each in found.rounds)
+    for each in found.rounds:
+        assert each.judged_on == 40
+        if each.threshold is None:
+            continue
+        lost = 0
+        for sample in fresh:
+            for turn in sample.turns:
+                segment, shadow = turn.features[0].segment, turn.shadow
+                assert segment is not None
+                assert shadow is not None
+                if segment.max.upper < each.threshold:
+                    lost += sample.is_right and shadow.score < 0.5
+                    break
+        assert each.loss == pytest.approx(lost / 40)
 
 
 def test_a_split_needs_something_left_to_judge_on(policy: Policy):

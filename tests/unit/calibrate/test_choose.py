@@ -267,6 +267,19 @@ def test_the_same_seed_gives_the_same_policy():
     assert first.rows[0].threshold == again.rows[0].threshold
 
 
+def test_draws_with_replacement_count_as_often_as_they_come():
+    pool = Pool(samples(200, 3, slope=4.0), policy())
+    drawn = np.random.default_rng(2).choice(200, 400).tolist()
+
+    found = pool.calibrate(Options(signals=PLAIN, max_loss=0.1), drawn, drawn=True)
+
+    assert found.policy is not None
+    ended = [under(found.policy, pool.samples[at]) for at in drawn[200:]]
+    assert found.rows[0].n == found.certified_on == 200
+    assert found.rows[0].losses == sum(each.loss for each in ended)
+    assert found.rows[0].gains == sum(each.gain for each in ended)
+
+
 @pytest.mark.parametrize("per_tool", [False, True], ids=["pooled", "per tool"])
 def test_the_promise_is_broken_in_at_most_delta_of_the_calibrations(per_tool: bool):
     """120 whole calibrations from logs of 150 of the same world, where most signals are poor.

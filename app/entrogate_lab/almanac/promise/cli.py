@@ -1,4 +1,4 @@
-"""`almanac promise collect|signals|hold|enforce`."""
+"""`almanac promise collect|signals|hold|enforce|fuse`."""
 
 from __future__ import annotations
 
@@ -86,12 +86,16 @@ def signals(*, log: Path, policy: str, json_file: Path | None) -> None:
     "--draw", type=click.Choice(["population", "split"]), default="population", show_default=True
 )
 @click.option("--signals", "names", help="Separated by commas (default: all).")
+@click.option(
+    "--judge", "judges", type=_FOLDER, multiple=True, help="Judge on these logs, not on LOGS."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @_POLICY
 @_JSON
 def hold(
     *,
     logs: tuple[Path, ...],
+    judges: tuple[Path, ...],
     rounds: int,
     size: int,
     max_loss: float,
@@ -107,7 +111,7 @@ def hold(
     from entrogate_lab.almanac.promise.holding import hold as hold_all
 
     base = _policy(policy)
-    pool = [sample for log in logs for sample in _samples(log, base)]
+    pool, fresh = ([each for log in of for each in _samples(log, base)] for of in (logs, judges))
 
     def report(done: int, total: int) -> None:
         if done % 10 == 0 or done == total:
@@ -123,21 +127,11 @@ def hold(
             rounds=rounds,
             seed=seed,
             report=report,
+            fresh=fresh or None,
         ).summary()
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    low, high = found["exceeded_ci"]
-    click.echo(
-        f"{found['calibrations']} calibrations on {size} of {found['pool']} trajectories, "
-        f"{found['certified']} certified\n"
-        f"lost more than {max_loss:.0%}: {found['exceeded']} "
-        f"({found['exceeded'] / rounds:.1%}, 95 % {low:.1%} to {high:.1%}; allowed {delta:.0%})\n"
-        f"P(so many or more | {delta:.0%}) = {found['p_value']:.3f}: the promise "
-        f"{'holds' if found['holds'] else 'DOES NOT HOLD'}\n"
-        f"lost {found['loss']['mean']:.1%} (at most {found['loss']['max']:.1%}), "
-        f"gained {found['gain']:.1%}, calls saved {found['saved']:.1%}\n"
-        f"signals: {', '.join(f'{name} {count}' for name, count in found['signals'].items())}"
-    )
+    click.echo(_held(found))
     _write(json_file, found)
 
 
@@ -169,6 +163,60 @@ def enforce(*, log: Path, out: Path, policy: str, json_file: Path | None) -> Non
         f"lost {found['lost']:.1%}, gained {found['gained']:.1%} of {found['tasks']} tasks"
     )
     _write(json_file, found)
+
+
+@promise.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--policy", required=True, help="A file with an audit, as `calibrate` writes it.")
+@click.option("--model", type=_FOLDER, help="A folder of `almanac build` (default: the bundled).")
+@click.option("--tasks", type=click.IntRange(min=1), default=500, show_default=True)
+@click.option("--seed", type=int, default=110, show_default=True, help="Which held-out tasks.")
+@click.option(
+    "--share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3,
+    show_default=True, help="Of the suppressed turns that are audited.",
+)  # fmt: skip
+@click.option(
+    "--shift", type=click.FloatRange(0.0, 1.0), default=0.5, show_default=True,
+    help="The share of what the model knows that changes.",
+)  # fmt: skip
+def fuse(*, out: Path, model: Path | None, **given: Any) -> None:
+    """Enforce a calibrated policy while the world is as it was, then while it has changed."""
+    from entrogate_lab.almanac.demo import BUNDLED_MODEL
+    from entrogate_lab.almanac.promise.collecting import world_seed_of
+    from entrogate_lab.almanac.promise.shifting import Plan, run
+
+    folder = model or BUNDLED_MODEL
+    found = run(Plan(model=folder, world_seed=world_seed_of(folder), **given), out, say=_say)
+    for world in found["worlds"]:
+        click.echo(
+            f"{world['shift']:.0%} changed: {world['tasks']} tasks, accuracy "
+            f"{world['accuracy']:.1%}, {world['calls_per_task']:.2f} calls a task; blown: "
+            f"{', '.join(f['tool'] for f in world['fuses'] if f['state'] == 'blown') or 'none'}"
+        )
+    click.echo(f"limit {found['max_loss']:.4g}; lost of the judged audits:")
+    for each in found["tools"]:
+        before = each["losses"] - each["shifted_losses"], each["audits"] - each["shifted"]
+        click.echo(
+            f"  {each['tool']:<12}{before[0]} of {before[1]}, changed "
+            f"{each['shifted_losses']} of {each['shifted']}; "
+            + ("does not blow" if each["delay"] is None else f"blows at {each['delay']} after it")
+        )
+
+
+def _held(found: dict[str, Any]) -> str:
+    low, high = found["exceeded_ci"]
+    share = found["exceeded"] / found["calibrations"]
+    return (
+        f"{found['calibrations']} calibrations on {found['size']} of {found['pool']} trajectories, "
+        f"{found['certified']} certified\n"
+        f"lost more than {found['max_loss']:.0%}: {found['exceeded']} "
+        f"({share:.1%}, 95 % {low:.1%} to {high:.1%}; allowed {found['delta']:.0%})\n"
+        f"P(so many or more | {found['delta']:.0%}) = {found['p_value']:.3f}: the promise "
+        f"{'holds' if found['holds'] else 'DOES NOT HOLD'}\n"
+        f"lost {found['loss']['mean']:.1%} (at most {found['loss']['max']:.1%}), "
+        f"gained {found['gain']:.1%}, calls saved {found['saved']:.1%}\n"
+        f"signals: {', '.join(f'{name} {count}' for name, count in found['signals'].items())}"
+    )
 
 
 def _interval(found: dict[str, Any]) -> str:

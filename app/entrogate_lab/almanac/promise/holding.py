@@ -6,6 +6,8 @@ about it with probability δ. Two ways to draw the samples of one calibration fr
 - `POPULATION`: independently, with replacement. The pool is then the population: what a policy
   loses in it is known exactly, and calibrations are independent of each other.
 - `SPLIT`: without replacement; the policy is judged on the trajectories that were not drawn.
+
+Either way they can be judged on trajectories of another log instead, which no calibration draws.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from entrogate.calibrate.choose import calibrate
+from entrogate.calibrate.choose import Pool
 from entrogate.calibrate.paired import Sample, under
 from entrogate.calibrate.result import Options
 from entrogate.gate.schema import Policy
@@ -117,18 +119,25 @@ def hold(
     rounds: int,
     seed: int,
     report: Report,
+    fresh: Sequence[Sample] | None = None,
 ) -> Holding:
-    """Calibrate ``rounds`` times on ``size`` samples of ``pool``. Raises ValueError if too few."""
-    if draw is Draw.SPLIT and size >= len(pool):
-        raise ValueError(
-            f"{size} of {len(pool)} trajectories leave none to judge on: a smaller --size"
-        )
+    """Calibrate ``rounds`` times on ``size`` samples of ``pool``. Raises ValueError if too few.
+
+    Policies are judged on ``fresh`` where it is given.
+    """
+    if draw is Draw.SPLIT and size > len(pool) - (fresh is None):
+        left = "leave none to judge on" if size == len(pool) else "cannot be drawn"
+        raise ValueError(f"{size} of {len(pool)} trajectories {left}: a smaller --size")
+    calibrating = Pool(pool, base)
     done: list[Realised] = []
     for number in range(rounds):
         rng = random.Random(f"promise-{seed}-{number}")
-        chosen, fresh = _drawn(pool, draw, size, rng)
-        found = calibrate(chosen, base, replace(options, seed=number))
-        done.append(_realised(found.policy, _signal_of(found.policy), fresh))
+        chosen, rest = _drawn(len(pool), draw, size, rng)
+        found = calibrating.calibrate(
+            replace(options, seed=number), chosen, drawn=draw is Draw.POPULATION
+        )
+        judges = [pool[at] for at in rest] if fresh is None else fresh
+        done.append(_realised(found.policy, _signal_of(found.policy), judges))
         report(number + 1, rounds)
     return Holding(
         draw=draw,
@@ -141,18 +150,13 @@ def hold(
 
 
 def _drawn(
-    pool: Sequence[Sample], draw: Draw, size: int, rng: random.Random
-) -> tuple[list[Sample], Sequence[Sample]]:
-    """The samples to calibrate on, and those to judge on."""
+    count: int, draw: Draw, size: int, rng: random.Random
+) -> tuple[list[int], Sequence[int]]:
+    """The numbers of the samples of one calibration, and of those to judge on."""
     if draw is Draw.SPLIT:
-        order = rng.sample(range(len(pool)), len(pool))
-        return [pool[at] for at in order[:size]], [pool[at] for at in order[size:]]
-    # One trajectory drawn twice is two samples of the population, so they need two names.
-    drawn = [
-        replace(rng.choice(pool), trajectory_id=f"drawn-{number}", task_id=None)
-        for number in range(size)
-    ]
-    return drawn, pool
+        order = rng.sample(range(count), count)
+        return order[:size], order[size:]
+    return rng.choices(range(count), k=size), range(count)
 
 
 def _signal_of(policy: Policy | None) -> tuple[str, float] | None:
