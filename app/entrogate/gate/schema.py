@@ -366,17 +366,12 @@ class Policy(_Part):
 
         A plain dump does not tell a tool that takes a default from one with ``threshold: null``.
         """
-        usual = ToolRule()
-        own = {
-            name: sorted(
-                field
-                for field in rule.model_fields_set & set(Defaults.model_fields)
-                if getattr(rule, field) == getattr(usual, field) != getattr(self.defaults, field)
-            )
-            for name, rule in self.tools.items()
-        }
-        overridden = {name: fields for name, fields in own.items() if fields}
-        return self.model_dump(mode="json") | ({"overridden": overridden} if overridden else {})
+        usual, own = ToolRule(), dict[str, list[str]]()
+        for name, rule in self.tools.items():
+            for field in sorted(rule.model_fields_set & set(Defaults.model_fields)):
+                if getattr(rule, field) == getattr(usual, field) != getattr(self.defaults, field):
+                    own.setdefault(name, []).append(field)
+        return self.model_dump(mode="json") | ({"overridden": own} if own else {})
 
     def rule(self, tool: str) -> ToolRule | None:
         """The rules for ``tool`` with the defaults filled in; None where it is not named."""
