@@ -218,6 +218,7 @@ class _Table:
         self.repeats: dict[bytes, int] = {}
         self.answered: dict[bytes, int] = {}  # position of the latest call with a result
         self._calls = calls
+        self._failures: dict[bytes, int] = {}  # by form
         self._latest: dict[str, int] = {}  # position of each tool's latest call
         self._previous: list[int] = []  # of each call, that of the one before by its tool, or -1
         for position, form in enumerate(forms):
@@ -234,10 +235,12 @@ class _Table:
         """How many results in a row, up to that of the call at ``position``, were errors.
 
         Of calls in its form and of ``run``: a user who goes on may want another try. Those without
-        a result do not count.
+        a result do not count, nor those more than `NEAR_WINDOW` calls back.
         """
         form, found = self.forms[position], 0
-        for place in range(position, -1, -1):
+        if form in self._failures:
+            return self._failures[form]
+        for place in range(position, max(-1, position - NEAR_WINDOW), -1):
             call = self._calls[place]
             if self.forms[place] != form or _result(call) is None:
                 continue
@@ -246,6 +249,7 @@ class _Table:
             found += 1
             if found == MAX_FAILURES:
                 break
+        self._failures[form] = found
         return found
 
     def age(self, position: int, now: float) -> float | None:
