@@ -88,7 +88,7 @@ class Gateway:
             self,
             self.settings.shadow,
             reasoning_end=self.settings.upstream.reasoning_end_token,
-            on_stored=self.grading.wish_for_new,
+            on_stored=self.grading.queue_ungraded,
         )
         self.client.on_lost = self.watch.lost
         if self.channel is not None:

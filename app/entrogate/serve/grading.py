@@ -43,7 +43,7 @@ class Grading:
         """Is nothing waiting or being graded?"""
         return self._backlog.idle
 
-    def wish(self, trajectory_id: str, *, anew: bool = True) -> None:
+    def queue(self, trajectory_id: str, *, anew: bool = True) -> None:
         """Queue a trajectory that got an outcome, if there is a grader.
 
         With ``anew`` false (it got a shadow) only ungraded shadows are graded: otherwise each of
@@ -59,9 +59,9 @@ class Grading:
             self._pending.pop(trajectory_id, None)
             self._metrics.record_grader_failure("dropped")
 
-    def wish_for_new(self, trajectory_id: str) -> None:
+    def queue_ungraded(self, trajectory_id: str) -> None:
         """Queue a trajectory that got a shadow, to grade what is not graded yet."""
-        self.wish(trajectory_id, anew=False)
+        self.queue(trajectory_id, anew=False)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

@@ -54,7 +54,7 @@ async def feedback(body: FeedbackBody, request: Request) -> dict[str, Any]:
     gateway = _gateway(request)
     gateway.metrics.record_feedback()
     gateway.metrics.shadows.record_scores(rewards.pop("shadows"))
-    gateway.grading.wish(rewards["trajectory_id"])
+    gateway.grading.queue(rewards["trajectory_id"])
     return rewards
 
 

@@ -27,7 +27,7 @@ from entrogate.upstream.capabilities import Way
 from entrogate.upstream.resume import kept_to_resume
 from entrogate.wire.spelled import spells_call
 
-_HASHES = 2.0**64
+_BITS = 53  # of a float: more would round the largest hashes up to 1
 _IDS = "i"  # of an array: a list takes ten times as much of what waits
 
 
@@ -85,7 +85,7 @@ def is_audited(call: CallRecord) -> bool:
 def shadow_draw(trajectory_id: str) -> float:
     """A number in [0, 1) for a trajectory: the same in every gateway."""
     digest = hashlib.blake2b(trajectory_id.encode(), digest_size=8, person=b"shadow").digest()
-    return int.from_bytes(digest, "little") / _HASHES
+    return (int.from_bytes(digest, "little") >> (64 - _BITS)) / 2.0**_BITS
 
 
 def request_shadow(
