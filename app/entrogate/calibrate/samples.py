@@ -169,6 +169,12 @@ class _Reader:
 
     def sample(self, trajectory: PairedTrajectory) -> Sample | LeftOut:
         """The sample that a trajectory is, or why it is none."""
+        try:
+            return self._sample(trajectory)
+        except (ValueError, TypeError, RecursionError):  # numbers that are none, or out of range
+            return LeftOut.BAD_FEATURES
+
+    def _sample(self, trajectory: PairedTrajectory) -> Sample | LeftOut:
         reason = self._unfit(trajectory)
         if reason is not None:
             return reason

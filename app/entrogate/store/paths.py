@@ -15,7 +15,6 @@ def judged_path(rows: Sequence[TurnRow], turn_id: str | None) -> list[Row[*tuple
 
     ``rows`` are the turns of the trajectory in the order of their index.
     """
-    by_id = {row.id: row for row in rows}
     last = rows[-1]
     if turn_id is not None:
         descends = {turn_id}
@@ -24,6 +23,7 @@ def judged_path(rows: Sequence[TurnRow], turn_id: str | None) -> list[Row[*tuple
                 descends.add(row.id)
         last = next(row for row in reversed(rows) if row.id in descends)
     path = [last]
-    while (parent := by_id.get(path[-1].parent_id)) is not None:
+    by_id = {row.id: row for row in rows if row is not last}
+    while (parent := by_id.pop(path[-1].parent_id, None)) is not None:  # none twice
         path.append(parent)
     return path[::-1]
