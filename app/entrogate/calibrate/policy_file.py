@@ -50,14 +50,19 @@ def audit_of(found: Calibrated) -> Audit | None:
     """The audit that watches over the promise; None where the policy suppressed nothing.
 
     The promise is P(loss) <= ε for any trajectory, an audit's ``max_loss`` is for those with a
-    skip: ε / their share. The share of audited calls is that of the policy, if it had an audit.
+    skip: ε / their share. It says nothing of single tools, so with one threshold for all of them
+    their audits are pooled. The share of audited calls is that of the policy, if it had an audit.
     """
     whole = found.total
     if found.policy is None or whole is None or whole.skipped == 0:
         return None
     limit = found.options.max_loss * whole.n / whole.skipped
-    values = {"max_loss": min(_MOST_LOSS, round(limit, 4)), "delta": found.options.delta}
-    return (found.policy.audit or Audit()).model_copy(update=values)
+    values = {
+        "share": (found.policy.audit or Audit()).share,
+        "max_loss": min(_MOST_LOSS, round(limit, 4)),
+        "delta": found.options.delta,
+    }
+    return Audit.model_validate(values | ({} if found.options.per_tool else {"pooled": True}))
 
 
 def policy_yaml(policy: Policy, found: Calibrated) -> str:

@@ -271,12 +271,14 @@ class Audit(_Part):
     """Of the turns that mode `enforce` would suppress, a ``share`` is let through at random.
 
     What they show bounds the share of suppressed calls that were needed. Where it is above
-    ``max_loss`` with confidence 1 - ``delta``, the fuse of that tool blows (`serve.fuses`).
+    ``max_loss`` with confidence 1 - ``delta``, the fuse of that tool blows (`serve.fuses`);
+    ``pooled``: the audits of all tools count together, and blow all fuses.
     """
 
     share: float = Field(default=0.05, gt=0.0, lt=1.0)
     max_loss: float = Field(default=0.05, gt=0.0, lt=1.0)
     delta: float = Field(default=0.1, gt=0.0, lt=1.0)
+    pooled: bool = _later(default=False)
 
 
 class Calibration(_Part):

@@ -197,7 +197,7 @@ def standings_of(policy: Policy, audit: Audit, audits: Audits) -> list[Standing]
 
 
 def _standing(policy: Policy, audit: Audit, audits: Audits, tool: str) -> Standing:
-    counted = audits.counted(tool)
+    counted = audits.counted(tool, pooled=audit.pooled)
     outcomes = [each.lost for each in counted if each.lost is not None]
     stored = audits.fuses.get(tool)
     seen = watch(outcomes, audit.delta)

@@ -39,6 +39,7 @@ def test_the_limit_is_the_promise_over_the_share_with_a_skip(skipped: int, limit
     audit = audit_of(calibrated(replace(TOTAL, skipped=skipped)))
     assert audit is not None
     assert (audit.max_loss, audit.delta, audit.share) == (limit, 0.2, 0.05)
+    assert audit.pooled  # the promise is not one for each tool
 
 
 def test_the_share_of_an_audit_that_was_there_stays() -> None:
@@ -51,3 +52,10 @@ def test_the_share_of_an_audit_that_was_there_stays() -> None:
 def test_nothing_to_audit() -> None:
     assert audit_of(calibrated(None)) is None
     assert audit_of(calibrated(replace(TOTAL, skipped=0))) is None
+
+
+def test_thresholds_of_single_tools_have_fuses_of_their_own() -> None:
+    found = replace(calibrated(TOTAL), options=Options(per_tool=True))
+    audit = audit_of(found)
+    assert audit is not None
+    assert not audit.pooled

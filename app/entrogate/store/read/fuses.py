@@ -65,10 +65,16 @@ class Audits:
     audited: tuple[Audited, ...]
     now: float  # by the clock that dates commits
 
-    def counted(self, tool: str) -> list[Audited]:
-        """Those that count for the fuse of ``tool``: all since it was last armed."""
+    def counted(self, tool: str, *, pooled: bool = False) -> list[Audited]:
+        """Those that count for the fuse of ``tool``: all since it was last armed.
+
+        ``pooled``: those of other tools as well. Parallel calls of several tools are one audit.
+        """
         fuse = self.fuses.get(tool)
-        own = [each for each in self.audited if each.tool == tool]
+        if pooled:
+            own = list({(each.sequence, each.created_at): each for each in self.audited}.values())
+        else:
+            own = [each for each in self.audited if each.tool == tool]
         if fuse is None or fuse.armed_sequence == 0:
             return own
         own = [each for each in own if each.sequence > fuse.armed_sequence]

@@ -15,7 +15,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from entrogate_lab.almanac.promise.collecting import PromiseError, Say
 from entrogate_lab.almanac.serving import STORE, serving
 
 FIGURES = "shifting.json"
+ALL_TOOLS = "(all)"
 _NAME = "almanac"
 _JUDGED_SECONDS = 60.0  # until the last audits of a world have their shadows
 _SETTINGS = {
@@ -134,6 +135,8 @@ def watched(audit: Audit, audits: Sequence[Audited], began: float) -> list[ToolW
     ``began`` is when the world changed, in seconds since the epoch.
     """
     judged = [each for each in audits if each.lost is not None]
+    if audit.pooled:
+        judged = [replace(each, tool=ALL_TOOLS) for each in judged]
     found: list[ToolWatch] = []
     for tool in sorted({each.tool for each in judged}):
         own = [each for each in judged if each.tool == tool]
