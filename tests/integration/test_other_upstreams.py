@@ -101,9 +101,9 @@ async def test_log_probs_without_token_ids(start: Start) -> None:
     answer = chat_answer(known=KNOWN, alternatives=3)
     async with raw_upstream({CHAT: answer}) as upstream:
         gateway = await start(upstream.url)
-        assert await served(gateway) is not None
         found = await gateway.gateway.capabilities()
         assert (found.top_logprobs, found.token_ids, found.estimator) == (3, False, None)
+        assert await served(gateway) is not None
         assert "return_token_ids" not in upstream.asked[-1].json
 
 
