@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from entrogate.calibrate.by_weights import BOUNDS, COSTS, MADE, calls_made, clusters_of
+from entrogate.calibrate.left_out import LeftOut
+from entrogate.calibrate.rules import loosest
 from entrogate.entropy.statistics import draft_stats
 from entrogate.gate.decide import probabilities
+from entrogate.gate.rules import REPLAYS_PER_TURN
 from entrogate.gate.schema import Policy
 from entrogate.label.shadows import RIGHT
 from entrogate.risk.offpolicy import Estimate, mean_estimate
@@ -29,7 +32,7 @@ SHARES = ("lost", "gained", "called_again")
 class Pair:
     """A trajectory as observed and as it is expected to be under the policy.
 
-    ``outcome`` and the shares are None where the outcome, or a score that counts, is not known.
+    ``outcome`` and the shares are None where the outcome, or the score of a shadow, is not known.
     """
 
     trajectory: LoggedTrajectory
@@ -49,8 +52,40 @@ class Compared:
     difference: Estimate
 
 
-def pair(trajectory: LoggedTrajectory, policy: Policy, mode: Mode) -> Pair | None:
-    """The two outcomes of a trajectory; None where a shadow is missing that would end it."""
+class Pairs:
+    """Trajectories in pairs under one policy.
+
+    Which trajectories count must not depend on what the policy does in them: with shadows of a
+    share of the traffic, those that it leaves alone would otherwise all count, and of those that it
+    ends only that share. So a trajectory needs a shadow, and for its outcome a score, at every turn
+    that any threshold could suppress.
+    """
+
+    def __init__(self, policy: Policy, mode: Mode) -> None:
+        self._policy, self._mode = policy, mode
+        self._loosest = loosest(policy)
+
+    def pair(self, trajectory: LoggedTrajectory) -> Pair | LeftOut:
+        """The two outcomes of a trajectory, or why it does not count."""
+        turns = [turn for turn in trajectory.turns if self._suppressible(turn)]
+        if not any(turn.calls for turn in trajectory.turns):
+            return LeftOut.NO_CALLS
+        if not turns:
+            return LeftOut.NOT_GATED
+        beside = [turn.shadow for turn in turns if turn.shadow is not None]
+        if len(beside) < len(turns):
+            return LeftOut.NO_SHADOW
+        judged = all(shadow.called or shadow.score is not None for shadow in beside)
+        return _follow(trajectory, self._policy, self._mode, judged=judged)
+
+    def _suppressible(self, turn: LoggedTurn) -> bool:
+        return any(
+            _chances(turn, self._loosest, Mode.ENFORCE, replays).get(Action.SUPPRESS, 0.0) > 0.0
+            for replays in (0, REPLAYS_PER_TURN)
+        )
+
+
+def _follow(trajectory: LoggedTrajectory, policy: Policy, mode: Mode, *, judged: bool) -> Pair:
     observed: dict[str, float] = dict.fromkeys(COSTS, 0.0)
     expected = dict(observed)
     going, replays, ended = 1.0, 0, _Ended()
@@ -66,15 +101,13 @@ def pair(trajectory: LoggedTrajectory, policy: Policy, mode: Mode) -> Pair | Non
         replays = replays + 1 if chances.get(Action.REPLAY, 0.0) > 0.5 else 0
         stopped = going * chances.get(Action.SUPPRESS, 0.0)
         if stopped > 0.0:
-            if turn.shadow is None:
-                return None
             ended.add(stopped, turn, expected)
         made = sum(chance for action, chance in chances.items() if action in MADE)
         expected["calls"] += going * made * whole["calls"]
         going -= stopped
         expected["tokens"] += going * whole["tokens"]
         expected["seconds"] += going * whole["seconds"]
-    return _pair(trajectory, observed, expected, going, ended)
+    return _pair(trajectory, observed, expected, going, ended, judged=judged)
 
 
 @dataclass(slots=True)
@@ -84,7 +117,6 @@ class _Ended:
     right: float = 0.0
     scores: float = 0.0
     called_again: float = 0.0
-    unjudged: bool = False
 
     def add(self, share: float, turn: LoggedTurn, expected: dict[str, float]) -> None:
         """A ``share`` of the trajectory ends with the shadow of ``turn``."""
@@ -92,9 +124,7 @@ class _Ended:
         assert shadow is not None
         if shadow.called:
             self.called_again += share  # and that is wrong
-        elif shadow.score is None:
-            self.unjudged = True
-        else:
+        elif shadow.score is not None:
             self.scores += share * shadow.score
             self.right += share * float(shadow.score >= RIGHT)
         before = shadow.n_kept / turn.n_tokens if turn.n_tokens else 1.0
@@ -108,9 +138,11 @@ def _pair(
     expected: dict[str, float],
     going: float,
     ended: _Ended,
+    *,
+    judged: bool,
 ) -> Pair:
     lost = gained = None
-    if trajectory.scores and not ended.unjudged:
+    if trajectory.scores and judged:
         outcome = trajectory.scores[-1]
         observed["outcome"] = outcome
         expected["outcome"] = going * outcome + ended.scores

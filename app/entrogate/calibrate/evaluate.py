@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from entrogate.calibrate.by_shadows import SHARES, Compared, Pair, compare, pair, share
+from entrogate.calibrate.by_shadows import SHARES, Compared, Pair, Pairs, compare, share
 from entrogate.calibrate.by_weights import (
     METRICS,
     Asked,
@@ -23,7 +23,8 @@ from entrogate.calibrate.by_weights import (
     estimate,
     weigh,
 )
-from entrogate.calibrate.evaluated import Explored, LeftOut, Observed, OfModel, Options, Report
+from entrogate.calibrate.evaluated import Explored, Observed, OfModel, Options, Report
+from entrogate.calibrate.left_out import LeftOut
 from entrogate.gate.schema import Policy
 from entrogate.label.shadows import RIGHT
 from entrogate.risk.offpolicy import Estimate
@@ -280,19 +281,19 @@ def _observed(
 ) -> tuple[Observed | None, Counter[LeftOut]]:
     left_out: Counter[LeftOut] = Counter()
     pairs: list[Pair] = []
+    under = Pairs(policy, options.mode)
     for trajectory in trajectories:
-        found = pair(trajectory, policy, options.mode) if _has_calls(trajectory) else None
-        if found is not None:
-            pairs.append(found)
+        found = under.pair(trajectory)
+        if isinstance(found, LeftOut):
+            left_out[found] += 1
         else:
-            known = _has_calls(trajectory)
-            left_out[LeftOut.NO_SHADOW if known else LeftOut.NO_CALLS] += 1
+            pairs.append(found)
     if not any(turn.shadow for each in trajectories for turn in each.turns):
         return None, left_out
     refused = None
     if len(pairs) < options.least_effective:
         refused = (
-            f"{len(pairs)} observed trajectories have all the shadows that the policy needs; "
+            f"{len(pairs)} observed trajectories have a shadow at each call that could be suppressed; "
             f"want at least {options.least_effective:g}: record more with --shadow-share"
         )
     compared: dict[str, Compared] = {}
@@ -310,8 +311,8 @@ def _observed(
     warnings = list(_of_outcomes([each.trajectory for each in pairs]))
     if n_outcomes < len(pairs):
         warnings.append(
-            f"{len(pairs) - n_outcomes} of {len(pairs)} trajectories have no outcome, or end with "
-            "a shadow without a score: they count for calls, tokens and seconds only"
+            f"{len(pairs) - n_outcomes} of {len(pairs)} trajectories have no outcome, or a shadow "
+            "without a score: they count for calls, tokens and seconds only"
         )
     return (
         Observed(
@@ -324,7 +325,3 @@ def _observed(
         ),
         left_out,
     )
-
-
-def _has_calls(trajectory: LoggedTrajectory) -> bool:
-    return any(turn.calls for turn in trajectory.turns)

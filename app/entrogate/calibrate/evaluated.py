@@ -5,30 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from typing import Any, cast
 
 from entrogate.calibrate.by_shadows import Compared
 from entrogate.calibrate.by_weights import Estimates, Support
+from entrogate.calibrate.left_out import LeftOut
 from entrogate.risk.offpolicy import Estimate
 from entrogate.types import Mode
 
 SCHEMA_VERSION = 1
 LEAST_EFFECTIVE = 50.0
-
-
-class LeftOut(StrEnum):
-    """Why a trajectory belongs to no log; the first reason that holds."""
-
-    OTHER = "other_model"  # not the model or the weights that were asked for
-    UNREADABLE = "unreadable"  # decisions that are none: features, propensities, durations
-    BROKEN_OFF = "broken_off"  # a turn failed, or was not recorded
-    MIXED_WEIGHTS = "mixed_weights"  # several models or weights answered it
-    MIXED_MODES = "mixed_modes"  # some of its calls were enforced, some explored
-    ENFORCED = "enforced"  # all of its calls were: nothing was left to chance
-    CONTRADICTORY = "contradictory_outcomes"  # feedback calls it right and wrong
-    NO_CALLS = "no_calls"  # observed, and no call was proposed
-    NO_SHADOW = "no_shadow"  # observed, and a call that the policy suppresses has no shadow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

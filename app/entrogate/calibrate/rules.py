@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from entrogate.calibrate.result import Row
-from entrogate.gate.schema import Policy, Signal, ToolRule
+from entrogate.gate.schema import Policy, Signal, Statistic, ToolRule
 
 
 def gated_tools(policy: Policy) -> list[str]:
@@ -27,6 +27,11 @@ def with_threshold(
         for name, rule in policy.tools.items()
     }
     return with_fields(policy, tools=rules)
+
+
+def loosest(policy: Policy) -> Policy:
+    """``policy`` with thresholds that suppress whatever any threshold of any signal could."""
+    return with_threshold(policy, gated_tools(policy), Signal(statistic=Statistic.UNIFORM), 1.0)
 
 
 def with_fields(policy: Policy, **values: object) -> Policy:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from entrogate.calibrate.paired import CallTurn, Sample, Shadow
-from entrogate.calibrate.rules import gated_tools, with_threshold
+from entrogate.calibrate.rules import loosest
 from entrogate.entropy.statistics import draft_stats
 from entrogate.errors import ConfigError
 from entrogate.gate.decide import decide_turn
 from entrogate.gate.features import from_json
-from entrogate.gate.schema import Policy, Signal, Statistic
+from entrogate.gate.schema import Policy
 from entrogate.label.shadows import RIGHT
 from entrogate.store.read.paired import PairedTrajectory, StoredCallTurn, StoredShadow
 from entrogate.types import Action, Estimator, Features, Mode, SegmentStats
@@ -147,10 +147,7 @@ class _Reader:
     """Turns stored trajectories into samples, or into the reason why they are none."""
 
     def __init__(self, base: Policy, draft_tokens: int, picked: Picked) -> None:
-        # Suppresses whatever any threshold of any signal could suppress.
-        self._loosest = with_threshold(
-            base, gated_tools(base), Signal(statistic=Statistic.UNIFORM), 1.0
-        )
+        self._loosest = loosest(base)
         self._draft_tokens = draft_tokens
         self._picked = picked
         self.left_out: Counter[LeftOut] = Counter()

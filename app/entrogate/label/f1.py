@@ -52,8 +52,9 @@ def _f1(said: Counter[str], n_said: int, wanted: Counter[str], n_wanted: int) ->
 
 
 def _bag(text: str) -> Counter[str]:
-    return Counter(_words(text))
+    return Counter(words(text))
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words that are compared: lower-cased, without ASCII punctuation and English articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()

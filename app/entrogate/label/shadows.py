@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from entrogate.label.f1 import Golds
+from entrogate.label.f1 import Golds, words
 
 RIGHT = 0.5
 """From this score on an answer counts as right, that of a trajectory or of a shadow."""
@@ -35,20 +35,23 @@ class ByGold:
 
 
 class ByAgreement:
-    """Scores shadows of one trajectory by F1 against ``final``, in [0, 1].
+    """Scores shadows of one trajectory by whether they say what ``final`` says: 1 or 0.
+
+    The same words in the same order (`f1.words`). Sentences that differ in the answer alone share
+    most of their words, so a measure of overlap would call a wrong answer right.
 
     None where there is nothing to agree with: the ``outcome`` is below `RIGHT`, or the trajectory
     ended without a text.
     """
 
-    __slots__ = ("_golds",)
+    __slots__ = ("_final",)
 
     def __init__(self, *, final: str, outcome: float) -> None:
-        self._golds = Golds((final,)) if outcome >= RIGHT and final.strip() else None
+        self._final = words(final) if outcome >= RIGHT and final.strip() else None
 
     def score(self, text: str) -> float | None:
         """Of the shadow that says ``text``."""
-        return None if self._golds is None else self._golds.best(text)
+        return None if self._final is None else float(words(text) == self._final)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

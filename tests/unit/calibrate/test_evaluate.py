@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from entrogate.calibrate.by_shadows import pair
+from entrogate.calibrate.by_shadows import Pair, Pairs
 from entrogate.calibrate.by_weights import Asked, weigh
 from entrogate.calibrate.evaluate import evaluate
 from entrogate.calibrate.evaluate_cli import report_lines
-from entrogate.calibrate.evaluated import LeftOut, Options, Report
+from entrogate.calibrate.evaluated import Options, Report
+from entrogate.calibrate.left_out import LeftOut
 from entrogate.gate import parse_policy
 from entrogate.gate.decide import decide_turn
 from entrogate.gate.schema import Policy
@@ -23,6 +24,11 @@ from tests.unit.gate.factory import features, segment
 
 EXPLORING = threshold(1.5, explore="{epsilon: 0.3}")
 REPLAYING = threshold(1.5, on_repeat="replay", explore="{epsilon: 0.3}")
+
+
+def pair(trajectory: LoggedTrajectory, policy: Policy, mode: Mode) -> Pair | None:
+    found = Pairs(policy, mode).pair(trajectory)
+    return found if isinstance(found, Pair) else None
 
 
 def report(
@@ -88,6 +94,65 @@ def test_pairs_expect_what_enforcing_does():
         expected = sum(each.expected[metric] for each in pairs) / len(pairs)
         error = spread * math.sqrt(1 / len(pairs) + 1 / len(ran))
         assert expected == pytest.approx(plain[metric], abs=3.5 * error)
+
+
+@pytest.mark.parametrize("value", [0.3, 2.0])
+def test_shadows_of_a_share_of_the_traffic_say_the_same(value: float):
+    """What is compared must not depend on what the policy does: a trajectory that it leaves alone
+    counts only where one that it ends would have."""
+    policy = threshold(value)
+    many = [each for each in log(5, 4000, EXPLORING, Mode.OBSERVE, shadows=True) if called(each)]
+    sampled = [each if n % 5 == 0 else without_shadows(each) for n, each in enumerate(many)]
+    (whole,) = report(many, policy).models
+    (part,) = report(sampled, policy).models
+    assert whole.observed is not None
+    assert part.observed is not None
+    assert part.observed.n == len(many[::5])
+    for metric in ("calls", "outcome"):
+        true, own = whole.observed.compared[metric], part.observed.compared[metric]
+        assert own.policy.lower < true.policy.value < own.policy.upper
+        assert own.observed.lower < true.observed.value < own.observed.upper
+
+
+def test_outcomes_count_only_where_every_shadow_has_a_score():
+    """As when trajectories that went wrong have none: those that the policy leaves alone too."""
+    policy = threshold(2.0)
+    many = [each for each in log(6, 2000, EXPLORING, Mode.OBSERVE, shadows=True) if called(each)]
+    partly = [each if each.scores == (1.0,) else unscored(each) for each in many]
+    (found,) = report(partly, policy).models
+    assert found.observed is not None
+    assert found.observed.n == len(many)
+    assert found.observed.n_outcomes == sum(each.scores == (1.0,) for each in many)
+    assert found.observed.compared["outcome"].observed.value == 1.0
+
+
+def test_calls_that_the_policy_cannot_suppress_need_no_shadow_and_say_nothing():
+    other = replace(
+        observed(1.0, shadow_=None),
+        turns=tuple(
+            replace(
+                each,
+                calls=tuple(
+                    replace(one, features=replace(one.features, tool="write")) for one in each.calls
+                ),
+            )
+            for each in observed(1.0, shadow_=None).turns
+        ),
+    )
+    found = report([other] * 3 + [observed(1.0)], threshold(1.5))
+    assert found.left_out == {LeftOut.NOT_GATED: 3}
+
+
+def without_shadows(trajectory: LoggedTrajectory) -> LoggedTrajectory:
+    return replace(trajectory, turns=tuple(replace(turn, shadow=None) for turn in trajectory.turns))
+
+
+def unscored(trajectory: LoggedTrajectory) -> LoggedTrajectory:
+    turns = [
+        replace(turn, shadow=turn.shadow and replace(turn.shadow, score=None))
+        for turn in trajectory.turns
+    ]
+    return replace(trajectory, turns=tuple(turns))
 
 
 def called(trajectory: LoggedTrajectory) -> bool:
@@ -330,7 +395,7 @@ def test_replays_cost_no_call_and_end_after_two():
 def test_missing_and_unjudged_shadows():
     bare = observed(1.0, shadow_=None)
     assert pair(bare, threshold(1.5), Mode.ENFORCE) is None
-    assert pair(bare, threshold(0.5), Mode.ENFORCE) is not None  # nothing is suppressed
+    assert pair(bare, threshold(0.5), Mode.ENFORCE) is None  # though nothing is suppressed
     unjudged = pair(observed(1.0, shadow_=shadow(score=None)), threshold(1.5), Mode.ENFORCE)
     assert unjudged is not None
     assert (unjudged.lost, unjudged.gained) == (None, None)

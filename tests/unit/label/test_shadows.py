@@ -78,3 +78,11 @@ def test_agreement_needs_a_trajectory_that_was_right() -> None:
     assert ByAgreement(final="paris.", outcome=1).score("Rome") == 0
     assert ByAgreement(final="Paris", outcome=0.49).score("Paris") is None
     assert ByAgreement(final=" \n", outcome=1).score("Paris") is None
+
+
+def test_sentences_that_differ_in_the_answer_alone_do_not_agree() -> None:
+    """Their F1 is 0.75: two wrong answers of three words would count as right."""
+    asked = ByAgreement(final="The answer is Rome.", outcome=1)
+    assert asked.score("The answer is Nowhere.") == 0
+    assert asked.score("Rome is the answer") == 0
+    assert asked.score("the answer is  ROME") == 1
