@@ -293,8 +293,9 @@ def _observed(
     refused = None
     if len(pairs) < options.least_effective:
         refused = (
-            f"{len(pairs)} observed trajectories have a shadow at each call that could be suppressed; "
-            f"want at least {options.least_effective:g}: record more with --shadow-share"
+            f"{len(pairs)} observed trajectories have a shadow at each call that could be "
+            f"suppressed; want at least {options.least_effective:g}: record more with "
+            "--shadow-share"
         )
     compared: dict[str, Compared] = {}
     shares: dict[str, Estimate] = {}

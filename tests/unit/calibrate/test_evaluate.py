@@ -127,18 +127,11 @@ def test_outcomes_count_only_where_every_shadow_has_a_score():
 
 
 def test_calls_that_the_policy_cannot_suppress_need_no_shadow_and_say_nothing():
-    other = replace(
-        observed(1.0, shadow_=None),
-        turns=tuple(
-            replace(
-                each,
-                calls=tuple(
-                    replace(one, features=replace(one.features, tool="write")) for one in each.calls
-                ),
-            )
-            for each in observed(1.0, shadow_=None).turns
-        ),
-    )
+    bare = observed(1.0, shadow_=None)
+    (asking,) = bare.turns[:1]
+    (one,) = asking.calls
+    writing = replace(one, features=replace(one.features, tool="write"))
+    other = replace(bare, turns=(replace(asking, calls=(writing,)), *bare.turns[1:]))
     found = report([other] * 3 + [observed(1.0)], threshold(1.5))
     assert found.left_out == {LeftOut.NOT_GATED: 3}
 
@@ -221,7 +214,7 @@ def test_what_the_log_never_tried_is_refused():
     other = parse_policy("schema_version: 1\nname: other\n", "other.yaml")
     found = explored_of(report(trajectories, threshold(0.8), logging=other))
     assert found.refused is not None
-    assert "the exploring one never did" in found.refused
+    assert "the logging policy never did" in found.refused
 
 
 def test_exploring_a_replay_does_not_tell_what_suppressing_it_would_do():
@@ -404,7 +397,7 @@ def test_missing_and_unjudged_shadows():
     found = report(some, threshold(1.5))
     assert found.left_out[LeftOut.NO_SHADOW] == 60
     assert not found.answered
-    assert "shadow.share" in "\n".join(report_lines(found))
+    assert "--shadow-share" in "\n".join(report_lines(found))
 
 
 def test_a_report_can_be_read_by_programs():
