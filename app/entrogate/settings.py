@@ -32,7 +32,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class _Branch(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class UpstreamSettings(_Branch):
@@ -125,7 +125,7 @@ class ShadowSettings(_Branch):
     busy_turns: int = Field(default=64, ge=1)
     queue_limit: int = Field(default=256, ge=1)
     grader: str | None = None
-    grader_timeout_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    grader_timeout_seconds: float = Field(default=30.0, gt=0)
 
     @field_validator("grader")
     @classmethod

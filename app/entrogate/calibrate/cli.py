@@ -18,6 +18,7 @@ from entrogate.calibrate.tables import as_json, left_out, lines
 from entrogate.errors import ConfigError
 from entrogate.gate.policy import load_policy
 from entrogate.gate.schema import Policy, Statistic
+from entrogate.ranges import FiniteRange
 from entrogate.risk.ltt import samples_needed
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.options import opened, store_option
@@ -29,7 +30,7 @@ from entrogate.wire.body import to_json
 NOTHING_CERTIFIED = 3
 """Exit status where no threshold keeps the promise."""
 
-_SHARE = click.FloatRange(0.0, 1.0, min_open=True, max_open=True)
+_SHARE = FiniteRange(0.0, 1.0, min_open=True, max_open=True)
 
 
 def _signals(

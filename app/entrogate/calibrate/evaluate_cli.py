@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from entrogate.calibrate.evaluated import (
 )
 from entrogate.gate.policy import load_policy, parse_policy
 from entrogate.gate.schema import Policy
+from entrogate.ranges import FiniteRange
 from entrogate.risk.offpolicy import Estimate
 from entrogate.store.options import opened, store_option
 from entrogate.store.read.show import table
@@ -37,13 +37,6 @@ _SHARES = {
 }
 
 
-def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
-    """A range lets nan and infinity through."""
-    if not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a number that can be compared with")
-    return value
-
-
 @click.command("evaluate")
 @click.argument("policy_file", metavar="POLICY")
 @store_option
@@ -58,18 +51,16 @@ def _a_number(_: click.Context, __: click.Parameter, value: float) -> float:
 @click.option("--weights", help="Only trajectories answered by these weights.")
 @click.option(
     "--confidence",
-    type=click.FloatRange(0.5, 0.9999),
+    type=FiniteRange(0.5, 0.9999),
     default=0.95,
     show_default=True,
-    callback=_a_number,
     help="Confidence level of the intervals.",
 )
 @click.option(
     "--least",
-    type=click.FloatRange(2.0),
+    type=FiniteRange(2.0),
     default=LEAST_EFFECTIVE,
     show_default=True,
-    callback=_a_number,
     help="Smallest effective sample size that gives an estimate.",
 )
 @click.option(

@@ -23,6 +23,7 @@ from entrogate.label.credit import Baseline
 from entrogate.label.rewards import RewardOptions, Rule
 from entrogate.label.worth import DenseName, Labelling, RewardName
 from entrogate.model_hashes import hashes_of
+from entrogate.ranges import FiniteRange
 from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.options import opened, store_option
 from entrogate.store.read.settled import Settling
@@ -47,12 +48,22 @@ def _default(name: str) -> dict[str, Any]:
     show_default=True,
     help="The dataset, or one new file of it for another trainer.",
 )
-@click.option("--every", type=click.FloatRange(min=1), help="Go on, with so many seconds between.")
+@click.option("--every", type=FiniteRange(min=1), help="Go on, with so many seconds between.")
 @click.option("--check", is_flag=True, help="Only see whether store and target can be used.")
 @click.option("--erase", is_flag=True, help="Take out what was erased in the store; add nothing.")
-@click.option("--settle", default=30.0, show_default=True, help="Quiet seconds before it is final.")
 @click.option(
-    "--patience", default=3600.0, show_default=True, help="Seconds to wait for an outcome."
+    "--settle",
+    type=FiniteRange(),
+    default=30.0,
+    show_default=True,
+    help="Quiet seconds before it is final.",
+)
+@click.option(
+    "--patience",
+    type=FiniteRange(),
+    default=3600.0,
+    show_default=True,
+    help="Seconds to wait for an outcome.",
 )
 @click.option("--tenant", help="Only this tenant's ('': the default one's).")
 @click.option("--task", "task_id", help="Only this task.")
@@ -190,14 +201,14 @@ def convert(*, dataset: str, format_: str, target: str) -> None:
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=RewardOptions().alpha,
     show_default=True,
     help="Weight of I_k in the dense reward.",
 )
 @click.option(
     "--min-reduction",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=RewardOptions().min_reduction,
     show_default=True,
     help="Nats by which a call has to lower the entropy for I_k = 1.",

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from entrogate.errors import ConfigError
+from entrogate.ranges import FiniteRange
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.hangup import reloads_on_hangup
@@ -88,7 +89,7 @@ _PLACES = {
 @click.option("--trial-policy", help="Second policy, for a share of new trajectories.")
 @click.option(
     "--trial-share",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Share of new trajectories under --trial-policy (default 0).",
 )
 @click.option(
@@ -102,14 +103,14 @@ _PLACES = {
 @click.option("--allow-mode-header", is_flag=True, default=None, help="Clients may set the mode.")
 @click.option(
     "--shadow-share",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Share of trajectories that get shadow answers.",
 )
 @click.option("--shadow-grader", help="Scores shadows: package.module:function or a URL.")
 @click.option("--store", "store_url", help="Database URL, such as sqlite:///entrogate.db.")
 @click.option("--durability", type=click.Choice(["full", "normal", "off"]), help="Of the store.")
 @click.option("--export-to", help="Dataset to add to while serving: a folder or any fsspec URL.")
-@click.option("--export-every", type=float, help="Seconds between exports (default 300).")
+@click.option("--export-every", type=FiniteRange(), help="Seconds between exports (default 300).")
 @click.option("--host", help="Address to listen on (default 127.0.0.1).")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 8400).")
 @click.option("--insecure", is_flag=True, default=None, help="Listen to all without API keys.")
@@ -121,7 +122,9 @@ _PLACES = {
 @click.option("--allowed-host", "allowed_hosts", multiple=True, help="Name in the Host header.")
 @click.option("--cors-origin", "cors_origins", multiple=True, help="Site whose pages may ask.")
 @click.option("--max-concurrency", type=click.IntRange(1), help="Requests at a time; others: 503.")
-@click.option("--request-timeout", type=float, help="Seconds that a whole request may take.")
+@click.option(
+    "--request-timeout", type=FiniteRange(), help="Seconds that a whole request may take."
+)
 @click.option("--otlp-endpoint", help="Collector that takes traces, e.g. http://127.0.0.1:4318.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 def serve(**options: Any) -> None:

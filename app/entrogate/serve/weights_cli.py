@@ -12,6 +12,7 @@ import click
 import httpx
 
 from entrogate.errors import ConfigError, UpstreamError, UpstreamUnavailable
+from entrogate.ranges import FiniteRange
 from entrogate.settings import ServeSettings
 from entrogate.store.read.show import table
 from entrogate.upstream.adapters import VllmAdapters
@@ -30,7 +31,7 @@ gateway_option: Callable[..., Any] = click.option(
 @click.command()
 @click.argument("adapter", required=False, type=click.Path(path_type=Path))
 @gateway_option
-@click.option("--share", type=click.FloatRange(0, 1), help="Of new trajectories; default 0.")
+@click.option("--share", type=FiniteRange(0, 1), help="Of new trajectories; default 0.")
 @click.option("--promote", metavar="VERSION", help="Give all to a version that is published.")
 @click.option("--name", help="Default: the served model's name and the version of the weights.")
 @click.option("--vllm", help="Load it into this vLLM, without a gateway.")

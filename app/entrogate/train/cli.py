@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from pydantic import ValidationError
 
+from entrogate.ranges import FiniteRange
 from entrogate.train.settings import TrainSettings
 
 _HELP = {
@@ -56,7 +57,8 @@ def _settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if kind is bool:
             options["is_flag"] = True
         elif not required:
-            options |= {"type": kind, "default": field.default, "show_default": True}
+            chosen = FiniteRange() if kind is float else kind
+            options |= {"type": chosen, "default": field.default, "show_default": True}
         command = click.option(flag, name, **options)(command)
     return command
 

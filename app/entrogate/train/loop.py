@@ -26,6 +26,7 @@ import orjson
 
 from entrogate.errors import ConfigError, EntrogateError, UpstreamUnavailable
 from entrogate.export.dataset import Dataset
+from entrogate.ranges import FiniteRange
 
 _POLL_SECONDS = 10.0
 
@@ -163,8 +164,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--collect", help="Shell command that has tasks done; default: wait for traffic.")
 @click.option("--at-least", type=click.IntRange(min=2), default=64, show_default=True)
-@click.option("--settle", "settle_seconds", type=click.FloatRange(min=0), default=30.0)
-@click.option("--share", type=click.FloatRange(0, 1), default=1.0, show_default=True)
+@click.option("--settle", "settle_seconds", type=FiniteRange(min=0), default=30.0)
+@click.option("--share", type=FiniteRange(0, 1), default=1.0, show_default=True)
 def loop(**given: Any) -> None:
     """Improve the served model round after round; the same command goes on after a stop.
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import click
 
 from entrogate.errors import EntrogateError
+from entrogate.ranges import FiniteRange
 from entrogate_lab.almanac.tasks import Split
 
 BASE_URL = "http://127.0.0.1:8000/v1"
@@ -52,7 +53,7 @@ BASE_URL = "http://127.0.0.1:8000/v1"
 @click.option("--body", help="Fields of every request as a JSON object, such as a logit_bias.")
 @click.option(
     "--shift",
-    type=click.FloatRange(0.0, 1.0),
+    type=FiniteRange(0.0, 1.0),
     default=0.0,
     show_default=True,
     help="Share of the known facts that have changed since training.",

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from entrogate.errors import EntrogateError
+from entrogate.ranges import FiniteRange
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ def gate(
 
 
 @bench.command()
-@click.option("--share", type=click.FloatRange(0, 1), default=0.2, show_default=True)
+@click.option("--share", type=FiniteRange(0, 1), default=0.2, show_default=True)
 @click.option("--rounds", type=click.IntRange(0), default=20, show_default=True)
 @click.option("--requests", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True)
@@ -227,8 +228,8 @@ def train(
 @bench.command("fuse")
 @click.option("--streams", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option("--length", type=click.IntRange(min=1001), default=2000, show_default=True)
-@click.option("--max-loss", type=click.FloatRange(0, 1, True, True), default=0.05)
-@click.option("--delta", type=click.FloatRange(0, 1, True, True), default=0.1)
+@click.option("--max-loss", type=FiniteRange(0, 1, True, True), default=0.05)
+@click.option("--delta", type=FiniteRange(0, 1, True, True), default=0.1)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def fuse(

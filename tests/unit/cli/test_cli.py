@@ -124,3 +124,44 @@ def test_a_closed_pipe_is_not_a_traceback() -> None:
 def test_version_of_the_package_is_the_changelogs() -> None:
     changelog = Path(__file__).parents[3] / "CHANGELOG.md"
     assert f"## [{__version__}]" in changelog.read_text()
+
+
+def number_options() -> list[tuple[str, click.Parameter]]:
+    """Every option of every command, the nested ones too, that takes a number with a point."""
+    found: list[tuple[str, click.Parameter]] = []
+
+    def walk(path: str, command: click.Command) -> None:
+        if isinstance(command, click.Group):
+            for name in command.list_commands(click.Context(command)):
+                inner = command.get_command(click.Context(command), name)
+                assert inner is not None
+                walk(f"{path} {name}", inner)
+        found.extend(
+            (f"{path} {option.opts[0]}", option)
+            for option in command.params
+            if isinstance(option.type, click.types.FloatParamType)
+        )
+
+    walk("", cli.command_line())
+    return found
+
+
+def test_no_number_on_the_command_line_is_nan_or_infinite() -> None:
+    options = number_options()
+    assert len(options) > 20
+    taken: list[str] = []
+    for name, option in options:
+        for text in ("nan", "inf", "-inf"):
+            try:
+                option.type.convert(text, option, None)
+            except click.BadParameter:
+                continue
+            taken.append(f"{name} {text}")
+    assert taken == []
+
+
+def test_nan_is_one_line_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["calibrate", "--delta", "nan"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "Error: Invalid value for '--delta': nan is not a finite number\n"
+    )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from entrogate.ranges import FiniteRange
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,6 +24,9 @@ _JSON = click.option(
 _POLICY = click.option(
     "--policy", default="balanced", show_default=True, help="A bundled name or a file."
 )
+
+
+_SHARE = FiniteRange(0.0, 1.0, min_open=True, max_open=True)
 
 
 @click.group()
@@ -80,8 +85,8 @@ def signals(*, log: Path, policy: str, json_file: Path | None) -> None:
 @click.argument("logs", type=_FOLDER, nargs=-1, required=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--size", type=click.IntRange(min=2), default=600, show_default=True)
-@click.option("--max-loss", type=float, default=0.05, show_default=True)
-@click.option("--delta", type=float, default=0.1, show_default=True)
+@click.option("--max-loss", type=_SHARE, default=0.05, show_default=True)
+@click.option("--delta", type=_SHARE, default=0.1, show_default=True)
 @click.option(
     "--draw", type=click.Choice(["population", "split"]), default="population", show_default=True
 )
