@@ -197,7 +197,7 @@ def test_an_empty_store_says_what_it_would_take(folder: Path) -> None:
     done = calibrate(folder, filled(folder, work), "--max-loss", "0.1")
 
     assert done.exit_code == 3
-    assert "at least 44 are needed" in done.stderr
+    assert "at least 44 trajectories with an outcome" in done.stderr
     assert "left out: shadow_missing 1" in done.stderr
     told = json.loads(calibrate(folder, f"sqlite:///{folder / 'entrogate.db'}", "--json").stdout)
     assert (told["certified"], told["needs"], told["n"]) == (False, 90, 0)
@@ -276,7 +276,7 @@ def test_without_any_reasoning_the_draft_is_what_is_left(folder: Path) -> None:
     [
         (("--max-loss", "0"), "0.0 is not in the range 0.0<x<1.0"),
         (("--delta", "1.5"), "1.5 is not in the range 0.0<x<1.0"),
-        (("--max-loss", "nan"), "max loss is nan"),
+        (("--max-loss", "nan"), "nan is not a finite number"),
         (("--signals", "entropy_min"), "no signal 'entropy_min'; known: all, draft"),
         (("--signals", "entropy_max,-all"), "no signal is left"),
         (("--draft-tokens", "100"), "100 is not in the range 1<=x<=64"),

@@ -162,6 +162,17 @@ class _Work:
             for sample in self.pool.of(numbers)
         )
 
+    def _any_right(self, tool: str | None) -> bool:
+        """Whether any shadow of the tool's turns is right, in either part."""
+        return any(
+            turn.shadow is not None
+            and turn.shadow.is_right
+            and (tool is None or any(each.tool == tool for each in turn.features))
+            for part in (self.choosing, self.certifying)
+            for sample in self.pool.of(part)
+            for turn in sample.turns
+        )
+
     def row(self, tool: str | None, max_loss: float, delta: float) -> Row:
         """The best signal for ``tool`` (None: all), and its certified threshold."""
         tried = (
@@ -170,6 +181,8 @@ class _Work:
         candidates = [found for found in tried if found is not None]
         best = _best(candidates)
         n = len(self.certifying)
+        any_right = self._any_right(tool)
+        least = samples_needed(0, 0, max_loss=max_loss, delta=delta)
         row = Row(
             tool=tool,
             max_loss=max_loss,
@@ -177,7 +190,8 @@ class _Work:
             n=n,
             n_with_tool=self._with_tool(tool, self.certifying),
             judged=tuple(each.judged for each in candidates),
-            needs=self._further(samples_needed(0, 0, max_loss=max_loss, delta=delta)),
+            needs=self._further(least if any_right else None),
+            any_right=any_right,
         )
         if best is None or n == 0:
             return row
@@ -194,7 +208,7 @@ class _Work:
             upper=upper_bound(int(found.losses[at]), n, delta),
             gains=int(found.gains[at]),
             saved=_saved(best.crossings, float(found.thresholds[at])),
-            needs=0 if index is not None else self._further(needed),
+            needs=0 if index is not None else self._further(needed if any_right else None),
         )
 
     def _further(self, needed: int | None) -> int | None:

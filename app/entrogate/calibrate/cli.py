@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from entrogate.calibrate.choose import calibrate as run_calibration
+from entrogate.calibrate.empty import main_reason
 from entrogate.calibrate.paired import one_per_task
 from entrogate.calibrate.policy_file import policy_yaml, with_calibration, write_whole
 from entrogate.calibrate.result import SIGNALS, Calibrated, Options
@@ -124,6 +126,7 @@ def _signals(
 @click.option(
     "--report", type=click.Path(dir_okay=False, path_type=Path), help="HTML report to write."
 )
+@click.option("--overwrite", is_flag=True, help="Replace the files of --out and --report.")
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON instead of the table.")
 @click.pass_context
 def calibrate(context: click.Context, url: str, **given: Any) -> None:
@@ -131,6 +134,8 @@ def calibrate(context: click.Context, url: str, **given: Any) -> None:
 
     Exit status 3: nothing can be certified; the output says how many more trajectories are needed.
     """
+    if not given["overwrite"]:
+        _check_new(given["out"], given["report"])
     if Statistic.LEARNED in given["signals"]:
         _check_extra()
     base = load_policy(given["base_policy"])
@@ -145,7 +150,9 @@ def calibrate(context: click.Context, url: str, **given: Any) -> None:
     with opened(url) as store:
         log = _log(store, base, given)
     if not log.samples:
-        _refuse_empty(log, options, as_json_=given["as_json_"])
+        filters = [f"--{name}" for name in ("tenant", "since", "until") if given[name] is not None]
+        reason = main_reason(log, base, _picked(given), filters)
+        _refuse_empty(log, options, reason, as_json_=given["as_json_"])
         context.exit(NOTHING_CERTIFIED)
     try:
         found = run_calibration(log.samples, base, options)
@@ -160,6 +167,13 @@ def calibrate(context: click.Context, url: str, **given: Any) -> None:
         context.exit(NOTHING_CERTIFIED)
 
 
+def _check_new(*files: Path | None) -> None:
+    """Before the work, not after it. Raises ConfigError for a file that exists."""
+    for file in files:
+        if file is not None and file.exists():
+            raise ConfigError(f"{file} exists already: name a new one, or add --overwrite")
+
+
 def _check_extra() -> None:
     """Now, not after minutes of reading. The command line names the extra."""
     import sklearn  # noqa: F401  # pyright: ignore[reportMissingTypeStubs, reportUnusedImport]
@@ -169,35 +183,39 @@ def _log(store: Store, base: Policy, given: dict[str, Any]) -> Log:
     wanted = TrajectoryFilter(
         tenant=given["tenant"], since=_epoch(given["since"]), until=_epoch(given["until"])
     )
-    estimator = given["estimator"]
-    picked = Picked(
-        model=given["model"],
-        weights=given["weights"],
-        tokenizer=given["tokenizer"],
-        estimator=None if estimator is None else Estimator(estimator),
-    )
+    picked = _picked(given)
     stored: Iterator[PairedTrajectory] = store.iter_paired(wanted)
     log = read_log(stored, base, draft_tokens=given["draft_tokens"], picked=picked)
     if given["all_of_task"]:
         return log
     kept = one_per_task(log.samples, given["seed"])
     log.left_out[LeftOut.SAME_TASK] += len(log.samples) - len(kept)
-    return Log(samples=kept, origin=log.origin, left_out=+log.left_out, judged_by=log.judged_by)
+    return replace(log, samples=kept, left_out=+log.left_out)
+
+
+def _picked(given: dict[str, Any]) -> Picked:
+    estimator = given["estimator"]
+    return Picked(
+        model=given["model"],
+        weights=given["weights"],
+        tokenizer=given["tokenizer"],
+        estimator=None if estimator is None else Estimator(estimator),
+    )
 
 
 def _epoch(moment: datetime.datetime | None) -> float | None:
     return None if moment is None else moment.replace(tzinfo=datetime.UTC).timestamp()
 
 
-def _refuse_empty(log: Log, options: Options, *, as_json_: bool) -> None:
+def _refuse_empty(log: Log, options: Options, reason: str, *, as_json_: bool) -> None:
     needed = samples_needed(0, 0, max_loss=options.max_loss, delta=options.delta) or 0
     least = round(needed / (1.0 - options.chosen_on))
     if as_json_:
         nothing = Calibrated(options=options, n=0, rows=(), policy=None, total=None, certified_on=0)
-        click.echo(to_json(as_json(nothing, log) | {"needs": least}).decode())
+        click.echo(to_json(as_json(nothing, log) | {"needs": least, "reason": reason}).decode())
     click.echo(
-        f"nothing to calibrate on: no trajectory has an outcome and a scored shadow for each of its"
-        f" calls; at least {least} are needed (docs/calibration.md)",
+        f"nothing to calibrate on: {reason}; at least {least} trajectories with an outcome and a"
+        " scored shadow of each call are needed (docs/calibration.md)",
         err=True,
     )
     for line in left_out(log):

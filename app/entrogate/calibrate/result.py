@@ -93,6 +93,7 @@ class Row:
     n_with_tool: int
     judged: tuple[Judged, ...]
     needs: int | None  # further trajectories; None: no number is expected to be enough
+    any_right: bool = True  # some answer without a call is right: there is something to save
     signal: Signal | None = None
     threshold: float | None = None
     losses: int = 0

@@ -88,6 +88,8 @@ class Log:
     origin: Origin | None
     left_out: Counter[LeftOut] = field(default_factory=Counter[LeftOut])
     judged_by: Counter[str] = field(default_factory=Counter[str])  # shadows
+    others: frozenset[Origin] = frozenset()  # of those that were not asked for
+    ungated: frozenset[str] = frozenset()  # tools called where no call could be suppressed
 
     @property
     def data_hash(self) -> str:
@@ -120,7 +122,7 @@ def read_log(
     for trajectory in stored:
         found = reader.sample(trajectory)
         if isinstance(found, LeftOut):
-            reader.left_out[found] += 1
+            reader.leave_out(trajectory, found)
         else:
             groups.setdefault(reader.origin(trajectory), []).append(found)
     if len(groups) > 1:
@@ -131,6 +133,8 @@ def read_log(
         origin=origin,
         left_out=reader.left_out,
         judged_by=reader.judged_by,
+        others=frozenset(reader.others),
+        ungated=frozenset(reader.ungated),
     )
 
 
@@ -152,6 +156,16 @@ class _Reader:
         self._picked = picked
         self.left_out: Counter[LeftOut] = Counter()
         self.judged_by: Counter[str] = Counter()
+        self.others: set[Origin] = set()
+        self.ungated: set[str] = set()
+
+    def leave_out(self, trajectory: PairedTrajectory, reason: LeftOut) -> None:
+        """Count it, and keep what a message about the reason needs."""
+        self.left_out[reason] += 1
+        if reason is LeftOut.OTHER_MODEL:
+            self.others.add(self.origin(trajectory))
+        elif reason is LeftOut.NOT_GATED:
+            self.ungated.update(call.name for turn in trajectory.turns for call in turn.calls)
 
     @staticmethod
     def origin(trajectory: PairedTrajectory) -> Origin:

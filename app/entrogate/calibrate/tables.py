@@ -7,7 +7,7 @@ from typing import Any
 
 from entrogate.calibrate.result import Calibrated, Judged, Row, Share, Total
 from entrogate.calibrate.samples import Log
-from entrogate.gate.schema import Signal
+from entrogate.gate.schema import Signal, Statistic
 from entrogate.risk.auc import Auc
 from entrogate.store.read.show import table
 
@@ -44,7 +44,21 @@ def lines(found: Calibrated, log: Log) -> list[str]:
     for row in found.rows:
         told += [] if row.tool is None else [f"{row.tool}:"]
         told += [f"  {line}" for line in table([_judged(each) for each in ranked(row.judged)])]
+        told += [f"  {line}" for line in _unavailable(row, found.options.signals)]
     return [*told, *left_out(log)]
+
+
+def _unavailable(row: Row, signals: Sequence[Statistic]) -> list[str]:
+    """The signals that were asked for and are not in the table, with the reason."""
+    judged = {each.signal.statistic for each in row.judged}
+    absent = [each for each in signals if each not in judged]
+    without = [each.value for each in absent if each is not Statistic.LEARNED]
+    told = [f"no value in these trajectories: {', '.join(without)}"] if without else []
+    if Statistic.LEARNED in absent:
+        told.append(
+            "learned: not fitted; it needs right and wrong shadows, in ten trajectories or more"
+        )
+    return told
 
 
 def whole_policy(whole: Total) -> str:
@@ -74,6 +88,8 @@ def verdict(row: Row) -> str:
     """Whether the row is certified, or what it would take."""
     if row.certified:
         return "certified"
+    if not row.any_right:
+        return "no shadow is right: nothing to save"
     if row.needs is None:
         return "loses too much at the strictest threshold"
     return f"needs about {row.needs} more"
@@ -169,6 +185,7 @@ def _row_json(row: Row) -> dict[str, Any]:
         "tool": row.tool,
         "certified": row.certified,
         "needs": row.needs,
+        "any_right": row.any_right,
         "n": row.n,
         "n_with_tool": row.n_with_tool,
         "max_loss": row.max_loss,
