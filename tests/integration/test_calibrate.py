@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,3 +312,34 @@ def test_the_output_cannot_be_written(folder: Path, full: str) -> None:
     done = CliRunner().invoke(command_line(), [*base, "--signals", "entropy_max", "--out", out])
 
     assert "cannot be written: No such file or directory" in str(done.exception)
+
+
+_ONE = "WHERE turn_id IN (SELECT id FROM turns WHERE trajectory_id = 't1')"
+DAMAGE = (
+    f"UPDATE shadows SET entropy_lower = x'00' {_ONE}",
+    f"UPDATE shadows SET n_kept = 'none' {_ONE}",
+    f"UPDATE calls SET propensity = 'likely' {_ONE}",
+    f"UPDATE calls SET features = printf('%.*c', 2000, '[') {_ONE}",
+    "UPDATE feedback SET score = 'much' WHERE trajectory_id = 't1'",
+    "UPDATE turns SET n_tokens = 'none' WHERE trajectory_id = 't1'",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("command", ["calibrate", "evaluate"])
+def test_a_damaged_trajectory_is_left_out_and_no_more(
+    folder: Path, full: str, damage: str, command: str
+) -> None:
+    copy = folder / "copy.db"
+    shutil.copy(full.removeprefix("sqlite:///"), copy)
+    with sqlite3.connect(copy) as connection:
+        connection.execute(damage)
+    url = f"sqlite:///{copy}"
+    if command == "calibrate":
+        arguments = ["calibrate", "--store", url, "--base-policy", str(folder / "mine.yaml")]
+        arguments += ["--out", str(folder / "new.yaml"), "--signals", "entropy_max"]
+    else:
+        arguments = ["policy", "evaluate", str(folder / "mine.yaml"), "--store", url]
+    found = CliRunner().invoke(command_line(), arguments, catch_exceptions=False)
+    assert found.exit_code in (0, 3), found.output
+    assert "Traceback" not in found.output

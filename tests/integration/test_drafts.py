@@ -237,6 +237,18 @@ async def test_a_draft_that_spells_the_call_decides_nothing(
     assert turn["wasted_tokens"] > 4
 
 
+@pytest.mark.parametrize("masked", ["", " \n"])
+async def test_a_draft_that_says_nothing_decides_nothing(
+    start: Start, upstream: ScriptedUpstream, folder: Path, masked: str
+) -> None:
+    """However certain the model is of it, an empty answer is none."""
+    gateway = await begin(start, upstream, drafting(folder, ABOVE))
+    got = await gateway.chat(ask(calling("Ada", masked=masked, reasoning=None)))
+    assert message_of(got)["tool_calls"]
+    (turn,) = (await gateway.trajectory(got))["turns"]
+    assert turn["calls"][0]["decision"]["reason"] == "no_draft"
+
+
 async def test_decisions_with_drafts_replay(
     start: Start, upstream: ScriptedUpstream, folder: Path
 ) -> None:

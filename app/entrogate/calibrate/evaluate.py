@@ -97,6 +97,13 @@ def _unusable(trajectory: LoggedTrajectory, options: Options) -> LeftOut | None:
 
 
 def _readable(trajectory: LoggedTrajectory) -> bool:
+    try:
+        return _in_range(trajectory)
+    except TypeError:  # text where a number belongs
+        return False
+
+
+def _in_range(trajectory: LoggedTrajectory) -> bool:
     for turn in trajectory.turns:
         if not (math.isfinite(turn.duration_seconds) and turn.duration_seconds >= 0.0):
             return False

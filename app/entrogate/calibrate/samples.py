@@ -186,6 +186,8 @@ class _Reader:
             return LeftOut.BAD_FEATURES
 
     def _sample(self, trajectory: PairedTrajectory) -> Sample | LeftOut:
+        if trajectory.fault is not None:
+            return LeftOut.BAD_FEATURES
         reason = self._unfit(trajectory)
         if reason is not None:
             return reason

@@ -40,6 +40,8 @@ async def draft(session: Session, choice: Choice) -> Draft | None:
     choice.tokens.drafted += len(found.tokens.ids)
     if spells_call(found.text, turn.request.tool_names):
         return None  # it is no answer, but the call again
+    if found.ended and not found.text.strip():
+        return None  # nor is nothing
     complete = found.tokens.gap is None
     return Draft(without=found, measured=found.capture() if complete else None)
 

@@ -106,7 +106,7 @@ def _read(
         fault, made = None, ()
         try:
             made = tuple(_turn(turn, decided, beside) for turn in own.get(row.id, []))
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:  # a damaged store
             fault = str(error)
         found.append(
             LoggedTrajectory(

@@ -71,6 +71,7 @@ class PairedTrajectory:
     scores: tuple[float, ...]
     turns: tuple[StoredCallTurn, ...]
     n_turns: int  # on the path, those without calls included
+    fault: str | None = None  # why its turns cannot be read
 
     @property
     def outcome(self) -> float | None:
@@ -160,14 +161,20 @@ class _Parts:
             for served in self.served
             if served.name in names and served.sequence <= row.sequence
         ]
+        made, fault = (), None
+        try:
+            made = tuple(self._turn(turn) for turn in path if turn.id in self.calls)
+        except (ValueError, TypeError) as error:  # a damaged store
+            fault = str(error)
         return PairedTrajectory(
             trajectory_id=row.id,
             task_id=row.task_id,
             incomplete_reason=row.incomplete_reason,
             tokenizer=hashes[-1] if hashes else "",
             scores=tuple(each.score for each in told),
-            turns=tuple(self._turn(turn) for turn in path if turn.id in self.calls),
+            turns=made,
             n_turns=len(path),
+            fault=fault,
         )
 
     def _turn(self, turn: AnyRow) -> StoredCallTurn:
