@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import signal
 import sys
 import time
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 BUNDLED_MODEL = Path(__file__).with_name("model")
 MODES = ("observe", "enforce")
 _NAME = "almanac"
-_SECONDS = re.compile(r"^\d+ s\s+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,8 +226,7 @@ class _Line:
         self._open = False
 
     def waiting(self, seconds: float, line: str) -> None:
-        # While vLLM starts, the gateway's lines begin with seconds of their own.
-        self._tick(f"{seconds:4.0f} s  {_SECONDS.sub('', line)}", every=10.0)
+        self._tick(f"{seconds:4.0f} s  {line}", every=10.0)
 
     def evaluating(self, mode: str, done: int, total: int) -> None:
         self._tick(f"{mode}: {done}/{total} tasks", every=5.0, last=done == total)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,13 +17,20 @@ import httpx
 
 from entrogate.errors import UpstreamTimeout, UpstreamUnavailable
 
-READY_SECONDS = 900.0
+READY_SECONDS = 1800.0
+"""How long vLLM may take to start where `LIMIT_VARIABLE` does not say otherwise."""
+
+LIMIT_VARIABLE = "ENTROGATE_MANAGED__STARTUP_TIMEOUT_SECONDS"
 STORE = "trajectories.db"
 _STOP_SECONDS = 60.0
+_GATEWAY_SECONDS = 120.0  # beside vLLM: so that it is the gateway that says what vLLM did not do
+_PROGRESS = re.compile(r"^\d+ s(\s+|$)")  # of the gateway's lines while vLLM starts
 _QUOTED_LINES = 12
+_MOST_QUOTED = 200
 
 Waiting = Callable[[float, str], None]
-"""Called about once a second until the gateway is ready: elapsed seconds, its last log line."""
+"""Called about once a second until the gateway is ready: elapsed seconds, and its last log line
+without a clock of its own."""
 
 
 @contextmanager
@@ -51,8 +59,8 @@ def serving(
     command += [sys.executable, "-m", "entrogate", "serve", "--port", str(port)]
     command += ["--model", str(model), "--served-model-name", name, "--policy", policy]
     command += ["--allow-mode-header", "--store", f"sqlite:///{store.resolve()}", *options]
-    environment = os.environ | {"ENTROGATE_MANAGED__LOG_FILE": str((folder / "vllm.log").resolve())}
-    environment |= settings
+    environment: dict[str, str] = {LIMIT_VARIABLE: f"{READY_SECONDS:g}", **os.environ, **settings}
+    environment["ENTROGATE_MANAGED__LOG_FILE"] = str((folder / "vllm.log").resolve())
     log = folder / "gateway.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -65,13 +73,18 @@ def serving(
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _until_ready(process, url, log, waiting)
+        limit = READY_SECONDS
+        with contextlib.suppress(ValueError):  # the gateway says so
+            limit = float(environment[LIMIT_VARIABLE])
+        _until_ready(process, url, log, waiting, limit=limit + _GATEWAY_SECONDS)
         yield url
     finally:
         _end(process)
 
 
-def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path, waiting: Waiting) -> None:
+def _until_ready(
+    process: subprocess.Popen[bytes], url: str, log: Path, waiting: Waiting, *, limit: float
+) -> None:
     started = time.monotonic()
     with httpx.Client(trust_env=False, timeout=10.0) as client:
         while True:
@@ -82,9 +95,9 @@ def _until_ready(process: subprocess.Popen[bytes], url: str, log: Path, waiting:
                 if client.get(f"{url}/ready").status_code == 200:
                     return
             elapsed = time.monotonic() - started
-            if elapsed > READY_SECONDS:
-                raise UpstreamTimeout(_quote(log, f"was not ready after {READY_SECONDS:g} s"))
-            waiting(elapsed, "".join(_last_lines(log, 1)))
+            if elapsed > limit:
+                raise UpstreamTimeout(_quote(log, f"was not ready after {limit:g} s"))
+            waiting(elapsed, _PROGRESS.sub("", "".join(_last_lines(log, 1))))
             time.sleep(1.0)
 
 
@@ -101,13 +114,24 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _quote(log: Path, what: str) -> str:
-    lines = "\n  ".join(_last_lines(log, _QUOTED_LINES))
+    """What happened, and what was logged but for the lines that only say that vLLM starts."""
+    last = _last_lines(log, 1)
+    if last and _PROGRESS.match(last[0]):
+        vllm = log.parent / "vllm.log"
+        said = "".join(_last_lines(vllm, 1))[:_MOST_QUOTED] if vllm.is_file() else ""
+        return (
+            f"the gateway {what}: vLLM was still starting (log: {vllm};"
+            f" its last line: {said or 'none'}); {LIMIT_VARIABLE} is how long it may take"
+        )
+    told = [line for line in _last_lines(log, None) if not _PROGRESS.match(line)]
+    lines = "\n  ".join(told[-_QUOTED_LINES:])
     return f"the gateway {what} (log: {log}); its last lines:\n  {lines}"
 
 
-def _last_lines(log: Path, count: int) -> list[str]:
+def _last_lines(log: Path, count: int | None) -> list[str]:
+    """The last lines that are not empty; None: all of them."""
     text = log.read_text(encoding="utf-8", errors="replace")
-    return [line.strip() for line in text.splitlines() if line.strip()][-count:]
+    return [line.strip() for line in text.splitlines() if line.strip()][-(count or 0) :]
 
 
 def _free_port() -> int:
