@@ -95,6 +95,9 @@ def _print_report(report: ReplayReport) -> None:
     under = report.policy or "the policies they were decided by"
     click.echo(f"{report.calls} calls in {report.turns} turns, decided again under {under}")
     click.echo(f"equal: {report.equal}, different: {report.mismatches}")
+    if report.replayed:
+        counts = ", ".join(f"{action} {count}" for action, count in report.replayed.most_common())
+        click.echo(f"decided again: {counts}")
     for version, count in report.no_policy.most_common():
         click.echo(f"not replayed: {count} calls of policy version {version}, which is not stored")
     if report.changed:
