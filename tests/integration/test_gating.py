@@ -361,6 +361,7 @@ async def test_policy_replay_gives_the_same_decisions(start: Start, folder: Path
     result = await asyncio.to_thread(CliRunner().invoke, command_line(), arguments)
     assert result.exit_code == 0, result.output
     assert "different: 0" in result.output
+    assert "decided again: " in result.output
 
 
 @pytest.mark.parametrize(("tools", "arguments"), [(TOOLS[:1], ""), (TOOLS, '{"entity": "Ada"}')])

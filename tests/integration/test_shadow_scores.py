@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -341,3 +343,16 @@ async def test_a_hook_that_is_not_there() -> None:
         with pytest.raises(GraderError) as caught:
             await grader.score({})
     assert caught.value.kind == "unavailable"
+
+
+def test_a_grader_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grading_of_this_folder.py").write_text("def score(asked):\n    return 1.0\n")
+    elsewhere = [each for each in sys.path if each not in ("", str(Path.cwd()))]
+    monkeypatch.setattr(sys, "path", [*elsewhere])
+    monkeypatch.chdir(tmp_path)
+
+    load_grader("grading_of_this_folder:score", timeout_seconds=1)
+
+    assert sys.path == [*elsewhere, str(tmp_path)]

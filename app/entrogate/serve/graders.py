@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from numbers import Real
+from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
 import aiohttp
@@ -43,10 +45,14 @@ class Grader(Protocol):
 def load_grader(named: str, *, timeout_seconds: float) -> Grader:
     """The grader at a URL, or the one called ``module:function``.
 
-    Raises ConfigError where there is no such function.
+    Modules of the current folder are found as well, after the installed ones. Raises ConfigError
+    where there is no such function.
     """
     if named.startswith(("http://", "https://")):
         return HttpGrader(named, timeout_seconds=timeout_seconds)
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # the command `entrogate` does not have it there, `python -m` has
+        sys.path.append(folder)
     module, _, name = named.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
