@@ -19,25 +19,29 @@ import click
 
 from entrogate import __version__
 from entrogate.errors import EntrogateError
+from entrogate.extras import install_command
 
 INTERRUPTED = 130
-# What brings a module that the base install lacks.
+# The extra, or the distribution, that brings a module which the base install lacks.
 EXTRAS = {
     "entrogate_lab": "entrogate-lab",
     "openai": "entrogate-lab",
-    "torch": "entrogate[train]",
-    "transformers": "entrogate[train]",
-    "tokenizers": "entrogate[train]",
-    "safetensors": "entrogate[train]",
-    "accelerate": "entrogate[train]",
-    "peft": "entrogate[train]",
-    "pyarrow": "entrogate[export]",
-    "fsspec": "entrogate[export]",
+    "torch": "train",
+    "transformers": "train",
+    "tokenizers": "train",
+    "safetensors": "train",
+    "accelerate": "train",
+    "peft": "train",
+    "pyarrow": "export",
+    "fsspec": "export",
     "matplotlib": "entrogate-lab[experiment]",
-    "sklearn": "entrogate[calibrate]",
-    "scipy": "entrogate[calibrate]",
-    "psycopg": "entrogate[postgres]",
+    "sklearn": "calibrate",
+    "scipy": "calibrate",
+    "psycopg": "postgres",
 }
+
+# Modules that are called otherwise where they are installed from.
+_PACKAGES = {"sklearn": "scikit-learn", "entrogate_lab": "entrogate-lab"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +203,8 @@ def run(arguments: Sequence[str], root: click.Group | None = None) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in EXTRAS:
             raise
-        click.echo(f"error: this needs {missing}: pip install '{EXTRAS[missing]}'", err=True)
+        name = _PACKAGES.get(missing, missing)
+        click.echo(f"error: this needs {name}: {install_command(EXTRAS[missing])}", err=True)
         return 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

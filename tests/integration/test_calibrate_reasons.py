@@ -104,3 +104,14 @@ def test_a_file_is_not_overwritten_unasked(folder: Path, option: str) -> None:
 
     assert mine.read_text(encoding="utf-8") == POLICY
     assert calibrate(folder, url, option, str(mine), "--overwrite").exit_code == 3
+
+
+def test_without_scikit_learn_the_way_on_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrogate.calibrate.cli.find_spec", lambda _: None)
+    url = filled(folder, ten)
+
+    with pytest.raises(ConfigError, match=r"needs scikit-learn: pip .*: --signals all,-learned"):
+        calibrate(folder, url, "--signals", "all")
+    assert calibrate(folder, url, "--signals", "all,-learned").exit_code == 3

@@ -149,7 +149,7 @@ def test_what_cannot_work_is_refused_at_the_start(folder: Path, reason: str) -> 
         (absent / "__init__.py").write_text(
             "raise ModuleNotFoundError(\"No module named 'pyarrow'\", name='pyarrow')"
         )
-        path, expected = f"{absent.parent}{os.pathsep}{path}", "pip install 'entrogate[export]'"
+        path, expected = f"{absent.parent}{os.pathsep}{path}", "[export]'"
     elif reason == "url":
         to, expected = "nonsense://bucket", "cannot use nonsense://bucket"
     else:

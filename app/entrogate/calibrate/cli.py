@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from entrogate.calibrate.result import SIGNALS, Calibrated, Options
 from entrogate.calibrate.samples import LeftOut, Log, Picked, read_log
 from entrogate.calibrate.tables import as_json, left_out, lines
 from entrogate.errors import ConfigError
+from entrogate.extras import install_command
 from entrogate.gate.policy import load_policy
 from entrogate.gate.schema import Policy, Statistic
 from entrogate.ranges import FiniteRange
@@ -175,8 +177,12 @@ def _check_new(*files: Path | None) -> None:
 
 
 def _check_extra() -> None:
-    """Now, not after minutes of reading. The command line names the extra."""
-    import sklearn  # noqa: F401  # pyright: ignore[reportMissingTypeStubs, reportUnusedImport]
+    """Now, not after minutes of reading. Raises ConfigError where the extra is not installed."""
+    if find_spec("sklearn") is None:
+        raise ConfigError(
+            f"the signal 'learned' needs scikit-learn: {install_command('calibrate')};"
+            " without it: --signals all,-learned"
+        )
 
 
 def _log(store: Store, base: Policy, given: dict[str, Any]) -> Log:

@@ -18,6 +18,7 @@ from entrogate import __version__
 from entrogate.engine.channel import default_address
 from entrogate.engine.environment import ADDRESS_VARIABLE
 from entrogate.errors import ConfigError, EntrogateError, StoreError, UpstreamError
+from entrogate.extras import install_command
 from entrogate.observe.metrics import Metrics
 from entrogate.serve.access import AccessControl, check_routes
 from entrogate.serve.admin import admin_routes
@@ -220,7 +221,7 @@ def _tracing(settings: Settings, metrics: Metrics) -> Tracing | None:
     try:
         from entrogate.observe.tracing import Tracing
     except ImportError as error:
-        raise ConfigError(f"--otlp-endpoint needs pip install 'entrogate[otel]': {error}") from None
+        raise ConfigError(f"--otlp-endpoint needs {install_command('otel')}: {error}") from None
     return Tracing(url, on_lost=metrics.record_lost_spans)
 
 

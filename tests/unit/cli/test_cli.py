@@ -9,6 +9,7 @@ import pytest
 
 from entrogate import __version__, cli
 from entrogate.errors import ConfigError
+from entrogate.extras import install_command
 
 
 @click.group()
@@ -57,7 +58,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("config", 1, "error: no such policy: blanced\n"),
         ("interrupt", 130, "interrupted\n"),
         ("abort", 130, "interrupted\n"),
-        ("extra", 1, "error: this needs openai: pip install 'entrogate-lab'\n"),
+        ("extra", 1, f"error: this needs openai: {install_command('entrogate-lab')}\n"),
         ("exit", 3, ""),
     ],
 )

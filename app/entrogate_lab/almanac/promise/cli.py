@@ -177,11 +177,11 @@ def enforce(*, log: Path, out: Path, policy: str, json_file: Path | None) -> Non
 @click.option("--tasks", type=click.IntRange(min=1), default=500, show_default=True)
 @click.option("--seed", type=int, default=110, show_default=True, help="Which held-out tasks.")
 @click.option(
-    "--share", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.3,
+    "--share", type=FiniteRange(0.0, 1.0, min_open=True, max_open=True), default=0.3,
     show_default=True, help="Of the suppressed turns that are audited.",
 )  # fmt: skip
 @click.option(
-    "--shift", type=click.FloatRange(0.0, 1.0), default=0.5, show_default=True,
+    "--shift", type=FiniteRange(0.0, 1.0), default=0.5, show_default=True,
     help="The share of what the model knows that changes.",
 )  # fmt: skip
 def fuse(*, out: Path, model: Path | None, **given: Any) -> None:
