@@ -289,6 +289,7 @@ async def test_commands(store: Store, url: str, tmp_path: Path) -> None:
         "well done",
         "sparse     1.000",
         "[-0.750, -0.250]",
+        "mode enforce, policy ",
     ):
         assert said in shown.output
     whole = await invoke(trajectories, ["show", "chain", "--json", "--tokens", *at])

@@ -297,7 +297,8 @@ def _estimate(
         scale = len(sums) / (len(sums) - 1)
         error = math.sqrt(scale * float(np.square(centred).sum())) / n
     lower, upper = _interval(value, error, effective, bounds, confidence)
-    return Estimate(value=value, error=error, lower=lower, upper=upper, n=n, effective=effective)
+    shown = min(max(value, bounds[0]), bounds[1])  # a doubly robust value may lie outside
+    return Estimate(value=shown, error=error, lower=lower, upper=upper, n=n, effective=effective)
 
 
 def _interval(

@@ -30,6 +30,7 @@ from entrogate.serve.app import create_app
 from entrogate.serve.gateway import Gateway
 from entrogate.serve.hangup import reloads_on_hangup
 from entrogate.serve.listening import listening
+from entrogate.serve.policies import Policies
 from entrogate.serve.protocol import http_protocol
 from entrogate.serve.sites import is_loopback
 from entrogate.settings import ServeSettings, Settings
@@ -282,7 +283,7 @@ async def _serve_on(
     try:
         if managed is not None:
             await _start(managed)
-        _say(settings)
+        _say(settings, gateway.policies)
         with _exits(server):
             await server.serve(sockets=sockets)
     finally:
@@ -375,8 +376,14 @@ def _progress(seconds: float, line: str) -> None:
     click.echo(f"  {seconds:4.0f} s  {line[:100]}", err=True)
 
 
-def _say(settings: Settings) -> None:
+def _say(settings: Settings, policies: Policies) -> None:
     scheme = "http" if settings.serve.tls_cert is None else "https"
     where = f"{scheme}://{settings.serve.host}:{settings.serve.port}/v1"
-    mode = settings.gate.mode or "the policy's mode"
-    click.echo(f"Entrogate on {where} (policy {settings.gate.policy}, {mode})", err=True)
+    arms = policies.arms
+    told = f"policy {arms.main.name}, mode {policies.mode_of(arms.main)}"
+    if arms.trial is not None:
+        told += (
+            f"; on trial for {arms.share:.3g} of new trajectories: policy {arms.trial.name},"
+            f" mode {policies.mode_of(arms.trial)}"
+        )
+    click.echo(f"Entrogate on {where} ({told})", err=True)

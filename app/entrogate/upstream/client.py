@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import socket
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -194,7 +196,9 @@ class UpstreamClient:
             seconds = self._settings.read_timeout_seconds
             return UpstreamTimeout(f"the model server at {where} sent nothing for {seconds:g} s")
         if isinstance(error, aiohttp.ClientConnectorError):
-            return UpstreamUnavailable(f"cannot connect to the model server at {where}: {error}")
+            return UpstreamUnavailable(
+                f"cannot connect to the model server at {where}: {_why(error)}"
+            )
         said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
         detail = " ".join((said or type(error).__name__).split())[:_MOST_DETAIL]
         if isinstance(error, aiohttp.ClientResponseError):
@@ -228,3 +232,13 @@ def _authorization(settings: UpstreamSettings, base_url: str) -> str | None:
         return None
     both = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return f"Basic {b64encode(both.encode()).decode()}"
+
+
+def _why(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection, without the address: aiohttp's own words repeat it."""
+    if isinstance(error, aiohttp.ClientSSLError):
+        return str(error)
+    cause = error.os_error
+    if cause.errno is None or isinstance(cause, socket.gaierror):
+        return cause.strerror or str(cause)
+    return os.strerror(cause.errno)

@@ -11,7 +11,7 @@ from entrogate.errors import ConfigError
 from entrogate.gate import bundled_policies, load_policy, parse_policy
 from entrogate.gate.calibrated import calibration_hash
 from entrogate.gate.cli import policy as policy_cli
-from entrogate.gate.schema import OnRepeat
+from entrogate.gate.schema import Calibration, OnRepeat
 from entrogate.types import Mode
 
 HEAD = "schema_version: 1\nname: mine\n"
@@ -275,3 +275,25 @@ def test_of_many_errors_the_first_ones_are_shown() -> None:
     assert len(errors(unknown)) == 50
     doubled = "schema_version: 1\nname: a\n" + "name: a\n" * 2_000
     assert len(errors(doubled)) == 50
+
+
+def test_check_says_whether_a_calibration_still_holds(tmp_path):
+    rules = "schema_version: 1\nname: mine\ndefaults: {threshold: 0.4}\ntools: {search: }\n"
+    block = {
+        "model": "m",
+        "weights": "base",
+        "n": 90,
+        "max_loss": 0.05,
+        "delta": 0.1,
+        "date": "2026-01-01",
+        "data": "00",
+    }
+    policy = parse_policy(rules, "mine")
+    signed = calibration_hash(policy, Calibration(**block, hash=""))
+    path = tmp_path / "mine.yaml"
+    for text, said in (
+        (rules, "# calibration: as certified, for model m, weights base\n"),
+        (rules.replace("0.4", "0.9"), "# calibration: the policy was changed after calibration"),
+    ):
+        path.write_text(text + yaml.safe_dump({"calibration": block | {"hash": signed}}))
+        assert said in CliRunner().invoke(policy_cli, ["check", str(path)]).output

@@ -261,3 +261,15 @@ def test_every_sequence_of_ratios_keeps_its_own_order():
         expected = [1.0, row[0], row[0] * row[1], row[0] * row[1] * row[2]]
         assert log.cumulative[0].tolist() == expected
         assert log.weights.tolist() == expected[-1:]
+
+
+def test_a_value_beyond_what_is_possible_is_clipped_like_its_interval():
+    """A doubly robust estimate adds corrections and may pass 1."""
+    log = sampled(np.full((20, 1), 1.002))
+    rewards = np.zeros((20, 2))
+    rewards[:, 1] = 1.0
+
+    found = per_decision(log, rewards, bounds=(0.0, 1.0))
+
+    assert found.value == 1.0
+    assert found.lower <= found.value <= found.upper

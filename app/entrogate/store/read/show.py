@@ -101,7 +101,7 @@ def _turn_lines(turn: Turn) -> Iterator[str]:
         yield (
             f"  call {call.name}({call.arguments})  {decision.action}{applied} "
             f"[{decision.reason}, propensity {decision.propensity:.3g}, "
-            f"{decision.mode} {decision.policy_name}]"
+            f"mode {decision.mode}, policy {decision.policy_name}]"
         )
     if turn.shadow is not None:
         yield _shadow_line(turn.shadow)
