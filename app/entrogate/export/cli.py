@@ -7,18 +7,10 @@ import time
 from datetime import UTC
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from entrogate.export.convert import Conversion
-from entrogate.export.convert import convert as convert_dataset
-from entrogate.export.dataset import Dataset, check_writable
-from entrogate.export.erasing import note_erased, take_out
-from entrogate.export.exporter import Summary, export_settled
-from entrogate.export.formats import FORMATS
-from entrogate.export.label_copy import label_dataset
-from entrogate.export.targets import appears_whole
 from entrogate.label.credit import Baseline
 from entrogate.label.rewards import RewardOptions, Rule
 from entrogate.label.worth import DenseName, Labelling, RewardName
@@ -28,6 +20,12 @@ from entrogate.store.filters import TrajectoryFilter
 from entrogate.store.options import opened, store_option
 from entrogate.store.read.settled import Settling
 
+# What needs the extra `export` is imported by the commands: their help works without it.
+if TYPE_CHECKING:
+    from entrogate.export.convert import Conversion
+    from entrogate.export.exporter import Summary
+
+_FORMATS = ("trl-sft", "trl-async", "verl", "jsonl")
 _MODES = ["observe", "enforce", "explore"]
 _NATIVE = "native"
 
@@ -43,7 +41,7 @@ def _default(name: str) -> dict[str, Any]:
 @click.option(
     "--format",
     "format_",
-    type=click.Choice([_NATIVE, *FORMATS]),
+    type=click.Choice([_NATIVE, *_FORMATS]),
     default=_NATIVE,
     show_default=True,
     help="The dataset, or one new file of it for another trainer.",
@@ -98,6 +96,11 @@ def export(
 
     With another --format: all that has settled, in one new file.
     """
+    from entrogate.export.convert import convert as convert_dataset
+    from entrogate.export.dataset import Dataset, check_writable
+    from entrogate.export.exporter import export_settled
+    from entrogate.export.targets import appears_whole
+
     _check_format(format_, every)
     if erase:
         if format_ != _NATIVE or every is not None or check:
@@ -142,6 +145,9 @@ def _check_format(name: str, every: float | None) -> None:
 
 def _take_out_erased(url: str, target: str) -> None:
     """Rewrite a dataset without what was erased in the store."""
+    from entrogate.export.dataset import Dataset
+    from entrogate.export.erasing import note_erased, take_out
+
     with opened(url) as store, Dataset.writing(target) as dataset:
         note_erased(store, dataset)
         taken = take_out(dataset)
@@ -173,10 +179,14 @@ def _wanted(filters: dict[str, Any], *, incomplete: bool, outcome_only: bool) ->
 
 @click.command()
 @click.argument("dataset")
-@click.option("--format", "format_", type=click.Choice([*FORMATS]), required=True)
+@click.option("--format", "format_", type=click.Choice(_FORMATS), required=True)
 @click.option("--to", "target", required=True, help="The new file; any URL that fsspec knows.")
 def convert(*, dataset: str, format_: str, target: str) -> None:
     """Write DATASET as one file in the format of another trainer."""
+    from entrogate.export.convert import convert as convert_dataset
+    from entrogate.export.dataset import Dataset
+    from entrogate.export.targets import appears_whole
+
     source = Dataset.reading(dataset)
     with appears_whole(target) as file:
         done = convert_dataset(source, format_, file)
@@ -232,6 +242,10 @@ def label(
     no_calls: Rule,
 ) -> None:
     """Copy DATASET with rewards and advantages filled in, as `entrogate train` computes them."""
+    from entrogate.export.dataset import Dataset
+    from entrogate.export.label_copy import label_dataset
+    from entrogate.export.targets import appears_whole
+
     labelling = Labelling(
         reward=reward,
         baseline=None if baseline == "none" else cast("Baseline", baseline),

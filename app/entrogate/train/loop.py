@@ -25,7 +25,6 @@ import httpx
 import orjson
 
 from entrogate.errors import ConfigError, EntrogateError, UpstreamUnavailable
-from entrogate.export.dataset import Dataset
 from entrogate.ranges import FiniteRange
 
 _POLL_SECONDS = 10.0
@@ -96,6 +95,8 @@ def _collect(plan: Plan, folder: Path, number: int, say: Say) -> None:
 
 def _export(plan: Plan, folder: Path, version: str, say: Say) -> int:
     """Export until there is enough; without a collecting command this waits for traffic."""
+    from entrogate.export.dataset import Dataset  # needs the extra `export`; the help does not
+
     target = folder / "dataset"
     command = ["export", "--store", plan.store, "--to", str(target), "--outcome-only"]
     command += ["--settle", str(plan.settle_seconds), "--weight-version", version]

@@ -166,3 +166,23 @@ def test_nan_is_one_line_and_wrong_usage(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.endswith(
         "Error: Invalid value for '--delta': nan is not a finite number\n"
     )
+
+
+@pytest.mark.parametrize("name", ["export", "label", "convert", "prune", "train", "loop"])
+def test_help_works_without_the_extra_of_exports(name: str) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['pyarrow', 'fsspec', 'torch', 'sklearn'])\n"
+        "from entrogate.cli import run\n"
+        f"sys.exit(run([{name!r}, '--help']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_formats_in_the_help_are_those_there_are() -> None:
+    formats = pytest.importorskip("entrogate.export.formats").FORMATS
+    convert = cli.COMMANDS["convert"].load()
+    choice = next(each.type for each in convert.params if each.name == "format_")
+    assert isinstance(choice, click.Choice)
+    assert list(choice.choices) == list(formats)
