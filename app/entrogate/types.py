@@ -170,6 +170,16 @@ class Decision:
     policy_name: str
     policy_version: str
 
+    @property
+    def is_audited(self) -> bool:
+        """Did the audit let the call through, although the policy suppresses it?"""
+        return (
+            self.mode is Mode.ENFORCE
+            and self.action is Action.SUPPRESS
+            and self.applied is Action.ALLOW
+            and self.propensity < 1.0  # 1: a fault let it through
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
@@ -252,6 +262,7 @@ class TurnHead:
     has_calls: bool
     weight_version: str = ""
     policy_version: str = ""  # of its trajectory; "": not known (an earlier release recorded it)
+    audited: bool = False  # a call of its trajectory was let through for the audit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,39 @@ async def test_an_audited_call_is_stored_as_one(start: Start, folder: Path) -> N
     assert (await fuses(gateway))["lookup"]["audits"] == len(audited)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_after_an_audited_call_a_trajectory_is_only_observed(
+    upstream: ScriptedUpstream, folder: Path, store_url: str, restarted: bool
+) -> None:
+    """As the trajectories that a promise is made of; the gate going on would mend some of them."""
+    policy = policy_file(folder, **POLICY | {"audit": AUDIT | {"share": 0.8}})
+    options: dict[str, Any] = {"gate": {"policy": policy, **FAST}, "store": {"url": store_url}}
+    own = settings(upstream.url, folder, policy=policy, **options)
+    body = ask(calling("Ada", masked=RIGHT), calling("Bob", masked=RIGHT), {"content": "Paris."})
+
+    async def begun(gateway: Running) -> list[dict[str, Any]]:
+        messages = [message_of(await gateway.chat(body)) for _ in range(8)]
+        return [message for message in messages if "tool_calls" in message]  # the audited ones
+
+    async def continued(gateway: Running, message: dict[str, Any]) -> None:
+        answer = await gateway.chat(follow_up(body, message, "Paris"))
+        assert message_of(answer)["tool_calls"]
+        id_ = answer.headers["x-entrogate-trajectory-id"]
+        turns = (await gateway.client.get(f"/v1/trajectories/{id_}")).json()["turns"]
+        modes = [turn["calls"][0]["decision"]["mode"] for turn in turns]
+        assert modes == ["enforce", "observe"]
+
+    async with running(own) as first:
+        audited = await begun(first)
+        assert audited  # each with probability 0.8
+        for message in [] if restarted else audited:
+            await continued(first, message)
+        assert (await trajectory(first, RIGHT))["mode"] == "enforce"  # another one
+    async with running(own) as second:
+        for message in audited if restarted else []:
+            await continued(second, message)
+
+
 async def test_a_blown_fuse_outlives_the_gateway(
     upstream: ScriptedUpstream, start: Start, folder: Path, store_url: str
 ) -> None:

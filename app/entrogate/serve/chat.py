@@ -35,7 +35,7 @@ from entrogate.turn.offloaded import large_history, worked_out
 from entrogate.turn.session import REQUEST_ID_HEADER, Session
 from entrogate.turn.state import Leg, Turn
 from entrogate.turn.stream import StreamForm
-from entrogate.types import TurnHead
+from entrogate.types import Mode, TurnHead
 from entrogate.wire.errors import describe
 from entrogate.wire.history import CallHistory
 from entrogate.wire.opt_out import is_recorded
@@ -127,7 +127,7 @@ async def _turn(
         link=linked,
         judge=Judge(
             policy=policy,
-            mode=wished or gateway.policies.mode_of(policy),
+            mode=_mode(linked, wished or gateway.policies.mode_of(policy)),
             markers=markers_of(capabilities),
             tool_choice=parsed.tool_choice,
             earlier=earlier,
@@ -159,6 +159,15 @@ def _policy(gateway: Gateway, linked: Link, *, recorded: bool) -> Policy:
         return gateway.policies.main
     began_on = "" if linked.parent is None else linked.parent.policy_version
     return gateway.policies.policy_for(linked.trajectory_id, began_on)
+
+
+def _mode(linked: Link, mode: Mode) -> Mode:
+    """After an audited call a trajectory is only observed, as those that a promise is made of.
+
+    With the gate going on, more of them would end right, and more audits would be losses.
+    """
+    audited = linked.parent is not None and linked.parent.audited
+    return Mode.OBSERVE if audited and mode is Mode.ENFORCE else mode
 
 
 class _TurnResponse:

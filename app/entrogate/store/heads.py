@@ -11,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, exists, select
 
 from entrogate.store.codec import load_segment
 from entrogate.store.schema import calls, trajectories, turns
-from entrogate.types import Action, TurnHead, TurnRecord
+from entrogate.types import Action, Mode, TurnHead, TurnRecord
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -91,6 +91,8 @@ def head_of_record(record: TurnRecord, turn_index: int, branch_index: int) -> Tu
         has_calls=has_calls(record),
         weight_version=record.weight_version,
         policy_version=record.policy_version,
+        audited=any(call.decision.is_audited for call in record.calls)
+        or (record.parent is not None and record.parent.audited),
     )
 
 
@@ -99,6 +101,19 @@ def has_calls(record: TurnRecord) -> bool:
     return any(call.decision.applied is not Action.SUPPRESS for call in record.calls)
 
 
+_beside, _let_through = turns.alias("beside"), calls.alias("let_through")
+_AUDITED = exists(
+    select(_beside.c.id)
+    .join(_let_through, _let_through.c.turn_id == _beside.c.id)
+    .where(
+        _beside.c.trajectory_id == turns.c.trajectory_id,
+        _let_through.c.mode == Mode.ENFORCE.value,
+        _let_through.c.action == Action.SUPPRESS.value,
+        _let_through.c.applied == Action.ALLOW.value,
+        _let_through.c.propensity < 1.0,
+    )
+    .correlate(turns)
+)
 _HEAD = (
     turns.c.id,
     turns.c.trajectory_id,
@@ -112,6 +127,7 @@ _HEAD = (
     turns.c.has_calls,
     turns.c.weight_version,
     trajectories.c.policy_version,
+    _AUDITED.label("audited"),
 )
 _TURNS = turns.join(trajectories, trajectories.c.id == turns.c.trajectory_id)
 _CALLS = _TURNS.join(calls, calls.c.turn_id == turns.c.id)
@@ -168,4 +184,5 @@ def _head(row: Row[*tuple[Any, ...]]) -> TurnHead:
         has_calls=row.has_calls,
         weight_version=row.weight_version,
         policy_version=row.policy_version,
+        audited=row.audited,
     )

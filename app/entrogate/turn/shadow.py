@@ -17,8 +17,6 @@ from entrogate.turn.state import Leg, Turn
 from entrogate.turn.without import Asked, Without, decode_without
 from entrogate.types import (
     Action,
-    CallRecord,
-    Mode,
     ShadowPurpose,
     ShadowRecord,
     TurnRecord,
@@ -65,21 +63,10 @@ def purpose_of(record: TurnRecord, share_of: Callable[[str], float]) -> ShadowPu
         return None
     if first.decision.applied is Action.SUPPRESS:
         return None
-    if is_audited(first):
+    if first.decision.is_audited:
         return ShadowPurpose.AUDIT
     share = max(share_of(call.name) for call in record.calls)
     return ShadowPurpose.SAMPLE if shadow_draw(record.trajectory_id) < share else None
-
-
-def is_audited(call: CallRecord) -> bool:
-    """Was the call let through by the audit although the policy suppresses it?"""
-    decided = call.decision
-    return (
-        decided.mode is Mode.ENFORCE
-        and decided.action is Action.SUPPRESS
-        and decided.applied is Action.ALLOW
-        and decided.propensity < 1.0  # 1: a fault let it through
-    )
 
 
 def shadow_draw(trajectory_id: str) -> float:
