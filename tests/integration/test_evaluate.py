@@ -110,8 +110,8 @@ async def test_a_log_of_neither_kind_says_what_to_record(
     ("arguments", "says"),
     [
         (["--confidence", "95"], "range"),
-        (["--confidence", "nan"], "not a number that can be compared with"),
-        (["--least", "nan"], "not a number that can be compared with"),
+        (["--confidence", "nan"], "is not a finite number"),
+        (["--least", "nan"], "is not a finite number"),
         (["--least", "0"], "range"),
         (["--mode", "fast"], "is not one of"),
     ],

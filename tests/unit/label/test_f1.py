@@ -39,8 +39,8 @@ def test_the_answer_is_read_once_however_many_golds_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
-    words = f1._words  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(f1, "_words", lambda text: (read.append(text), words(text))[1])
+    words = f1.words  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(f1, "words", lambda text: (read.append(text), words(text))[1])
     best_f1("said", [f"gold {i}" for i in range(50)])
     assert len(read) == 51
 
@@ -49,8 +49,8 @@ def test_golds_are_read_once_however_many_answers_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
-    words = f1._words  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(f1, "_words", lambda text: (read.append(text), words(text))[1])
+    words = f1.words  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(f1, "words", lambda text: (read.append(text), words(text))[1])
     golds = Golds([f"gold {i}" for i in range(50)])
     assert [golds.best(f"gold {i}") for i in range(10)] == [1.0] * 10
     assert len(read) == 60
