@@ -234,6 +234,6 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 async def eventually(check: Any) -> None:
     """Wait until ``check()`` is true; a test that waits in vain runs into its own time limit."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not check():
             await asyncio.sleep(0.01)

@@ -58,7 +58,7 @@ class Keys:
         await self.until(secret, known=False)
 
     async def until(self, secret: str, *, known: bool) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 with_it = await self.gateway.client.get("/nothing", headers=bearer(secret))
                 without = await self.gateway.client.get("/nothing")

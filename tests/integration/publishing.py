@@ -60,12 +60,12 @@ async def version_of_new(gateway: Running, count: int = 20, **fields: Any) -> Co
 
 
 async def busy(gateway: Running, version: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await table(gateway))[version]["in_flight"] == 0:
             await asyncio.sleep(0.01)
 
 
 async def gone(gateway: Running, version: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while version in await table(gateway):
             await asyncio.sleep(0.02)

@@ -24,7 +24,7 @@ async def exchange(
     where it hangs up without a word."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for chunk in chunks:
                 writer.write(chunk)
                 await writer.drain()
@@ -102,7 +102,7 @@ async def test_trailers_have_a_limit(start: Start) -> None:
     chunked = head("POST", "/v1/feedback", 0).replace(
         b"Content-Length: 0", b"Transfer-Encoding: chunked"
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         writer.write(chunked)
         assert b" 401 " in await reader.readline()
         writer.write(b"0\r\n")
@@ -128,7 +128,7 @@ async def test_a_body_does_not_count_as_headers(gateway: Running) -> None:
     body = b'{"comment": "' + b"a" * 4 * HEAD_LIMIT_BYTES + b'"}'
     sent = head("POST", "/v1/feedback", len(body)) + body + b"GET /hea"
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         writer.write(sent)
         await writer.drain()
         assert b" 400 " in await reader.readline()
@@ -158,7 +158,7 @@ async def test_a_kept_connection_may_be_idle_for_longer(start: Start) -> None:
     gateway = await start(serve={"body_timeout_seconds": 0.1})
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for _ in range(2):
             writer.write(request)
             await reader.readuntil(b'"status":"ok"')
@@ -190,7 +190,7 @@ async def test_an_offer_of_another_protocol_is_not_taken(
     sent = plain.replace(length, offer + (b"Transfer-Encoding: chunked\r\n" if chunked else length))
     sent += body + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for start in range(0, len(sent), step):
             writer.write(sent[start : start + step])
             await writer.drain()
@@ -224,7 +224,7 @@ async def test_what_is_left_of_an_answered_body_has_to_come_too(start: Start) ->
     """Byte by byte it would keep the connection of somebody without a key for ever."""
     gateway = await start(access={"key": "a-static-secret-1"}, serve={"body_timeout_seconds": 0.3})
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gateway.url.rpartition(":")[2]))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         writer.write(head("POST", "/v1/feedback", 10**6))
         assert b" 401 " in await reader.readline()
         with pytest.raises(ConnectionError):

@@ -172,7 +172,7 @@ async def test_text_is_never_held_back(start: Start, folder: Path) -> None:
         httpx.AsyncClient(base_url=gateway.url) as client,
         client.stream("POST", CHAT, json=body) as response,
     ):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for data in response.aiter_raw():
                 seen += data
                 if b'"content":"."' in seen:

@@ -56,7 +56,7 @@ async def test_a_restart_under_load_loses_nothing(own_cluster: Server, postgres_
             await asyncio.to_thread(own_cluster.cluster.stop)
             await asyncio.to_thread(own_cluster.cluster.start)
         before = len(acknowledged)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(acknowledged) < before + 8:
                 await asyncio.sleep(0.01)
         running = False
@@ -86,7 +86,7 @@ async def test_turns_wait_for_a_server_that_stays_away(
         with pytest.raises(StoreError, match="write failed"):
             await store.add_feedback(trajectory_id="t", score=1.0)
         await asyncio.to_thread(own_cluster.cluster.start)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while store.deferred:
                 await asyncio.sleep(0.05)
         found = await trajectory_json(store, "t")
@@ -113,7 +113,7 @@ async def test_answers_go_on_without_the_store(
     assert await gateway.metric("entrogate_store_errors_total", kind="link") == 1
     assert await gateway.metric("entrogate_store_deferred") == 1
     await asyncio.to_thread(own_cluster.cluster.start)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await gateway.metric("entrogate_store_deferred"):
             await asyncio.sleep(0.05)
     assert (await gateway.trajectory(answer))["n_turns"] == 1
@@ -198,7 +198,7 @@ async def test_a_commit_of_unknown_fate_is_not_written_twice(
         proxy.cut = "after"
         await store.commit_turns([turn("t")])
         assert any("store.away" in said for said in caplog.messages)  # deferred
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while store.deferred:
                 await asyncio.sleep(0.05)
         found = await trajectory_json(store, "t")

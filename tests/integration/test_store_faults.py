@@ -99,7 +99,7 @@ async def test_turns_wait_for_a_disk_that_takes_nothing(path: Path, fault: str) 
     with pytest.raises(StoreError, match=r"full|readonly"):  # who asks for more is told
         await store.remember_policy("1", "p", "observe", "x" * 100_000)
     driver.execute("PRAGMA max_page_count=1000000" if fault == "full" else "PRAGMA query_only=OFF")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while store.deferred:  # nothing else has to come
             await asyncio.sleep(0.05)
     found = await trajectory_json(store, "waits")
@@ -172,7 +172,7 @@ async def test_a_bad_record_among_those_that_wait_is_lost_alone(path: Path) -> N
     await store.commit_turns([turn("bad", finish_reason=object())])
     await store.commit_turns([turn("better")])
     driver.execute("PRAGMA query_only=OFF")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while store.deferred:
             await asyncio.sleep(0.05)
     assert await ids(store) == {"first", "good", "better"}

@@ -179,7 +179,7 @@ async def test_nothing_is_held_once_answers_are_over(start: Start, tmp_path: Pat
 
 
 async def _until(check: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await check():
             await asyncio.sleep(0.02)
 
