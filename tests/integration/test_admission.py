@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -192,7 +193,14 @@ def resident_bytes(pid: int) -> int:
     return int(found[1]) * 1024
 
 
-SLOW = ask({"content": "Hello, hello, hello, hello.", "delay": 0.3}, tools=False, stream=True)
+def slow(seconds: float) -> dict[str, Any]:
+    """A request that is answered token by token, so many seconds each."""
+    return ask(
+        {"content": "Hello, hello, hello, hello.", "delay": seconds}, tools=False, stream=True
+    )
+
+
+SLOW, ENDLESS = slow(0.3), slow(3.0)  # the other one is not over before it is cut off
 
 
 @pytest.mark.parametrize("drain", ["60", "0.5"], ids=["ends by itself", "gets an end"])
@@ -203,7 +211,7 @@ async def test_a_gateway_that_is_stopped(
     async with served(folder, upstream.url, serve__drain_seconds=drain) as (url, process):
         async with (
             httpx.AsyncClient(base_url=url, timeout=60) as http,
-            http.stream("POST", CHAT, json=SLOW) as answer,
+            http.stream("POST", CHAT, json=SLOW if drain == "60" else ENDLESS) as answer,
         ):
             data = b""
             parts = answer.aiter_bytes()
@@ -230,7 +238,7 @@ async def test_a_gateway_that_is_stopped(
 async def test_each_api_is_told_its_way(
     upstream: ScriptedUpstream, folder: Path, path: str
 ) -> None:
-    body = SLOW | {"max_tokens": 100}
+    body = ENDLESS | {"max_tokens": 100}
     if path == "/v1/responses":
         body = {"model": "scripted", "input": body["messages"], "stream": True}
     async with served(folder, upstream.url, serve__drain_seconds="0.3") as (url, process):
@@ -249,7 +257,7 @@ async def test_each_api_is_told_its_way(
 
 
 async def test_an_answer_in_one_piece_is_told_too(upstream: ScriptedUpstream, folder: Path) -> None:
-    body = SLOW | {"stream": False}
+    body = ENDLESS | {"stream": False}
     async with served(folder, upstream.url, serve__drain_seconds="0.3") as (url, process):
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
             asking = asyncio.create_task(http.post(CHAT, json=body))
