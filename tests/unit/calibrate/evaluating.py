@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from entrogate.calibrate.by_shadows import Pair, Pairs
 from entrogate.calibrate.evaluate import evaluate
 from entrogate.calibrate.evaluated import Options, Report
@@ -37,8 +39,8 @@ def called(trajectory: LoggedTrajectory) -> bool:
     return any(turn.calls for turn in trajectory.turns)
 
 
-def shadow(**changed: object) -> LoggedShadow:
-    values = {
+def shadow(**changed: Any) -> LoggedShadow:
+    values: dict[str, Any] = {
         "called": False,
         "score": 1.0,
         "n_kept": 10,

@@ -8,6 +8,7 @@ would have been sampled or not, as in `turn.judge`.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -37,9 +38,9 @@ def turn(
     *calls: DecidedCall,
     request_id: str = "r",
     shadow: LoggedShadow | None = None,
-    **changed: object,
+    **changed: Any,
 ) -> LoggedTurn:
-    values = {
+    values: dict[str, Any] = {
         "request_id": request_id,
         "model": "m",
         "weight_version": "base",
@@ -52,9 +53,9 @@ def turn(
 
 
 def logged(
-    *turns: LoggedTurn, name: str = "t", score: float | None = None, **changed: object
+    *turns: LoggedTurn, name: str = "t", score: float | None = None, **changed: Any
 ) -> LoggedTrajectory:
-    values = {
+    values: dict[str, Any] = {
         "trajectory_id": name,
         "task_id": None,
         "created_at": 0.0,

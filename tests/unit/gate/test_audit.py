@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ SHARE = 0.2
 AUDIT = "{share: 0.2, max_loss: 0.05, delta: 0.1}"
 TOOLS = "{lookup: {max_calls: 3}, search: , send: {side_effects: true}}"
 GRID = [i / 4001 for i in range(4001)]  # draws; hashed, so as good as random ones
-CERTAIN = {"segment": segment(entropy=0.5)}
+CERTAIN: dict[str, Any] = {"segment": segment(entropy=0.5)}
 UNCERTAIN = {"segment": segment(entropy=3.0)}
 
 

@@ -1,6 +1,7 @@
 """Policies compiled for the engine: the same outcome as `decide_turn` on either side."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -122,9 +123,9 @@ def test_a_call_that_may_be_a_repeat_is_left_to_the_gateway_where_that_matters(
     first = compiled(found, "lookup", mode=Mode.EXPLORE)
     assert first is not None
     assert (first.suppress_certain, first.suppress_uncertain) == (False, True)
-    later = {"calls_before": 2, "tool_calls_before": 1}
+    later: dict[str, Any] = {"calls_before": 2, "tool_calls_before": 1}
     assert compiled(found, "lookup", mode=Mode.EXPLORE, **later) is None
-    other = {"calls_before": 2, "tool_calls_before": 0}
+    other: dict[str, Any] = {"calls_before": 2, "tool_calls_before": 0}
     assert compiled(found, "lookup", mode=Mode.EXPLORE, **other) == first
     enforced = compiled(found, "lookup", **later)
     assert enforced is not None
@@ -133,7 +134,7 @@ def test_a_call_that_may_be_a_repeat_is_left_to_the_gateway_where_that_matters(
 
 def test_a_repeat_that_the_policy_does_not_mind_changes_nothing() -> None:
     found = policy("{lookup: }", EXPLORE)
-    later = {"calls_before": 2, "tool_calls_before": 1}
+    later: dict[str, Any] = {"calls_before": 2, "tool_calls_before": 1}
     numbers = compiled(found, "lookup", mode=Mode.EXPLORE, **later)
     assert numbers is not None
     assert numbers.suppress_uncertain

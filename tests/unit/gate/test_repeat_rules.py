@@ -184,6 +184,9 @@ tools:
 """
     rules = parse_policy(text, "t.yaml")
     a, b, c = (rules.rule(name) for name in "abc")
+    assert a is not None
+    assert b is not None
+    assert c is not None
     assert (a.replay_for_seconds, a.invalidated_by, a.normalise.case) == (30, ("w",), True)
     assert (b.replay_for_seconds, b.invalidated_by, b.normalise.changes) == (None, (), False)
     assert not c.normalise.changes
