@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from entrogate.calibrate.paired import unit_of
 from entrogate.gate.decide import decide_turn, probabilities
 from entrogate.gate.reasons import FAIL_OPEN, Reason
 from entrogate.gate.schema import Policy
@@ -271,10 +272,7 @@ def _state(features: Features) -> tuple[float, ...]:
 
 def clusters_of(trajectories: Sequence[LoggedTrajectory]) -> NDArray[np.int64]:
     """The number of each trajectory's task: runs of one task are not independent."""
-    names = [
-        f"id {each.trajectory_id}" if each.task_id is None else f"task {each.task_id}"
-        for each in trajectories
-    ]
+    names = [unit_of(each.trajectory_id, each.task_id) for each in trajectories]
     return np.unique(np.array(names), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 

@@ -112,6 +112,11 @@ def under(policy: Policy, sample: Sample) -> Ended:
     return Ended(right=sample.is_right)
 
 
+def unit_of(trajectory_id: str, task_id: str | None) -> str:
+    """What a trajectory is independent of others in: its task, or itself where it has none."""
+    return f"id {trajectory_id}" if task_id is None else f"task {task_id}"
+
+
 def one_per_task(samples: Iterable[Sample], seed: int) -> list[Sample]:
     """One sample of each task, drawn at random; those without a task all stay.
 
@@ -138,7 +143,7 @@ def split(samples: Sequence[Sample], share: float, seed: int) -> tuple[list[int]
         raise ValueError(f"the share of a split is {share}; want a number between 0 and 1")
     groups: dict[str, list[int]] = {}
     for number, sample in enumerate(samples):
-        own = f"id {sample.trajectory_id}" if sample.task_id is None else f"task {sample.task_id}"
+        own = unit_of(sample.trajectory_id, sample.task_id)
         groups.setdefault(own, []).append(number)
     names = sorted(groups)
     random.Random(seed).shuffle(names)

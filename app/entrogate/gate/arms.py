@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import blake2b
 
+from entrogate.gate.draws import unit_draw
 from entrogate.gate.schema import Policy
-
-_BITS = 53  # that a float has
 
 
 class Arm(StrEnum):
@@ -76,9 +74,7 @@ class Arms:
 
 def _drawn(version: str, trajectory_id: str) -> float:
     """A number in [0, 1) that belongs to the trajectory; every trial draws anew."""
-    key = f"policy {version} {trajectory_id}".encode()
-    drawn = int.from_bytes(blake2b(key, digest_size=8).digest(), "little")
-    return (drawn >> (64 - _BITS)) / 2.0**_BITS
+    return unit_draw(f"policy {version} {trajectory_id}".encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

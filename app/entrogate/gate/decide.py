@@ -17,12 +17,12 @@ needed.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from entrogate.gate.draws import unit_draw
 from entrogate.gate.reasons import AUDITED, FAIL_OPEN, UNTOUCHABLE, Reason
 from entrogate.gate.rules import propose
 from entrogate.gate.schema import Policy, Statistic
@@ -73,8 +73,7 @@ def probabilities(policy: Policy, mode: Mode, features: Sequence[Features]) -> d
 
 def sub_draw(draw: float, label: str) -> float:
     """A number in [0, 1) made from ``draw`` and ``label``; independent for different labels."""
-    digest = hashlib.blake2b(struct.pack("<d", draw) + label.encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+    return unit_draw(struct.pack("<d", draw) + label.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row, Select, exists, select
 
+from entrogate.store.audited import is_audited
 from entrogate.store.codec import load_segment
 from entrogate.store.schema import calls, trajectories, turns
-from entrogate.types import Action, Mode, TurnHead, TurnRecord
+from entrogate.types import Action, TurnHead, TurnRecord
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -105,13 +106,7 @@ _beside, _let_through = turns.alias("beside"), calls.alias("let_through")
 _AUDITED = exists(
     select(_beside.c.id)
     .join(_let_through, _let_through.c.turn_id == _beside.c.id)
-    .where(
-        _beside.c.trajectory_id == turns.c.trajectory_id,
-        _let_through.c.mode == Mode.ENFORCE.value,
-        _let_through.c.action == Action.SUPPRESS.value,
-        _let_through.c.applied == Action.ALLOW.value,
-        _let_through.c.propensity < 1.0,
-    )
+    .where(_beside.c.trajectory_id == turns.c.trajectory_id, is_audited(_let_through))
     .correlate(turns)
 )
 _HEAD = (

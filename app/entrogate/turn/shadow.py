@@ -6,12 +6,12 @@ decoded once the client has its answer.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from entrogate.gate.draws import unit_draw
 from entrogate.turn.parts import Parts
 from entrogate.turn.state import Leg, Turn
 from entrogate.turn.without import Asked, Without, decode_without
@@ -25,7 +25,6 @@ from entrogate.upstream.capabilities import Way
 from entrogate.upstream.resume import kept_to_resume
 from entrogate.wire.spelled import spells_call
 
-_BITS = 53  # of a float: more would round the largest hashes up to 1
 _IDS = "i"  # of an array: a list takes ten times as much of what waits
 
 
@@ -71,8 +70,7 @@ def purpose_of(record: TurnRecord, share_of: Callable[[str], float]) -> ShadowPu
 
 def shadow_draw(trajectory_id: str) -> float:
     """A number in [0, 1) for a trajectory: the same in every gateway."""
-    digest = hashlib.blake2b(trajectory_id.encode(), digest_size=8, person=b"shadow").digest()
-    return (int.from_bytes(digest, "little") >> (64 - _BITS)) / 2.0**_BITS
+    return unit_draw(trajectory_id.encode(), person=b"shadow")
 
 
 def request_shadow(

@@ -8,8 +8,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, select
 
-from entrogate.gate.reasons import AUDITED, Reason
+from entrogate.gate.reasons import AUDITED
 from entrogate.label.shadows import RIGHT
+from entrogate.store.audited import is_audited
 from entrogate.store.commits import database_time
 from entrogate.store.schema import calls, fuses, shadows, trajectories, turns
 from entrogate.types import Action, Mode, ShadowPurpose
@@ -119,10 +120,7 @@ def read_audits(connection: Connection, version: str) -> Audits:
         .where(
             shadows.c.purpose == ShadowPurpose.AUDIT.value,
             calls.c.policy_version == version,
-            calls.c.mode == Mode.ENFORCE.value,
-            calls.c.action == Action.SUPPRESS.value,
-            calls.c.applied == Action.ALLOW.value,
-            calls.c.reason != Reason.GATE_FAULT.value,
+            is_audited(calls),
             ~_suppressed_before(),
         )
         .order_by(trajectories.c.sequence, trajectories.c.id)
